@@ -1,0 +1,36 @@
+"""Quantization arithmetic in pure NumPy: grids, clip thresholds, channel splitting, kernels.
+
+Nothing here knows TensorFlow or Keras. Kernels have their input channels on axis -2 and their
+output channels on axis -1, as Keras keeps them.
+"""
+
+from ocs_tf.numerics.clipping import CLIP_METHODS, clip_threshold, optimal_thresholds
+from ocs_tf.numerics.grid import (
+    ActivationGrid,
+    code_limit,
+    dequantize,
+    fake_quantize,
+    quantize,
+    symmetric_step,
+)
+from ocs_tf.numerics.kernel import GRANULARITIES, QuantizedKernel, quantize_kernel, sqnr_db
+from ocs_tf.numerics.splitting import Split, copy_count, split_channels
+
+__all__ = [
+    "CLIP_METHODS",
+    "GRANULARITIES",
+    "ActivationGrid",
+    "QuantizedKernel",
+    "Split",
+    "clip_threshold",
+    "code_limit",
+    "copy_count",
+    "dequantize",
+    "fake_quantize",
+    "optimal_thresholds",
+    "quantize",
+    "quantize_kernel",
+    "split_channels",
+    "sqnr_db",
+    "symmetric_step",
+]

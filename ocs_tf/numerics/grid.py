@@ -1,0 +1,193 @@
+"""Quantization grids: what a code of `b` bits stands for.
+
+Symmetric grids hold weights and signed activations: codes `-L .. L` with `L = 2^(b-1) - 1`,
+`value = code * step`, so `2^b - 1` levels and an exact zero (Zhao et al. 2019, Eq. 1; the TFLite
+quantization specification uses the same one). Asymmetric grids hold activations:
+`value = (code - zero_point) * scale` with codes `-2^(b-1) .. 2^(b-1) - 1` and an exact zero.
+Rounding is half to even everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+MIN_BITS, MAX_BITS = 2, 16
+# Below this a float32 step would be denormal, and its reciprocal infinite.
+_SMALLEST_STEP = float(np.finfo(np.float32).tiny)
+
+
+def check_bits(
+    bits: int, name: str = "bits", smallest: int = MIN_BITS, largest: int = MAX_BITS
+) -> int:
+    """Return `bits` if it is an integer in `smallest .. largest`, else raise `ValueError`."""
+    integral = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
+    if not integral or not smallest <= bits <= largest:
+        raise ValueError(f"`{name}` (={bits!r}) must be an integer from {smallest} to {largest}.")
+    return int(bits)
+
+
+def code_limit(bits: int) -> int:
+    """Largest code of the symmetric grid of `bits` (2..16): `2^(bits-1) - 1`."""
+    return 2 ** (check_bits(bits) - 1) - 1
+
+
+def code_dtype(bits: int) -> type[np.int8] | type[np.int16]:
+    """The smallest signed NumPy integer type that holds the codes of `bits` (2..16)."""
+    return np.int8 if check_bits(bits) <= 8 else np.int16
+
+
+def symmetric_step(
+    threshold: ArrayLike, bits: int, power_of_two: bool = False
+) -> NDArray[np.float32]:
+    """Step of the symmetric grid whose largest value is `threshold`: `threshold / (2^(bits-1) - 1)`.
+
+    Arguments:
+        threshold: non-negative clip threshold(s), any shape. Where it is 0 (an all-zero tensor)
+            the step is 1, so that every code is 0.
+        bits: 2..16.
+        power_of_two: round the step up to the next power of two; the grid then still covers the
+            threshold, and rescaling is a shift.
+
+    Returns:
+        float32 steps of the threshold's shape, positive.
+
+    Raises:
+        ValueError: a threshold is negative, NaN or infinite, or `bits` is out of range.
+    """
+    threshold = np.asarray(threshold, np.float64)
+    if not np.all(np.isfinite(threshold)) or np.any(threshold < 0):
+        raise ValueError(f"`threshold` (={threshold}) must be finite and not negative.")
+    step = threshold / code_limit(bits)
+    step = np.where(threshold == 0, 1.0, np.maximum(step, _SMALLEST_STEP))
+    if power_of_two:
+        step = np.exp2(np.ceil(np.log2(step)))
+    return step.astype(np.float32)
+
+
+def quantize(values: ArrayLike, step: ArrayLike, bits: int) -> NDArray[Any]:
+    """Codes of `values` on the symmetric grid: `clip(rint(values / step), -L, L)`.
+
+    Arguments:
+        values: finite floats of any shape.
+        step: positive step(s) that broadcast against `values`.
+        bits: 2..16.
+
+    Returns:
+        int8 codes (int16 above 8 bits) of the broadcast shape.
+    """
+    limit = code_limit(bits)
+    codes = np.divide(values, step)
+    np.rint(codes, out=codes)
+    return np.clip(codes, -limit, limit, out=codes).astype(code_dtype(bits))
+
+
+def dequantize(codes: ArrayLike, step: ArrayLike) -> NDArray[np.float32]:
+    """`codes * step` as float32."""
+    return np.asarray(codes, np.float32) * np.asarray(step, np.float32)
+
+
+def fake_quantize(values: ArrayLike, step: ArrayLike, bits: int) -> NDArray[np.float32]:
+    """Quantize and dequantize on the symmetric grid, in floating point."""
+    return dequantize(quantize(values, step, bits), step)
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationGrid:
+    """The grid of one activation tensor: `value = (code - zero_point) * scale`.
+
+    Attributes:
+        bits: 2..16.
+        scale: the step, positive, exactly a float32.
+        zero_point: the code of 0.0, within `code_min .. code_max`.
+        symmetric: codes are `-L .. L` (zero point 0) instead of `-2^(b-1) .. 2^(b-1) - 1`.
+    """
+
+    bits: int
+    scale: float
+    zero_point: int = 0
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        if not (np.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"`scale` (={self.scale!r}) must be finite and positive.")
+        object.__setattr__(self, "scale", float(np.float32(self.scale)))
+        if not self.code_min <= self.zero_point <= self.code_max:
+            raise ValueError(
+                f"`zero_point` (={self.zero_point!r}) must lie in {self.code_min} .. {self.code_max}."
+            )
+
+    @classmethod
+    def from_range(
+        cls,
+        minimum: float,
+        maximum: float,
+        bits: int,
+        symmetric: bool = False,
+        power_of_two: bool = False,
+    ) -> ActivationGrid:
+        """The grid that covers `minimum .. maximum`, widened to hold 0 exactly.
+
+        Raises:
+            ValueError: a bound is not finite, or `minimum > maximum`.
+        """
+        if not (np.isfinite(minimum) and np.isfinite(maximum)) or minimum > maximum:
+            raise ValueError(
+                f"`minimum` (={minimum}) and `maximum` (={maximum}) must be finite and ordered."
+            )
+        low, high = min(float(minimum), 0.0), max(float(maximum), 0.0)
+        if symmetric:
+            step = float(symmetric_step(max(-low, high), bits, power_of_two))
+            return cls(bits, step, 0, symmetric=True)
+        levels = 2 ** check_bits(bits) - 1
+        scale = max((high - low) / levels, _SMALLEST_STEP) if high > low else 1.0
+        if power_of_two:
+            scale = float(np.exp2(np.ceil(np.log2(scale))))
+        scale = float(np.float32(scale))
+        zero_point = int(
+            np.clip(
+                np.rint(-(2 ** (bits - 1)) - low / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+            )
+        )
+        return cls(bits, scale, zero_point)
+
+    @property
+    def code_min(self) -> int:
+        return -code_limit(self.bits) - (not self.symmetric)
+
+    @property
+    def code_max(self) -> int:
+        return code_limit(self.bits)
+
+    @property
+    def minimum(self) -> float:
+        """The smallest value on the grid, exact in float64."""
+        return (self.code_min - self.zero_point) * self.scale
+
+    @property
+    def maximum(self) -> float:
+        """The largest value on the grid, exact in float64."""
+        return (self.code_max - self.zero_point) * self.scale
+
+    def quantize(self, values: ArrayLike) -> NDArray[Any]:
+        """Codes of finite `values` (any shape), int8 or, above 8 bits, int16."""
+        codes = np.rint(np.divide(values, self.scale)) + self.zero_point
+        return np.clip(codes, self.code_min, self.code_max).astype(code_dtype(self.bits))
+
+    def dequantize(self, codes: ArrayLike) -> NDArray[np.float32]:
+        """float32 values of integer `codes`."""
+        return (np.asarray(codes, np.float32) - np.float32(self.zero_point)) * np.float32(
+            self.scale
+        )
+
+    def fake_quantize(self, values: ArrayLike) -> NDArray[np.float32]:
+        """Quantize and dequantize, in floating point."""
+        return self.dequantize(self.quantize(values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON; `ActivationGrid(**grid.to_dict())` is the grid again."""
+        return dataclasses.asdict(self)

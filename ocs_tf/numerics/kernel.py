@@ -1,0 +1,199 @@
+"""Quantized kernels: the one place where integer codes and their scale are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ocs_tf.numerics import clipping, grid, splitting
+
+MAX_WEIGHT_BITS = 8
+GRANULARITIES = ("tensor", "channel")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedKernel:
+    """Integer codes of an expanded kernel, and what turns them back into numbers.
+
+    Attributes:
+        codes: int8 `[..., C', F]`, within `-(2^(bits-1) - 1) .. 2^(bits-1) - 1`.
+        scale: float32 step, shape `()` per tensor or `[F]` per output channel.
+        channel_map: int32 `[C']`, the original input channel that each expanded one reads.
+        bits: 2..8.
+    """
+
+    codes: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    channel_map: NDArray[np.int32]
+    bits: int
+
+    @property
+    def channels(self) -> int:
+        """Original input channels `C`."""
+        return int(self.channel_map.max()) + 1 if self.channel_map.size else 0
+
+    @property
+    def splits(self) -> int:
+        """Copies that were added, `C' - C`."""
+        return len(self.channel_map) - self.channels
+
+    @property
+    def granularity(self) -> str:
+        return "channel" if self.scale.ndim else "tensor"
+
+    @property
+    def threshold(self) -> NDArray[np.float32]:
+        """The largest magnitude the grid represents, of the scale's shape."""
+        return np.asarray(self.scale * np.float32(grid.code_limit(self.bits)))
+
+    def effective_codes(self) -> NDArray[np.int32]:
+        """Copies summed back: int32 `[..., C, F]`, what the layer computes with."""
+        return splitting.merge(self.codes.astype(np.int32), self.channel_map, self.channels)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """float32 expanded kernel `[..., C', F]`."""
+        return grid.dequantize(self.codes, self.scale)
+
+    def effective_kernel(self) -> NDArray[np.float32]:
+        """float32 kernel `[..., C, F]` on the original channels."""
+        return grid.dequantize(self.effective_codes(), self.scale)
+
+
+def quantize_kernel(
+    kernel: ArrayLike,
+    bits: int,
+    expand_ratio: float = 0.0,
+    clip: str = "none",
+    granularity: str = "tensor",
+    *,
+    percentile: float = clipping.DEFAULT_PERCENTILE,
+    power_of_two: bool = False,
+    quantization_aware: bool = True,
+) -> QuantizedKernel:
+    """Split the outlier channels of `kernel`, clip what is left, and round to integer codes.
+
+    Arguments:
+        kernel: finite floats `[..., C, F]` in Keras order, e.g. `[h, w, in, out]`.
+        bits: 2..8.
+        expand_ratio: 0..1; `ceil(expand_ratio * C)` copies are added.
+        clip: one of `numerics.CLIP_METHODS`, see `choose_threshold`.
+        granularity: `"tensor"`, or `"channel"` for one step per output channel.
+        percentile: for clip `"percentile"`.
+        power_of_two: steps are powers of two.
+        quantization_aware: the copies' codes add up to the code of the whole weight (Zhao et al.,
+            section 3.3); False halves weights plainly.
+
+    Raises:
+        ValueError: an argument is out of range, or `kernel` has fewer than two axes, is empty, or
+            holds NaN or infinity (the message says where).
+    """
+    kernel = check_kernel(kernel)
+    count = splitting.copy_count(expand_ratio, kernel.shape[-2])
+    threshold = choose_threshold(kernel, bits, count, clip, granularity, percentile=percentile)
+    step = grid.symmetric_step(threshold, bits, power_of_two)
+    copies = splitting.choose_copies(kernel, count, step if quantization_aware else None)
+    return encode(kernel, bits, step, copies)
+
+
+def choose_threshold(
+    kernel: NDArray[Any],
+    bits: int,
+    count: int,
+    clip: str,
+    granularity: str,
+    *,
+    percentile: float = clipping.DEFAULT_PERCENTILE,
+) -> NDArray[np.float64]:
+    """Clip threshold(s) of a kernel that is going to get `count` copies.
+
+    The order is the paper's: split, then clip. `"none"` is the largest magnitude left after
+    `count` plain splits, and `"optimal"` and `"percentile"` look at the plainly split kernel;
+    `"mse"`, `"aciq"` and `"kl"` look at the kernel before splitting, as the paper's code does.
+
+    Returns:
+        float64, shape `()` for granularity `"tensor"`, `[F]` for `"channel"`.
+    """
+    grid.check_bits(bits, "bits", largest=MAX_WEIGHT_BITS)
+    clipping.check_method(clip, bits, "clip")
+    if granularity not in GRANULARITIES:
+        raise ValueError(
+            f"`granularity` (={granularity!r}) must be one of {', '.join(GRANULARITIES)}."
+        )
+    columns = kernel.shape[-1] if granularity == "channel" else 1
+    if clip in ("mse", "aciq", "kl"):
+        values = kernel
+    else:
+        copies = splitting.choose_copies(kernel, count)
+        if clip == "none":
+            thresholds = _plain_maxima(kernel, copies, columns)
+            return thresholds if granularity == "channel" else thresholds[0]
+        values = splitting.expand(kernel, copies)
+    values = values.reshape(-1, columns)
+    if clip == "optimal":
+        thresholds = clipping.optimal_thresholds(values, bits)
+    else:
+        thresholds = np.array(
+            [clipping.clip_threshold(v, bits, clip, percentile=percentile) for v in values.T]
+        )
+    return thresholds if granularity == "channel" else thresholds[0]
+
+
+def encode(
+    kernel: NDArray[Any], bits: int, step: NDArray[np.float32], copies: splitting.Copies
+) -> QuantizedKernel:
+    """Round the copies of `kernel` to codes on the grid of `step`.
+
+    Codes are `rint(gain * w / step + offset)`, so the expanded float kernel is never made.
+    """
+    channels = kernel.shape[-2]
+    shape = (*kernel.shape[:-2], len(copies.channel_map), kernel.shape[-1])
+    codes = np.empty(shape, np.int8)
+    for where in np.ndindex(kernel.shape[:-2]):
+        codes[where][:channels] = grid.quantize(kernel[where], step, bits)
+    for i in copies.changed:
+        values = splitting.copy_values(kernel, copies, i, step if copies.offset[i] else None)
+        codes[..., i, :] = grid.quantize(values, step.astype(np.float64), bits)
+    return QuantizedKernel(codes, step, copies.channel_map, bits)
+
+
+def check_kernel(kernel: ArrayLike, name: str = "kernel") -> NDArray[Any]:
+    """`kernel` as a float array `[..., C, F]`, or `ValueError`."""
+    array = np.asarray(kernel)
+    if array.dtype != np.float64:
+        array = array.astype(np.float32, copy=False)
+    if array.ndim < 2 or not array.size:
+        raise ValueError(
+            f"`{name}` must have at least 2 axes and not be empty, but its shape is {array.shape}."
+        )
+    splitting.check_finite(array, name)
+    return array
+
+
+def sqnr_db(reference: ArrayLike, approximation: ArrayLike) -> float:
+    """Signal to quantization noise ratio in dB: `10 log10(sum(x^2) / sum((x - y)^2))`.
+
+    Infinite where the two are equal.
+    """
+    x = np.asarray(reference, np.float64)
+    noise = np.square(x - np.asarray(approximation, np.float64)).sum()
+    signal = np.square(x).sum()
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(signal / noise)) if signal else float("-inf")
+
+
+def _plain_maxima(
+    kernel: NDArray[Any], copies: splitting.Copies, columns: int
+) -> NDArray[np.float64]:
+    """Largest magnitude per output channel (or overall) of the plainly split kernel."""
+    largest_gain = np.zeros(kernel.shape[-2])
+    np.maximum.at(largest_gain, copies.channel_map, copies.gain)
+    if columns == 1:
+        return np.array([(splitting.channel_maxima(kernel) * largest_gain).max()])
+    maxima = np.zeros(columns)
+    for where in np.ndindex(kernel.shape[:-1]):
+        np.maximum(maxima, np.abs(kernel[where]) * largest_gain[where[-1]], out=maxima)
+    return maxima

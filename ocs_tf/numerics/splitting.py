@@ -1,0 +1,239 @@
+"""Weight outlier channel splitting (OCS): which channels are split, and what their copies hold.
+
+Zhao, Hu, Dotzel, De Sa, Zhang, "Improving Neural Network Quantization without Retraining using
+Outlier Channel Splitting", ICML 2019, section 3. An input channel is duplicated and its weights
+are divided between the copies, always in the channel that holds the largest magnitude; copies can
+be split again. A plain split halves (`w -> w/2, w/2`); a quantization-aware split on a grid of
+step `D` shifts the halves apart (`w -> w/2 - D/4, w/2 + D/4`), and then the copies' codes add up
+to the code of `w` (Hermite's identity).
+
+Every copy is an affine function of its original channel, `gain * w + offset * step`, with dyadic
+`gain` and `offset`; so choosing splits needs no copy of the kernel, and costs one pass over it plus
+one heap operation (and a look at one channel) per split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A kernel with split channels.
+
+    Attributes:
+        kernel: the expanded kernel, `C' = C + copies` long along the input channel axis.
+        channel_map: int32 `[C']`, the original channel that each expanded channel reads;
+            `channel_map[:C] = 0 .. C-1`, copies appended in the order they were made.
+    """
+
+    kernel: NDArray[Any]
+    channel_map: NDArray[np.int32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """Expanded channels as affine functions of the original ones: `gain * w + offset * step`.
+
+    Attributes:
+        channel_map: int32 `[C']`, see `Split`.
+        gain: float64 `[C']`, powers of two; the gains of one channel's copies add up to 1.
+        offset: float64 `[C']`, in steps; the offsets of one channel's copies add up to 0.
+    """
+
+    channel_map: NDArray[np.int32]
+    gain: NDArray[np.float64]
+    offset: NDArray[np.float64]
+
+    @property
+    def changed(self) -> NDArray[np.intp]:
+        """Indices of the expanded channels that are not simply the original channel."""
+        return np.flatnonzero(self.gain != 1)
+
+
+def copy_count(ratio: float, channels: int) -> int:
+    """Copies a layer of `channels` gets at expand ratio `ratio`: `ceil(ratio * channels)`.
+
+    Raises:
+        ValueError: `ratio` is not within 0..1.
+    """
+    if not (isinstance(ratio, (int, float, np.number)) and 0 <= ratio <= 1):
+        raise ValueError(f"`expand_ratio` (={ratio!r}) must be a number from 0 to 1.")
+    # 0.07 * 100 is 7.000000000000001 in binary; that is 7 copies, not 8.
+    return math.ceil(round(ratio * channels, 9))
+
+
+def check_finite(kernel: NDArray[Any], name: str = "kernel") -> None:
+    """Raise `ValueError` naming the first NaN or infinite element of `kernel`, if there is one."""
+    if kernel.size and not (np.isfinite(kernel.min()) and np.isfinite(kernel.max())):
+        where = np.argwhere(~np.isfinite(kernel))
+        first = tuple(int(i) for i in where[0])
+        raise ValueError(
+            f"`{name}` must be finite, but holds {kernel[first]} at index {first}"
+            f" ({len(where)} such value{'s' if len(where) > 1 else ''} in shape {kernel.shape})."
+        )
+
+
+def channel_maxima(kernel: NDArray[Any]) -> NDArray[np.float64]:
+    """Largest magnitude in each input channel (axis -2) of `kernel`, float64 `[C]`."""
+    axes = tuple(i for i in range(kernel.ndim) if i != kernel.ndim - 2)
+    # Two reductions need no temporary of the kernel's size, as np.abs would.
+    return np.maximum(kernel.max(axes), -kernel.min(axes)).astype(np.float64)
+
+
+def choose_copies(kernel: NDArray[Any], count: int, step: ArrayLike | None = None) -> Copies:
+    """Split `count` times the channel that holds the largest magnitude at that moment.
+
+    Arguments:
+        kernel: finite floats, input channels on axis -2, output channels on axis -1.
+        count: number of splits, >= 0.
+        step: positive step, a scalar or one per output channel, for quantization-aware splits;
+            `None` for plain halves.
+    """
+    state = _CopyState(kernel, step)
+    if count:
+        heap = [(-m, i) for i, m in enumerate(channel_maxima(kernel))]
+        heapq.heapify(heap)
+        for _ in range(count):
+            _, largest = heapq.heappop(heap)
+            for entry in state.split(largest):
+                heapq.heappush(heap, entry)
+    return state.copies()
+
+
+def copies_of_map(
+    kernel: NDArray[Any], channel_map: ArrayLike, step: ArrayLike | None = None
+) -> Copies:
+    """The copies that `channel_map` asks for, each made from its channel's largest copy so far.
+
+    For a map that `choose_copies` chose on the same kernel and step, the same copies come out.
+
+    Raises:
+        ValueError: `channel_map` does not start with `0 .. C-1`, or names a channel out of range.
+    """
+    channels = kernel.shape[-2]
+    mapping = check_channel_map(channel_map, channels)
+    state = _CopyState(kernel, step)
+    heaps: dict[int, list[tuple[float, int]]] = {}
+    for channel in mapping[channels:].tolist():
+        heap = heaps.setdefault(channel, [(0.0, channel)])
+        _, largest = heapq.heappop(heap)
+        for entry in state.split(largest):
+            heapq.heappush(heap, entry)
+    return state.copies()
+
+
+def check_channel_map(channel_map: ArrayLike, channels: int) -> NDArray[np.int32]:
+    """`channel_map` as int32 `[C']` if it is one for `channels` channels, else `ValueError`."""
+    mapping = np.asarray(channel_map, np.int32)
+    if mapping.ndim != 1 or not np.array_equal(mapping[:channels], np.arange(channels)):
+        raise ValueError(
+            f"`channel_map` must start with 0 .. {channels - 1}, the original channels."
+        )
+    if np.any((mapping < 0) | (mapping >= channels)):
+        raise ValueError(f"`channel_map` names a channel outside 0 .. {channels - 1}.")
+    return mapping
+
+
+def split_channels(
+    kernel: ArrayLike, ratio: float, step: ArrayLike | None = None, axis: int = -2
+) -> Split:
+    """Expand `kernel` by `ceil(ratio * C)` copies of its outlier channels.
+
+    Arguments:
+        kernel: float array; NaN and infinity are refused.
+        ratio: expand ratio, 0..1.
+        step: `None` for plain halves; a positive step (a scalar, or `[F]`, one per output
+            channel) for quantization-aware splits on that grid.
+        axis: the input channel axis; -2 in Keras kernels. A step per output channel needs the
+            output channels on the last axis.
+
+    Returns:
+        The expanded kernel (same dtype) and the channel map. The copies of every channel add up
+        to it, exactly for plain splits.
+
+    Raises:
+        ValueError: `kernel` is not finite or has fewer than two axes, `ratio` is not within 0..1.
+    """
+    kernel = np.asarray(kernel)
+    if kernel.ndim < 2:
+        raise ValueError(f"`kernel` must have at least 2 axes, but its shape is {kernel.shape}.")
+    check_finite(kernel)
+    moved = np.moveaxis(kernel, axis, -2)
+    copies = choose_copies(moved, copy_count(ratio, moved.shape[-2]), step)
+    return Split(np.moveaxis(expand(moved, copies, step), -2, axis), copies.channel_map)
+
+
+def expand(kernel: NDArray[Any], copies: Copies, step: ArrayLike | None = None) -> NDArray[Any]:
+    """The expanded kernel `[..., C', F]` of `kernel` `[..., C, F]`, in its dtype."""
+    channels = kernel.shape[-2]
+    shape = (*kernel.shape[:-2], len(copies.channel_map), kernel.shape[-1])
+    expanded = np.empty(shape, kernel.dtype)
+    expanded[..., :channels, :] = kernel
+    for i in copies.changed:
+        expanded[..., i, :] = copy_values(kernel, copies, i, step)
+    return expanded
+
+
+def copy_values(
+    kernel: NDArray[Any], copies: Copies, index: int, step: ArrayLike | None
+) -> NDArray[np.float64]:
+    """Values of expanded channel `index`, float64 `[..., F]`."""
+    values = kernel[..., copies.channel_map[index], :].astype(np.float64)
+    values *= copies.gain[index]
+    if step is not None:
+        values += copies.offset[index] * np.asarray(step, np.float64)
+    return values
+
+
+def merge(expanded: NDArray[Any], channel_map: ArrayLike, channels: int) -> NDArray[Any]:
+    """Copies summed back: `[..., C', F]` to `[..., C, F]`, in the same dtype."""
+    merged = expanded[..., :channels, :].copy()
+    for i, channel in enumerate(np.asarray(channel_map)[channels:], start=channels):
+        merged[..., channel, :] += expanded[..., i, :]
+    return merged
+
+
+class _CopyState:
+    """The copies made so far, and how to split one more."""
+
+    def __init__(self, kernel: NDArray[Any], step: ArrayLike | None) -> None:
+        self.kernel = kernel
+        self.step = None if step is None else np.asarray(step, np.float64)
+        channels = kernel.shape[-2]
+        self.origin = list(range(channels))
+        self.gain = [1.0] * channels
+        self.offset = [0.0] * channels
+
+    def split(self, index: int) -> Iterator[tuple[float, int]]:
+        """Split copy `index`; yield `(-largest magnitude, index)` of its two halves."""
+        shift = 0.0 if self.step is None else 0.25
+        self.gain[index] /= 2
+        self.offset[index] /= 2
+        self.origin.append(self.origin[index])
+        self.gain.append(self.gain[index])
+        self.offset.append(self.offset[index] + shift)
+        self.offset[index] -= shift
+        values = self.kernel[..., self.origin[index], :].astype(np.float64)
+        for i in (index, len(self.origin) - 1):
+            yield -self._magnitude(values, i), i
+
+    def _magnitude(self, values: NDArray[np.float64], index: int) -> float:
+        copy = values * self.gain[index]
+        if self.step is not None:
+            copy += self.offset[index] * self.step
+        return float(np.abs(copy).max(initial=0.0))
+
+    def copies(self) -> Copies:
+        return Copies(np.array(self.origin, np.int32), _floats(self.gain), _floats(self.offset))
+
+
+def _floats(values: Iterable[float]) -> NDArray[np.float64]:
+    return np.array(list(values), np.float64)
