@@ -9,6 +9,7 @@ negative (after a ReLU), whose grid of `2^bits` levels spends no code below zero
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -59,7 +60,10 @@ def clip_threshold(
             `percentile` is out of range.
     """
     values = np.asarray(values)
+    grid = _Levels.of(bits, one_sided)
     check_method(method, bits)
+    if not 0 <= percentile <= 100:
+        raise ValueError(f"`percentile` (={percentile!r}) must lie in 0 .. 100.")
     if not values.size:
         raise ValueError("`values` must not be empty.")
     low, high = float(values.min()), float(values.max())
@@ -70,14 +74,15 @@ def clip_threshold(
     largest = max(-low, high)
     if method == "none" or largest == 0:
         return largest
-    grid = _Levels.of(bits, one_sided)
+    values = values.ravel().astype(np.result_type(values, np.float32), copy=False)
     if method == "percentile":
-        if not 0 <= percentile <= 100:
-            raise ValueError(f"`percentile` (={percentile!r}) must lie in 0 .. 100.")
         return float(np.percentile(np.abs(values), percentile)) or largest
     if method == "optimal":
-        return float(optimal_thresholds(values.reshape(-1, 1), bits, one_sided=one_sided)[0])
-    return _HISTOGRAM_METHODS[method](values.ravel(), grid)
+        return float(optimal_thresholds(values[:, None], bits, one_sided=one_sided)[0])
+    # Magnitudes near 1, so that no square overflows; powers of two change no rounding.
+    exponent = math.frexp(largest)[1]
+    threshold = _HISTOGRAM_METHODS[method](np.ldexp(values, -exponent), grid)
+    return math.ldexp(threshold, exponent) or largest
 
 
 def check_method(method: str, bits: int | None = None, name: str = "method") -> str:
@@ -109,11 +114,28 @@ def optimal_thresholds(
 
     Returns:
         float64 thresholds `[F]`; 0 where a column is all zero.
+
+    Raises:
+        ValueError: `values` is not `[n, F]`, is empty or not finite, or the shape of `weights`
+            does not fit it.
     """
-    x = np.asarray(values, np.float32)
-    w = np.float32(1) if weights is None else np.asarray(weights, np.float32).reshape(len(x), -1)
     grid = _Levels.of(bits, one_sided)
-    largest = np.abs(x).max(0).astype(np.float64)
+    values = np.asarray(values)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"`values` must be [n, F] and not empty, but its shape is {values.shape}.")
+    w = np.ones((1, 1), np.float32) if weights is None else np.asarray(weights, np.float32)
+    w = w[:, None] if w.ndim == 1 else w
+    if weights is not None and w.shape not in ((len(values), 1), values.shape):
+        raise ValueError(
+            f"`weights` must be of shape ({len(values)},) or {values.shape}, but is {w.shape}."
+        )
+    # Magnitudes near 1, so that no square overflows; powers of two change no rounding.
+    maxima = np.maximum(values.max(0), -values.min(0)).astype(np.float64)
+    if not np.all(np.isfinite(maxima)):
+        raise ValueError("`values` must be finite.")
+    exponent = np.frexp(maxima)[1]
+    x = np.ldexp(values, -exponent).astype(np.float32, copy=False)
+    largest = np.ldexp(maxima, -exponent)
     base = np.where(largest == 0, 1.0, largest) / grid.limit
     fractions = np.linspace(1 / candidates, 1.0, candidates)
     errors = np.stack([grid.squared_error(x, base * f, w) for f in fractions])
@@ -132,7 +154,7 @@ def optimal_thresholds(
             if np.allclose(moved, step, rtol=1e-7, atol=0):
                 break
             step, error = moved, grid.squared_error(x, moved, w)
-    return np.where(largest == 0, 0.0, best_step * grid.limit)
+    return np.where(largest == 0, 0.0, np.ldexp(best_step * grid.limit, exponent))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +225,8 @@ def _aciq_threshold(values: NDArray[np.floating], grid: _Levels) -> float:
     sigma = spread * _SIGMA_FROM_RANGE / np.sqrt(2 * np.log(max(x.size, 2)))
     deviation = np.abs(x - center).mean()
     normal, laplace = _aciq_constants(bits)
+    if not deviation:
+        return 0.0  # a constant
     thresholds = np.array([normal * sigma, laplace * deviation])
     largest = np.abs(x).max()
     counts, edges = np.histogram(values, bins=101, range=(-largest, largest))
@@ -236,6 +260,8 @@ def _kl_threshold(values: NDArray[np.floating], grid: _Levels) -> float:
         _kl_divergence(counts, middle - half, middle + half + 1, min(levels, _KL_BINS))
         for half in halves
     ]
+    if not np.any(np.isfinite(divergence)):
+        return 0.0  # a constant
     return float(edges[middle + halves[int(np.argmin(divergence))] + 1])
 
 

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 MIN_BITS, MAX_BITS = 2, 16
 # Below this a float32 step would be denormal, and its reciprocal infinite.
 _SMALLEST_STEP = float(np.finfo(np.float32).tiny)
+_LARGEST_STEP = float(np.finfo(np.float32).max)
 
 
 def check_bits(
@@ -56,7 +57,8 @@ def symmetric_step(
         float32 steps of the threshold's shape, positive.
 
     Raises:
-        ValueError: a threshold is negative, NaN or infinite, or `bits` is out of range.
+        ValueError: a threshold is negative, NaN, infinite or too large for a float32 step, or
+            `bits` is out of range.
     """
     threshold = np.asarray(threshold, np.float64)
     if not np.all(np.isfinite(threshold)) or np.any(threshold < 0):
@@ -64,7 +66,9 @@ def symmetric_step(
     step = threshold / code_limit(bits)
     step = np.where(threshold == 0, 1.0, np.maximum(step, _SMALLEST_STEP))
     if power_of_two:
-        step = np.exp2(np.ceil(np.log2(step)))
+        step = _power_of_two_from(step)
+    if np.any(step > _LARGEST_STEP):
+        raise ValueError(f"`threshold` (={threshold}) is too large for a float32 step.")
     return step.astype(np.float32)
 
 
@@ -80,7 +84,8 @@ def quantize(values: ArrayLike, step: ArrayLike, bits: int) -> NDArray[Any]:
         int8 codes (int16 above 8 bits) of the broadcast shape.
     """
     limit = code_limit(bits)
-    codes = np.divide(values, step)
+    with np.errstate(over="ignore"):  # an infinite quotient clips like any other
+        codes = np.asarray(np.divide(values, step))
     np.rint(codes, out=codes)
     return np.clip(codes, -limit, limit, out=codes).astype(code_dtype(bits))
 
@@ -93,6 +98,12 @@ def dequantize(codes: ArrayLike, step: ArrayLike) -> NDArray[np.float32]:
 def fake_quantize(values: ArrayLike, step: ArrayLike, bits: int) -> NDArray[np.float32]:
     """Quantize and dequantize on the symmetric grid, in floating point."""
     return dequantize(quantize(values, step, bits), step)
+
+
+def _power_of_two_from(step: ArrayLike) -> NDArray[np.float64]:
+    """The smallest powers of two that are not below positive `step`."""
+    mantissa, exponent = np.frexp(step)  # step = mantissa * 2^exponent, 0.5 <= mantissa < 1
+    return np.ldexp(1.0, exponent - (mantissa == 0.5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,14 +123,16 @@ class ActivationGrid:
     symmetric: bool = False
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
-        if not (np.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"`scale` (={self.scale!r}) must be finite and positive.")
+        object.__setattr__(self, "bits", check_bits(self.bits))
+        if not _SMALLEST_STEP <= self.scale <= _LARGEST_STEP:
+            raise ValueError(f"`scale` (={self.scale!r}) must be finite and positive, in float32.")
         object.__setattr__(self, "scale", float(np.float32(self.scale)))
-        if not self.code_min <= self.zero_point <= self.code_max:
+        low, high = (0, 0) if self.symmetric else (self.code_min, self.code_max)
+        if not (low <= self.zero_point <= high and self.zero_point == int(self.zero_point)):
             raise ValueError(
-                f"`zero_point` (={self.zero_point!r}) must lie in {self.code_min} .. {self.code_max}."
+                f"`zero_point` (={self.zero_point!r}) must be an integer from {low} to {high}."
             )
+        object.__setattr__(self, "zero_point", int(self.zero_point))
 
     @classmethod
     def from_range(
@@ -132,8 +145,12 @@ class ActivationGrid:
     ) -> ActivationGrid:
         """The grid that covers `minimum .. maximum`, widened to hold 0 exactly.
 
+        An asymmetric grid is as wide as the range, but 0 falls on a code: the grid lies up to half
+        a step to one side of the range.
+
         Raises:
-            ValueError: a bound is not finite, or `minimum > maximum`.
+            ValueError: a bound is not finite, `minimum > maximum`, or the range is too wide for a
+                float32 scale.
         """
         if not (np.isfinite(minimum) and np.isfinite(maximum)) or minimum > maximum:
             raise ValueError(
@@ -146,13 +163,14 @@ class ActivationGrid:
         levels = 2 ** check_bits(bits) - 1
         scale = max((high - low) / levels, _SMALLEST_STEP) if high > low else 1.0
         if power_of_two:
-            scale = float(np.exp2(np.ceil(np.log2(scale))))
-        scale = float(np.float32(scale))
-        zero_point = int(
-            np.clip(
-                np.rint(-(2 ** (bits - 1)) - low / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+            scale = float(_power_of_two_from(scale))
+        if scale > _LARGEST_STEP:
+            raise ValueError(
+                f"`minimum` (={minimum}) .. `maximum` (={maximum}) is too wide for a float32 scale."
             )
-        )
+        scale = float(np.float32(scale))
+        smallest = -(2 ** (bits - 1))
+        zero_point = int(np.clip(np.rint(smallest - low / scale), smallest, smallest + levels))
         return cls(bits, scale, zero_point)
 
     @property
@@ -175,7 +193,8 @@ class ActivationGrid:
 
     def quantize(self, values: ArrayLike) -> NDArray[Any]:
         """Codes of finite `values` (any shape), int8 or, above 8 bits, int16."""
-        codes = np.rint(np.divide(values, self.scale)) + self.zero_point
+        with np.errstate(over="ignore"):  # an infinite quotient clips like any other
+            codes = np.rint(np.divide(values, np.float32(self.scale))) + self.zero_point
         return np.clip(codes, self.code_min, self.code_max).astype(code_dtype(self.bits))
 
     def dequantize(self, codes: ArrayLike) -> NDArray[np.float32]:

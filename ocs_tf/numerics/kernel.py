@@ -94,8 +94,22 @@ def quantize_kernel(
     count = splitting.copy_count(expand_ratio, kernel.shape[-2])
     threshold = choose_threshold(kernel, bits, count, clip, granularity, percentile=percentile)
     step = grid.symmetric_step(threshold, bits, power_of_two)
-    copies = splitting.choose_copies(kernel, count, step if quantization_aware else None)
+    copies = choose_copies(kernel, count, step if quantization_aware else None)
     return encode(kernel, bits, step, copies)
+
+
+def choose_copies(
+    kernel: NDArray[Any], count: int, step: NDArray[np.float32] | None
+) -> splitting.Copies:
+    """The `count` copies of a kernel whose threshold(s) `choose_threshold` chose.
+
+    One threshold: as `splitting.choose_copies`. One per output channel: the channels that plain
+    halves would take, as the thresholds count on them; another channel's outlier would clip.
+    """
+    if step is None or not step.ndim:
+        return splitting.choose_copies(kernel, count, step)
+    plain = splitting.choose_copies(kernel, count)
+    return splitting.copies_of_map(kernel, plain.channel_map, step)
 
 
 def choose_threshold(
@@ -164,10 +178,7 @@ def check_kernel(kernel: ArrayLike, name: str = "kernel") -> NDArray[Any]:
     array = np.asarray(kernel)
     if array.dtype != np.float64:
         array = array.astype(np.float32, copy=False)
-    if array.ndim < 2 or not array.size:
-        raise ValueError(
-            f"`{name}` must have at least 2 axes and not be empty, but its shape is {array.shape}."
-        )
+    splitting.check_shape(array, name)
     splitting.check_finite(array, name)
     return array
 

@@ -70,6 +70,14 @@ def copy_count(ratio: float, channels: int) -> int:
     return math.ceil(round(ratio * channels, 9))
 
 
+def check_shape(kernel: NDArray[Any], name: str = "kernel") -> None:
+    """Raise `ValueError` if `kernel` is empty or has fewer than two axes."""
+    if kernel.ndim < 2 or not kernel.size:
+        raise ValueError(
+            f"`{name}` must have at least 2 axes and not be empty, but its shape is {kernel.shape}."
+        )
+
+
 def check_finite(kernel: NDArray[Any], name: str = "kernel") -> None:
     """Raise `ValueError` naming the first NaN or infinite element of `kernel`, if there is one."""
     if kernel.size and not (np.isfinite(kernel.min()) and np.isfinite(kernel.max())):
@@ -132,14 +140,14 @@ def copies_of_map(
 
 def check_channel_map(channel_map: ArrayLike, channels: int) -> NDArray[np.int32]:
     """`channel_map` as int32 `[C']` if it is one for `channels` channels, else `ValueError`."""
-    mapping = np.asarray(channel_map, np.int32)
+    mapping = np.asarray(channel_map)
     if mapping.ndim != 1 or not np.array_equal(mapping[:channels], np.arange(channels)):
         raise ValueError(
             f"`channel_map` must start with 0 .. {channels - 1}, the original channels."
         )
-    if np.any((mapping < 0) | (mapping >= channels)):
+    if not np.all(np.isin(mapping, np.arange(channels))):
         raise ValueError(f"`channel_map` names a channel outside 0 .. {channels - 1}.")
-    return mapping
+    return mapping.astype(np.int32)
 
 
 def split_channels(
@@ -148,7 +156,7 @@ def split_channels(
     """Expand `kernel` by `ceil(ratio * C)` copies of its outlier channels.
 
     Arguments:
-        kernel: float array; NaN and infinity are refused.
+        kernel: float array; NaN and infinity are refused. Integers become float64.
         ratio: expand ratio, 0..1.
         step: `None` for plain halves; a positive step (a scalar, or `[F]`, one per output
             channel) for quantization-aware splits on that grid.
@@ -157,16 +165,21 @@ def split_channels(
 
     Returns:
         The expanded kernel (same dtype) and the channel map. The copies of every channel add up
-        to it, exactly for plain splits.
+        to it: exactly for plain splits, unless halves fall below the dtype's smallest normal
+        number; to float rounding for quantization-aware ones.
 
     Raises:
-        ValueError: `kernel` is not finite or has fewer than two axes, `ratio` is not within 0..1.
+        ValueError: `kernel` is not finite, is empty or has fewer than two axes, `ratio` is not
+            within 0..1, or `step` is not positive or has the wrong shape.
     """
     kernel = np.asarray(kernel)
-    if kernel.ndim < 2:
-        raise ValueError(f"`kernel` must have at least 2 axes, but its shape is {kernel.shape}.")
+    if kernel.dtype.kind in "iub":
+        kernel = kernel.astype(np.float64)
+    check_shape(kernel)
     check_finite(kernel)
     moved = np.moveaxis(kernel, axis, -2)
+    if step is not None:
+        _check_step(step, moved.shape[-1])
     copies = choose_copies(moved, copy_count(ratio, moved.shape[-2]), step)
     return Split(np.moveaxis(expand(moved, copies, step), -2, axis), copies.channel_map)
 
@@ -199,6 +212,14 @@ def merge(expanded: NDArray[Any], channel_map: ArrayLike, channels: int) -> NDAr
     for i, channel in enumerate(np.asarray(channel_map)[channels:], start=channels):
         merged[..., channel, :] += expanded[..., i, :]
     return merged
+
+
+def _check_step(step: ArrayLike, columns: int) -> None:
+    step = np.asarray(step)
+    if step.shape not in ((), (columns,)):
+        raise ValueError(f"`step` must be a scalar or of shape ({columns},), not {step.shape}.")
+    if not np.all((step > 0) & np.isfinite(step)):
+        raise ValueError(f"`step` (={step}) must be positive and finite.")
 
 
 class _CopyState:

@@ -1,0 +1,135 @@
+"""Statistics of activations: streamed over the data once, in bounded memory, mergeable."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from ocs_tf.numerics import clip_threshold
+
+HALF_BINS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What was seen of one tensor.
+
+    The histogram spans `-2^exponent .. 2^exponent` in `2 * HALF_BINS` equal bins, and doubles its
+    span by adding neighbouring bins when a larger value comes. Since the edges nest, the result
+    does not depend on the order of the data: the statistics of two halves, merged, are those of
+    the whole, bit for bit.
+
+    Attributes:
+        minimum, maximum: of all values.
+        exponent: of the histogram's span; the smallest power of two that holds all magnitudes.
+        counts: int64 `[2 * HALF_BINS]`.
+    """
+
+    minimum: float
+    maximum: float
+    exponent: int
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> Statistics:
+        """Statistics of finite `values`, any shape, not empty.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
+        low, high = float(values.min()), float(values.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("the activations hold NaN or infinity")
+        largest = max(-low, high)
+        # frexp: largest = m * 2^e with m in [0.5, 1), so 2^e lies above every magnitude.
+        exponent = max(math.frexp(largest)[1], -100) if largest else -100
+        scaled = values.ravel() * np.float32(HALF_BINS * 2.0**-exponent)
+        bins = np.floor(scaled).astype(np.int32) + HALF_BINS
+        return cls(low, high, exponent, np.bincount(bins, minlength=2 * HALF_BINS))
+
+    def merge(self, other: Statistics) -> Statistics:
+        """The statistics of both data sets together."""
+        exponent = max(self.exponent, other.exponent)
+        return Statistics(
+            min(self.minimum, other.minimum),
+            max(self.maximum, other.maximum),
+            exponent,
+            self._counts_at(exponent) + other._counts_at(exponent),
+        )
+
+    def clip_range(self, bits: int, method: str, percentile: float) -> tuple[float, float]:
+        """Minimum and maximum after clipping by `method` (one of `numerics.CLIP_METHODS`).
+
+        The methods see the histogram's bin centers. A tensor that is never negative is clipped
+        one-sided; another one at the same magnitude on both sides, where it reaches that far.
+        """
+        if method == "none" or self.minimum == self.maximum:
+            return self.minimum, self.maximum
+        one_sided = self.minimum >= 0
+        threshold = clip_threshold(
+            self._sample(), bits, method, one_sided=one_sided, percentile=percentile
+        )
+        return max(self.minimum, -threshold), min(self.maximum, threshold)
+
+    def _counts_at(self, exponent: int) -> NDArray[np.int64]:
+        """The histogram over a wider span."""
+        counts = self.counts
+        for _ in range(min(exponent - self.exponent, HALF_BINS.bit_length())):
+            half = HALF_BINS // 2
+            pairs = counts.reshape(-1, 2).sum(1)
+            counts = np.concatenate([np.zeros(half, np.int64), pairs, np.zeros(half, np.int64)])
+        return counts
+
+    def _sample(self, size: int = 100_000) -> NDArray[np.float32]:
+        """About `size` values distributed like the histogram, the extremes among them."""
+        width = 2.0**self.exponent / HALF_BINS
+        centers = (np.arange(2 * HALF_BINS) - HALF_BINS + 0.5) * width
+        centers = np.clip(centers, self.minimum, self.maximum)
+        total = int(self.counts.sum())
+        kept = self.counts if total <= size else np.ceil(self.counts * (size / total))
+        values = np.repeat(centers, kept.astype(np.int64))
+        return np.concatenate([values, [self.minimum, self.maximum]]).astype(np.float32)
+
+
+def merge(
+    first: Mapping[str, Statistics], second: Mapping[str, Statistics]
+) -> dict[str, Statistics]:
+    """The statistics of two data sets together, key by key."""
+    merged = dict(first)
+    for key, statistics in second.items():
+        merged[key] = merged[key].merge(statistics) if key in merged else statistics
+    return merged
+
+
+def calibrate(
+    model: keras.Model,
+    tensors: Mapping[str, Sequence[Any]],
+    batches: Iterable[Sequence[NDArray[Any]]],
+) -> dict[str, Statistics]:
+    """Statistics of symbolic `tensors` of `model`, by key, over all `batches` of inputs.
+
+    Several tensors of one key (the calls of a shared layer) are taken together. One batch of
+    activations is held at a time.
+
+    Raises:
+        ValueError: an activation is NaN or infinite; the message names its key.
+    """
+    flat = [(key, tensor) for key, group in tensors.items() for tensor in group]
+    observer = keras.Model(model.inputs, [tensor for _, tensor in flat])
+    found: dict[str, Statistics] = {}
+    for batch in batches:
+        outputs = observer.predict_on_batch(list(batch) if len(batch) > 1 else batch[0])
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        for (key, _), values in zip(flat, outputs, strict=True):
+            try:
+                statistics = Statistics.of(np.asarray(values, np.float32))
+            except ValueError as error:
+                raise ValueError(f"{error} at {key!r}, on the calibration data.") from None
+            found = merge(found, {key: statistics})
+    return found

@@ -1,0 +1,276 @@
+"""`Config`: every option of a conversion, validated where it is set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NoReturn
+
+from ocs_tf.numerics.clipping import CLIP_METHODS, DEFAULT_PERCENTILE
+from ocs_tf.numerics.grid import check_bits
+from ocs_tf.numerics.kernel import GRANULARITIES, MAX_WEIGHT_BITS
+from ocs_tf.numerics.splitting import copy_count
+
+ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+ACTIVATION_SCOPES = ("all", "inputs")
+# What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
+AUTO_EXPAND_RATIO = 0.02
+
+Selector = str | re.Pattern[str] | type | Callable[[Any], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """Options for some layers that differ from the rest.
+
+    Attributes:
+        select: which layers: a layer name (str), a compiled regular expression that matches a
+            whole layer name, a layer class, or a callable from a layer to bool.
+        weight_bits: 2..8, or `None` to leave these layers in float.
+        granularity, expand_ratio, weight_clip: as in `Config`.
+
+    An option that is not given keeps what `Config` says. `Override(select, weight_bits=None)`
+    therefore differs from `Override(select)`.
+    """
+
+    select: Selector
+    weight_bits: int | None | Literal["unset"] = "unset"
+    granularity: str | None = None
+    expand_ratio: float | Literal["auto"] | None = None
+    weight_clip: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.select, (str, re.Pattern, type)) or callable(self.select)):
+            raise ValueError(
+                f"`select` (={self.select!r}) must be a layer name, a compiled regular expression,"
+                " a layer class or a callable."
+            )
+        if self.weight_bits not in ("unset", None):
+            check_bits(self.weight_bits, "weight_bits", largest=MAX_WEIGHT_BITS)  # type: ignore[arg-type]
+        if self.granularity is not None:
+            _check_choice("granularity", self.granularity, GRANULARITIES)
+        if self.weight_clip is not None:
+            _check_choice("weight_clip", self.weight_clip, CLIP_METHODS)
+        if self.expand_ratio is not None:
+            _check_ratio(self.expand_ratio)
+
+    def matches(self, layer: Any) -> bool:
+        """Whether `layer` (a Keras layer) is selected."""
+        if isinstance(self.select, str):
+            return layer.name == self.select
+        if isinstance(self.select, re.Pattern):
+            return self.select.fullmatch(layer.name) is not None
+        if isinstance(self.select, type):
+            return isinstance(layer, self.select)
+        return bool(self.select(layer))
+
+    def describe(self) -> str:
+        """The selector in words, for messages."""
+        return ", ".join(f"{k} {v!r}" for k, v in self._selector_dict().items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; raises `ValueError` for a callable selector."""
+        selector = self._selector_dict()
+        if "callable" in selector:
+            raise ValueError(
+                f"`overrides` selects layers by the callable {selector['callable']}, which JSON"
+                " cannot hold; select by name, regular expression or class instead."
+            )
+        options = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "select" and getattr(self, field.name) != field.default
+        }
+        return {**selector, **options}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Override:
+        """The inverse of `to_dict`."""
+        options = dict(values)
+        for kind, make in (("name", str), ("regex", re.compile), ("class", _ClassName)):
+            if kind in options:
+                return cls(make(options.pop(kind)), **options)  # type: ignore[operator]
+        raise ValueError(f"an override (={values!r}) needs one of the keys name, regex, class.")
+
+    def _selector_dict(self) -> dict[str, str]:
+        if isinstance(self.select, str):
+            return {"name": self.select}
+        if isinstance(self.select, re.Pattern):
+            return {"regex": self.select.pattern}
+        if isinstance(self.select, type):
+            return {"class": self.select.__name__}
+        if isinstance(self.select, _ClassName):
+            return {"class": self.select.name}
+        return {"callable": getattr(self.select, "__name__", repr(self.select))}
+
+
+@dataclasses.dataclass(frozen=True)
+class _ClassName:
+    """A layer class known by its name only, as JSON keeps it."""
+
+    name: str
+
+    def __call__(self, layer: Any) -> bool:
+        return any(c.__name__ == self.name for c in type(layer).__mro__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How to quantize a model. The defaults are the best we know; `Config.paper` is the paper's.
+
+    Attributes:
+        weight_bits: 2..8, or `None` to leave all weights in float.
+        activation_bits: 2..8 or 16; `None` leaves activations in float; `"auto"` is 8 where
+            calibration data are given, else float.
+        granularity: `"channel"`, one step per output channel, or `"tensor"`, one per kernel.
+        expand_ratio: each layer gets `ceil(expand_ratio * C)` copies of its outlier channels,
+            0..1; `"auto"` is 0.02 below 8 weight bits, 0 at 8.
+        weight_clip: one of `numerics.CLIP_METHODS`.
+        activation_clip: one of `numerics.CLIP_METHODS`.
+        percentile: for clip method `"percentile"`, 0..100.
+        first_layer_bits, last_layer_bits: weight bits of the layers next to the model's inputs
+            and outputs: 2..8, `None` for float, `"same"` for `weight_bits`. The first layers are
+            not split (they have few channels) unless an override gives them an `expand_ratio`.
+        fold_batch_norm: multiply a batch norm into the layer before it, where that is possible.
+        quantization_aware: the codes of a channel's copies add up to the code of the whole weight.
+        power_of_two: all steps are powers of two.
+        activation_scope: `"all"` quantizes every activation tensor that an integer runtime holds;
+            `"inputs"` only what quantized layers read, as the paper does.
+        activation_symmetric: activation grids are symmetric about 0 (always so at 16 bits).
+        overrides: `Override`s; the first that matches a layer wins. A mapping from selectors to
+            dicts of options is accepted, too: `{"conv1": {"weight_bits": 4}}`.
+        calibration_samples: use at most this many samples of the calibration data.
+        strict: raise `ValueError` if a layer with a kernel would stay in float although the
+            options ask for it to be quantized.
+
+    Raises:
+        ValueError: an option is out of range; the message names it, its value and the rule.
+    """
+
+    weight_bits: int | None = 8
+    activation_bits: int | None | Literal["auto"] = "auto"
+    granularity: str = "channel"
+    expand_ratio: float | Literal["auto"] = "auto"
+    weight_clip: str = "optimal"
+    activation_clip: str = "none"
+    percentile: float = DEFAULT_PERCENTILE
+    first_layer_bits: int | None | Literal["same"] = 8
+    last_layer_bits: int | None | Literal["same"] = 8
+    fold_batch_norm: bool = True
+    quantization_aware: bool = True
+    power_of_two: bool = False
+    activation_scope: str = "all"
+    activation_symmetric: bool = False
+    overrides: Sequence[Override] | Mapping[Selector, Mapping[str, Any]] = ()
+    calibration_samples: int | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "first_layer_bits", "last_layer_bits"):
+            value = getattr(self, name)
+            if value is not None and not (value == "same" and name != "weight_bits"):
+                check_bits(value, name, largest=MAX_WEIGHT_BITS)
+        if self.activation_bits not in (None, "auto", *ACTIVATION_BITS):
+            _refuse("activation_bits", self.activation_bits, (None, "auto", *ACTIVATION_BITS))
+        _check_choice("granularity", self.granularity, GRANULARITIES)
+        _check_choice("weight_clip", self.weight_clip, CLIP_METHODS)
+        _check_choice("activation_clip", self.activation_clip, CLIP_METHODS)
+        _check_choice("activation_scope", self.activation_scope, ACTIVATION_SCOPES)
+        _check_ratio(self.expand_ratio)
+        if not 0 <= self.percentile <= 100:
+            raise ValueError(f"`percentile` (={self.percentile!r}) must lie in 0 .. 100.")
+        samples = self.calibration_samples
+        if samples is not None and (not isinstance(samples, int) or samples < 1):
+            raise ValueError(f"`calibration_samples` (={samples!r}) must be a positive integer.")
+        object.__setattr__(self, "overrides", _as_overrides(self.overrides))
+
+    @classmethod
+    def paper(cls, **options: Any) -> Config:
+        """The set-up of Zhao et al. (ICML 2019) and its released code.
+
+        One step per kernel, the first layer and `Dense` layers in float, batch norm not folded,
+        symmetric activation grids on the inputs of quantized layers only, depthwise kernels in
+        float. `options` are the remaining fields, e.g. `weight_bits`, `expand_ratio`,
+        `weight_clip`; overrides given here come first.
+        """
+        fixed = {
+            "granularity": "tensor",
+            "first_layer_bits": None,
+            "last_layer_bits": "same",
+            "fold_batch_norm": False,
+            "activation_scope": "inputs",
+            "activation_symmetric": True,
+        }
+        defaults = {"expand_ratio": 0.0, "weight_clip": "none", "activation_clip": "none"}
+        extra = _as_overrides(options.pop("overrides", ()))
+        floats = tuple(
+            Override(_ClassName(name), weight_bits=None) for name in ("Dense", "DepthwiseConv2D")
+        )
+        return cls(**{**fixed, **defaults, **options, "overrides": (*extra, *floats)})
+
+    def override_for(self, layer: Any) -> Override | None:
+        """The first override that selects `layer`, or `None`."""
+        return next((o for o in self.overrides if o.matches(layer)), None)  # type: ignore[union-attr]
+
+    def to_json(self) -> str:
+        """The configuration as JSON text; `Config.from_json` reads it."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["overrides"] = [o.to_dict() for o in self.overrides]  # type: ignore[union-attr]
+        return json.dumps(values, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """The inverse of `to_json`; unknown fields are a `ValueError`."""
+        values = json.loads(text)
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}.")
+        values["overrides"] = tuple(Override.from_dict(o) for o in values.get("overrides", ()))
+        return cls(**values)
+
+
+def _as_overrides(
+    overrides: Sequence[Override] | Mapping[Selector, Mapping[str, Any]],
+) -> tuple[Override, ...]:
+    if isinstance(overrides, Mapping):
+        overrides = [_override_of(select, options) for select, options in overrides.items()]
+    names: set[str] = set()
+    for override in overrides:
+        if not isinstance(override, Override):
+            raise ValueError(
+                f"`overrides` holds {override!r}; it must hold `Override`s, or map selectors to"
+                " dicts of options."
+            )
+        if isinstance(override.select, str):
+            if override.select in names:
+                raise ValueError(f"`overrides` names layer {override.select!r} twice.")
+            names.add(override.select)
+    return tuple(overrides)
+
+
+def _override_of(select: Selector, options: Mapping[str, Any]) -> Override:
+    known = [f.name for f in dataclasses.fields(Override) if f.name != "select"]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"`overrides` has unknown option {unknown[0]!r} for {select!r};"
+            f" known: {', '.join(known)}."
+        )
+    return Override(select, **options)
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        _refuse(name, value, choices)
+
+
+def _check_ratio(value: Any) -> None:
+    if value != "auto":
+        copy_count(value, 0)
+
+
+def _refuse(name: str, value: Any, choices: Sequence[Any]) -> NoReturn:
+    raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(map(repr, choices))}.")

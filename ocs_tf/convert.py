@@ -1,0 +1,151 @@
+"""The flow: read, calibrate, plan, apply."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+from tqdm import tqdm
+
+from ocs_tf import data
+from ocs_tf.calibration import calibrate
+from ocs_tf.config import Config
+from ocs_tf.graph.activations import all_sites, input_sites
+from ocs_tf.graph.reader import Graph
+from ocs_tf.graph.rewrite import Replacement, rewrite
+from ocs_tf.numerics import sqnr_db
+from ocs_tf.planning import PROGRESS_DELAY, Plan, activation_grids, plan_kernels
+
+
+def convert(
+    model: keras.Model,
+    config: Config | None = None,
+    *,
+    representative_dataset: data.Dataset = None,
+    verbose: bool = True,
+    **options: Any,
+) -> keras.Model:
+    """Quantize a trained Keras model without training.
+
+    Arguments:
+        model: a built functional or Sequential `keras.Model`; it is not modified.
+        config: a `Config`; or give its fields as keyword `options`, e.g. `weight_bits=4`.
+        representative_dataset: calibration inputs: an array, a dict of arrays by input name, a
+            `tf.data.Dataset`, a `keras.utils.PyDataset`, or a callable that yields lists or dicts
+            of arrays. Without it activations stay in float.
+        verbose: show progress of what takes longer than two seconds.
+
+    Returns:
+        A new `keras.Model` with the same layer, input and output names. It predicts, evaluates,
+        saves and loads like any other.
+
+    Raises:
+        ValueError: the model, an option or the data is not usable; see `Config`, `plan`, `apply`.
+    """
+    plan_ = plan(
+        model, config, representative_dataset=representative_dataset, verbose=verbose, **options
+    )
+    return apply(model, plan_, verbose=verbose)
+
+
+def plan(
+    model: keras.Model,
+    config: Config | None = None,
+    *,
+    representative_dataset: data.Dataset = None,
+    verbose: bool = True,
+    **options: Any,
+) -> Plan:
+    """Decide what `apply` is going to do, without changing anything. Arguments as for `convert`.
+
+    Raises:
+        ValueError: `model` is not a built functional or Sequential Keras 3 model, or has no layer
+            that can be quantized; an option is out of range or an override matches nothing;
+            `activation_bits` are asked for without data; the data do not fit the model; a kernel
+            or an activation holds NaN or infinity.
+    """
+    config = _config(config, options)
+    bits = config.activation_bits
+    if bits == "auto":
+        bits = None if representative_dataset is None else 8
+    if bits is not None and representative_dataset is None:
+        raise ValueError(
+            f"`activation_bits` (={bits}) needs `representative_dataset`, to measure the ranges of"
+            " activations. Give some inputs, or set activation_bits=None to leave activations in"
+            " float."
+        )
+    graph = Graph(model, config.fold_batch_norm)
+    batches = []
+    if bits is not None:
+        # The first batch is read before the slow part, so that data that do not fit fail at once.
+        stream = data.batches(representative_dataset, graph.model, limit=config.calibration_samples)
+        batches = [next(stream)]
+    result = plan_kernels(graph, config, verbose)
+    if bits is None:
+        return result
+    sites = (
+        all_sites(graph)
+        if config.activation_scope == "all"
+        else input_sites(graph, set(result.layers))
+    )
+    observed = {site.key: site.tensors for site in sites if not site.fixed}
+
+    def progress() -> Any:
+        yield from batches
+        yield from stream
+
+    bar = tqdm(progress(), "Calibrating", unit="batch", delay=PROGRESS_DELAY, disable=not verbose)
+    statistics = calibrate(graph.model, observed, bar)
+    grids = activation_grids(sites, statistics, config, bits)
+    return dataclasses.replace(result, activations=grids)
+
+
+def apply(model: keras.Model, plan: Plan, *, verbose: bool = True) -> keras.Model:
+    """Make the quantized model that `plan` describes. `model` is not modified.
+
+    Raises:
+        ValueError: the plan names a layer that the model does not have, or does not fit a kernel.
+    """
+    graph = Graph(model, plan.fold_batch_norm)
+    names = {node.layer.name for node in graph.nodes}
+    for name in plan.layers:
+        if name not in graph.kernels:
+            raise ValueError(
+                f"the plan quantizes layer {name!r}, which `model` {graph.model.name!r} does not"
+                f" have; layers with a kernel: {', '.join(graph.kernels)}."
+            )
+    for key in plan.activations:
+        if key.partition(":")[0] not in names:
+            raise ValueError(f"the plan rounds activations at {key!r}, which `model` lacks.")
+    kernels = {}
+    bar = tqdm(plan.layers.items(), "Quantizing", delay=PROGRESS_DELAY, disable=not verbose)
+    for name, layer_plan in bar:
+        kernel, bias = graph.kernels[name].weights()
+        quantized = layer_plan.quantize(kernel, name)
+        quality = sqnr_db(kernel, quantized.effective_kernel())
+        kernels[name] = Replacement(quantized, bias, quality)
+    result = rewrite(graph, kernels, plan.activations)
+    if isinstance(model, keras.Sequential):
+        compiled = result.get_compile_config() if result.compiled else None
+        result = keras.Sequential(result.layers, name=model.name)
+        if compiled:
+            result.compile_from_config(compiled)
+    return result
+
+
+def _config(config: Config | None, options: dict[str, Any]) -> Config:
+    if config is None:
+        known = {field.name for field in dataclasses.fields(Config)}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ValueError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}.")
+        return Config(**options)
+    if options:
+        raise ValueError(
+            f"give either `config` or options, not both; got {', '.join(sorted(options))} beside"
+            " `config`. Put them into the Config (dataclasses.replace)."
+        )
+    if not isinstance(config, Config):
+        raise ValueError(f"`config` must be an ocs_tf.Config, but is {config!r}.")
+    return config

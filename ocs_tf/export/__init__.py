@@ -1,0 +1,1 @@
+"""From quantized Keras models to files that other runtimes load."""

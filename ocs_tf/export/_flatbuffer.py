@@ -1,0 +1,155 @@
+"""Reading a .tflite file as plain Python objects: the few questions that the exporters ask of it.
+
+The objects are those of the generated TFLite schema (`ModelT`, `SubGraphT`, `TensorT`, ...):
+https://github.com/tensorflow/tensorflow/blob/master/tensorflow/compiler/mlir/lite/schema/schema.fbs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+
+FLOAT32 = schema.TensorType.FLOAT32
+
+_OP_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if name.isupper()}
+_TYPE_NAMES = {
+    code: name.lower() for name, code in vars(schema.TensorType).items() if name.isupper()
+}
+_ACTIVATIONS = {
+    code: name for name, code in vars(schema.ActivationFunctionType).items() if name.isupper()
+}
+
+
+def read(model: bytes) -> Any:
+    """The `ModelT` of a .tflite file.
+
+    Raises:
+      ValueError: if the model has more than one subgraph (control flow), which no exporter handles.
+    """
+    parsed = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
+    if len(parsed.subgraphs) != 1:
+        raise ValueError(
+            f"the model has {len(parsed.subgraphs)} subgraphs; the exporters handle exactly 1"
+            " (no control flow: unroll loops and recurrent layers)"
+        )
+    return parsed
+
+
+def write(model: Any) -> bytes:
+    """The bytes of a `ModelT`."""
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def op_name(model: Any, op: Any) -> str:
+    """Name of an operator as the schema spells it, for example `"CONV_2D"`."""
+    code = model.operatorCodes[op.opcodeIndex]
+    # Files older than schema 3a keep the code in the deprecated field; the larger one is in use.
+    return _OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def op_version(model: Any, op: Any) -> int:
+    """Version of an operator, as the file states it."""
+    return int(model.operatorCodes[op.opcodeIndex].version)
+
+
+def type_name(tensor: Any) -> str:
+    """Element type of a tensor, for example `"int8"`."""
+    return _TYPE_NAMES[tensor.type]
+
+
+def name(tensor: Any) -> str:
+    """Name of a tensor."""
+    return tensor.name.decode() if tensor.name else ""
+
+
+def shape(tensor: Any) -> tuple[int, ...]:
+    """Shape of a tensor; `()` for a scalar."""
+    return tuple(int(n) for n in tensor.shape) if tensor.shape is not None else ()
+
+
+def fused_activation(op: Any) -> str:
+    """Name of the activation fused into an operator, `"NONE"` without one."""
+    return _ACTIVATIONS[getattr(op.builtinOptions, "fusedActivationFunction", 0)]
+
+
+def is_constant(model: Any, tensor: Any) -> bool:
+    """Whether the tensor's values are stored in the file."""
+    return model.buffers[tensor.buffer].data is not None
+
+
+def constant(model: Any, tensor: Any) -> np.ndarray:
+    """Values of a constant tensor, in its shape and element type (float32, int8, int32 or int64).
+
+    Raises:
+      ValueError: if the tensor is no constant.
+    """
+    if not is_constant(model, tensor):
+        raise ValueError(f"tensor {name(tensor)!r} is no constant")
+    data = np.asarray(model.buffers[tensor.buffer].data, dtype=np.uint8)
+    return data.view(type_name(tensor)).reshape(shape(tensor))
+
+
+def grid(tensor: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """`(scale float32 [n], zero_point int64 [n])` of a tensor, None if it is not quantized."""
+    quantization = tensor.quantization
+    if quantization is None or quantization.scale is None or len(quantization.scale) == 0:
+        return None
+    scale = np.asarray(quantization.scale, np.float32)
+    zero_point = quantization.zeroPoint
+    if zero_point is None or len(zero_point) == 0:
+        zero_point = np.zeros(len(scale))
+    return scale, np.asarray(zero_point, np.int64)
+
+
+def float_activations(model: Any) -> dict[str, int]:
+    """Name and index of every float32 tensor the model is given or computes, inputs first."""
+    graph = model.subgraphs[0]
+    computed = [index for op in graph.operators for index in op.outputs]
+    return {
+        name(graph.tensors[index]): index
+        for index in (*graph.inputs, *computed)
+        if graph.tensors[index].type == FLOAT32
+    }
+
+
+def name_affinity(tensor_name: str, layer: str) -> int:
+    """How clearly a tensor's name says that it comes from the Keras layer `layer`; 0: not at all.
+
+    The converter joins the names of fused ops with `;`, last op first, each a path such as
+    `functional_1/conv_1/convolution`: one segment is the layer's name, mostly with `_1` appended.
+    """
+    paths = [path.split("/") for path in tensor_name.split(";")]
+    for rank, segment in ((2, f"{layer}_1"), (1, layer)):
+        for position, path in enumerate(paths):
+            if segment in path:
+                return rank * len(paths) - position
+    return 0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the converter's and the runtime's chatter off stderr; errors travel as exceptions."""
+    # The C++ runtime writes to file descriptor 2, past sys.stderr.
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    level = logging.root.manager.disable
+    try:
+        os.dup2(null, 2)
+        logging.disable(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

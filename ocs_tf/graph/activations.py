@@ -1,0 +1,216 @@
+"""Where a quantized model rounds its activations: as an integer TFLite runtime does.
+
+Every activation tensor that such a runtime holds gets a grid; a tensor that exists only inside a
+fused kernel (a convolution before its ReLU) gets none. Tensors that an operation only moves around
+share one grid: pooling, padding and reshaping keep their input's, and all that is concatenated
+agrees on one, so that nothing is rounded twice. The outputs of softmax, sigmoid and tanh have the
+grids that the TFLite quantization specification fixes for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from ocs_tf.graph import adapters
+from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.numerics import ActivationGrid
+
+_LAYERS = keras.layers
+# The output holds only numbers of the input.
+_MOVES = (
+    _LAYERS.Reshape,
+    _LAYERS.Flatten,
+    _LAYERS.Permute,
+    _LAYERS.ZeroPadding1D,
+    _LAYERS.ZeroPadding2D,
+    _LAYERS.ZeroPadding3D,
+    _LAYERS.Cropping1D,
+    _LAYERS.Cropping2D,
+    _LAYERS.Cropping3D,
+    _LAYERS.MaxPooling1D,
+    _LAYERS.MaxPooling2D,
+    _LAYERS.MaxPooling3D,
+    _LAYERS.RepeatVector,
+    _LAYERS.Dropout,
+    _LAYERS.SpatialDropout1D,
+    _LAYERS.SpatialDropout2D,
+    _LAYERS.SpatialDropout3D,
+    _LAYERS.GaussianNoise,
+    _LAYERS.GaussianDropout,
+    _LAYERS.ActivityRegularization,
+    _LAYERS.Identity,
+)
+# The output is on the input's grid, but holds new numbers.
+_KEEPS_GRID = (_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D, _LAYERS.AveragePooling3D)
+_POOLS = (*_KEEPS_GRID, _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)
+# What a runtime computes together with a ReLU behind it.
+_FUSES_RELU = (
+    *(adapter.layer_class for adapter in adapters.ADAPTERS),
+    *_POOLS,
+    _LAYERS.Add,
+    _LAYERS.Subtract,
+    _LAYERS.Multiply,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A place where activations are rounded.
+
+    Attributes:
+        key: the name of the layer whose output is rounded; `NAME:input` for what layer NAME reads,
+            `NAME:preactivation` for what goes into NAME's own activation function.
+        tensors: the symbolic tensors to observe (several calls of a shared layer); empty where
+            `fixed` is given.
+        group: sites of one group share a grid.
+        fixed: the function whose output grid is prescribed, or `None`.
+    """
+
+    key: str
+    tensors: tuple[Any, ...]
+    group: str
+    fixed: str | None = None
+
+
+def fixed_grid(function: str, bits: int) -> ActivationGrid:
+    """The grid that TFLite prescribes for the output of softmax, sigmoid or tanh."""
+    symmetric = bits == 16
+    if symmetric:
+        return ActivationGrid(bits, 2.0**-15, 0, symmetric=True)
+    if function == "tanh":
+        return ActivationGrid(bits, 2.0 ** (1 - bits), 0)
+    return ActivationGrid(bits, 2.0**-bits, -(2 ** (bits - 1)))
+
+
+def input_sites(graph: Graph, quantized: set[str]) -> list[Site]:
+    """One site for the input of each layer named in `quantized`: the paper's activations."""
+    sites = []
+    for name in quantized:
+        tensors = tuple(call.inputs[0] for call in graph.calls(graph.kernels[name].layer))
+        sites.append(Site(f"{name}:input", tensors, f"{name}:input"))
+    return sites
+
+
+def all_sites(graph: Graph) -> list[Site]:
+    """The sites of every activation tensor that an integer runtime holds."""
+    return _SiteFinder(graph).find()
+
+
+class _SiteFinder:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.sites: dict[str, Site] = {}
+        self.group_of: dict[int, str] = {}  # tensor -> group
+        self.alias: dict[str, str] = {}  # group -> group it was united with
+
+    def find(self) -> list[Site]:
+        for node in self.graph.nodes:
+            if len(node.outputs) == 1 and "float" in str(node.outputs[0].dtype):
+                self._visit(node, node.outputs[0])
+        return [dataclasses.replace(s, group=self._root(s.group)) for s in self.sites.values()]
+
+    def _visit(self, node: Node, output: Any) -> None:
+        layer, name = node.layer, node.layer.name
+        if name in self.graph.folded:
+            return  # observed as the output of the layer that takes it up
+        if name in self.graph.kernels:
+            self._visit_kernel(node, output)
+        elif isinstance(layer, _MOVES) or isinstance(layer, _KEEPS_GRID):
+            self.group_of[id(output)] = self._group(node.inputs[0])
+            if isinstance(layer, _KEEPS_GRID) and not self._fused_into_relu(output):
+                self._add(name, output, self._group(node.inputs[0]))
+        elif isinstance(layer, _LAYERS.Concatenate):
+            for tensor in node.inputs:
+                self._unite(name, self._group(tensor))
+            self._add(name, output, name)
+        elif _relu_limit(layer) is not None and _feeds_pool(self.graph, node):
+            self._add(name, output, self._group(node.inputs[0]))
+        elif _fixed_function(layer) is not None:
+            self._add(name, output, name, _fixed_function(layer))
+        elif not self._fused_into_relu(output, layer):
+            self._add(name, output, name)
+
+    def _visit_kernel(self, node: Node, output: Any) -> None:
+        layer, name = node.layer, node.layer.name
+        norm = self.graph.kernels[name].batch_norm
+        if norm is not None:
+            output = self.graph.calls(norm)[0].outputs[0]
+        function = _fixed_function(layer)
+        if not adapters.is_linear(layer.activation) and _relu_limit(layer) is None:
+            self._add(f"{name}:preactivation", preactivation(layer, node.inputs[0]), f"{name}:pre")
+        if not self._fused_into_relu(output, layer):
+            self._add(name, output, name, function)
+
+    def _add(self, key: str, tensor: Any, group: str, fixed: str | None = None) -> None:
+        self.group_of[id(tensor)] = group
+        before = self.sites.get(key)
+        tensors = () if fixed else (*(before.tensors if before else ()), tensor)
+        self.sites[key] = Site(key, tensors, before.group if before else group, fixed)
+
+    def _group(self, tensor: Any) -> str:
+        return self.group_of.get(id(tensor), f"tensor {id(tensor)}")
+
+    def _root(self, group: str) -> str:
+        while group in self.alias:
+            group = self.alias[group]
+        return group
+
+    def _unite(self, group: str, other: str) -> None:
+        site = self.sites.get(other)
+        group, other = self._root(group), self._root(other)
+        if group != other and not (site is not None and site.fixed):
+            self.alias[other] = group
+
+    def _fused_into_relu(self, tensor: Any, layer: Any = None) -> bool:
+        """Whether `tensor` vanishes in a kernel that applies the ReLU behind it."""
+        if layer is not None and not isinstance(layer, _FUSES_RELU):
+            return False
+        reader = self.graph.only_consumer(tensor)
+        return reader is not None and _relu_limit(reader.layer) is not None
+
+
+def preactivation(layer: Any, tensor: Any) -> Any:
+    """The symbolic output of `layer` on `tensor` without its activation function."""
+    config = {**layer.get_config(), "activation": None, "name": f"{layer.name}_preactivation"}
+    linear = type(layer).from_config(config)
+    output = linear(tensor)
+    linear.set_weights(layer.get_weights())
+    return output
+
+
+def activation_function(layer: Any) -> Any:
+    """The activation function that `layer` applies to its output, or `None`."""
+    if isinstance(layer, _LAYERS.Softmax):
+        return keras.activations.softmax
+    function = getattr(layer, "activation", None)
+    return None if adapters.is_linear(function) else function
+
+
+def _relu_limit(layer: Any) -> float | None:
+    """Upper bound of a plain ReLU (infinite, 6), or `None` if `layer` does not end in one."""
+    if isinstance(layer, _LAYERS.ReLU):
+        plain = not layer.negative_slope and not layer.threshold
+        limit = float("inf") if layer.max_value is None else float(layer.max_value)
+        return limit if plain and limit in (6.0, float("inf")) else None
+    function = activation_function(layer)
+    if function is keras.activations.relu6:
+        return 6.0
+    return float("inf") if function is keras.activations.relu else None
+
+
+def _fixed_function(layer: Any) -> str | None:
+    names = {
+        keras.activations.softmax: "softmax",
+        keras.activations.sigmoid: "sigmoid",
+        keras.activations.tanh: "tanh",
+    }
+    return names.get(activation_function(layer))
+
+
+def _feeds_pool(graph: Graph, node: Node) -> bool:
+    """Whether the ReLU `node` is computed by the pooling in front of it."""
+    before = graph.producer[id(node.inputs[0])]
+    return isinstance(before.layer, _POOLS) and graph.only_consumer(node.inputs[0]) is node

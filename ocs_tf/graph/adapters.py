@@ -1,0 +1,121 @@
+"""Adapters: what quantization needs to know of each Keras layer type that has a kernel.
+
+The canonical form of a kernel is `[..., C, F]`: input channels on axis -2, output channels on
+axis -1. Only this module and the quantized layers know how a layer type keeps its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from ocs_tf import layers
+from ocs_tf.numerics import QuantizedKernel
+
+
+class KernelAdapter:
+    """One layer type. Subclass it, fill in what differs, and add it to `ADAPTERS`."""
+
+    layer_class: type[keras.layers.Layer]
+    quantized_class: type[layers.KernelLayer]
+
+    def why_not_split(self, layer: Any) -> str | None:
+        """Why `layer`'s input channels cannot be split; `None` if they can."""
+        return None
+
+    def to_canonical(self, kernel: np.ndarray) -> np.ndarray:
+        """Keras layout to `[..., C, F]`."""
+        return kernel
+
+    def to_keras(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+        """`[..., C', F]` to the layout of `layer`."""
+        return kernel
+
+    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """Float kernel in canonical form, and bias `[F]` or `None`."""
+        bias = None if layer.bias is None else np.asarray(layer.bias)
+        return self.to_canonical(np.asarray(layer.kernel)), bias
+
+    def quantized_config(self, layer: Any, use_bias: bool) -> dict[str, Any]:
+        """The configuration of `layer` without what only training needs."""
+        config = layer.get_config()
+        # Names differ by layer: kernel_constraint, depthwise_constraint, bias_regularizer, ...
+        # and the activity regularizer only acts in training, too.
+        for key in config:
+            if key.endswith(("_regularizer", "_constraint")):
+                config[key] = None
+        return {**config, "use_bias": use_bias, "trainable": False}
+
+    def store(self, target: Any, kernel: QuantizedKernel, bias: np.ndarray | None) -> None:
+        """Put a canonical `kernel` and the bias into the built quantized layer `target`."""
+        codes = self.to_keras(kernel.codes, target)
+        target.assign(dataclasses.replace(kernel, codes=codes), bias)
+
+
+class DenseAdapter(KernelAdapter):
+    layer_class = keras.layers.Dense
+    quantized_class = layers.QuantizedDense
+
+
+class Conv2DAdapter(KernelAdapter):
+    layer_class = keras.layers.Conv2D
+    quantized_class = layers.QuantizedConv2D
+
+    def why_not_split(self, layer: Any) -> str | None:
+        if layer.groups > 1:
+            return f"a grouped convolution (groups={layer.groups}) is quantized without splitting"
+        return None
+
+
+class DepthwiseConv2DAdapter(KernelAdapter):
+    layer_class = keras.layers.DepthwiseConv2D
+    quantized_class = layers.QuantizedDepthwiseConv2D
+
+    def why_not_split(self, layer: Any) -> str | None:
+        return "a depthwise convolution is quantized without splitting"
+
+    def to_canonical(self, kernel: np.ndarray) -> np.ndarray:
+        return kernel.reshape(*kernel.shape[:-2], 1, -1)
+
+    def to_keras(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+        return kernel.reshape(*kernel.shape[:-2], -1, layer.depth_multiplier)
+
+
+ADAPTERS: tuple[KernelAdapter, ...] = (DenseAdapter(), Conv2DAdapter(), DepthwiseConv2DAdapter())
+_BY_CLASS = {adapter.layer_class: adapter for adapter in ADAPTERS}
+_BY_QUANTIZED_CLASS = {adapter.quantized_class: adapter for adapter in ADAPTERS}
+
+
+def adapter_for(layer: Any) -> KernelAdapter | None:
+    """The adapter of a float layer. A user's subclass is not matched: it may compute otherwise."""
+    return _BY_CLASS.get(type(layer))
+
+
+def adapter_of_quantized(layer: Any) -> KernelAdapter | None:
+    """The adapter of a quantized layer."""
+    return _BY_QUANTIZED_CLASS.get(type(layer))
+
+
+def why_float(layer: Any) -> str | None:
+    """Why a layer without adapter stays in float; `None` if it has no weights to quantize."""
+    if not getattr(layer, "weights", None):
+        return None
+    if isinstance(layer, keras.Model):
+        return "a nested model is kept as it is; quantize it on its own before nesting it"
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return "a batch norm that no layer before it can take up"
+    known = ", ".join(adapter.layer_class.__name__ for adapter in ADAPTERS)
+    return f"{type(layer).__name__} has no quantized form; those that have one: {known}"
+
+
+def is_linear(activation: Any) -> bool:
+    """Whether a layer's activation function is the identity."""
+    return activation is None or activation is keras.activations.linear
+
+
+def channel_axis(layer: Any) -> int:
+    """The axis of `layer`'s output that holds its channels."""
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1

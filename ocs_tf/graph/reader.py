@@ -1,0 +1,169 @@
+"""Reading a Keras model: its layers in order, who reads whom, which batch norms can be folded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from ocs_tf.graph import adapters
+from ocs_tf.graph.adapters import KernelAdapter
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One call of a layer (or bare Keras operation) in the model."""
+
+    layer: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    arguments: Any  # Keras' SymbolicArguments; None for an input layer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KernelSite:
+    """A layer with a kernel that can be quantized, and the batch norm folded into it, if any."""
+
+    layer: Any
+    adapter: KernelAdapter
+    batch_norm: keras.layers.BatchNormalization | None
+
+    @property
+    def name(self) -> str:
+        return str(self.layer.name)
+
+    def weights(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Float32 kernel `[..., C, F]` in canonical form and bias `[F]`, batch norm folded."""
+        kernel, bias = self.adapter.read(self.layer)
+        if self.batch_norm is None:
+            return kernel, bias
+        gain, shift = batch_norm_affine(self.batch_norm)
+        folded = (kernel * gain.astype(np.float64)).astype(np.float32)
+        return folded, (shift + gain * (0 if bias is None else bias)).astype(np.float32)
+
+
+class Graph:
+    """A functional view of a model.
+
+    Attributes:
+        model: a `keras.Model` with inputs and outputs over the user's own layers.
+        nodes: calls in topological order, input layers first.
+        kernels: `KernelSite`s by layer name, in topological order.
+    """
+
+    def __init__(self, model: Any, fold_batch_norm: bool = True) -> None:
+        self.model = as_functional(model)
+        self.nodes = list(_nodes(self.model))
+        self.producer = {id(t): n for n in self.nodes for t in n.outputs}
+        self.consumers: dict[int, list[Node]] = {id(t): [] for n in self.nodes for t in n.outputs}
+        for node in self.nodes:
+            for tensor in node.inputs:
+                self.consumers[id(tensor)].append(node)
+        self.output_ids = {id(t) for t in self.model.outputs}
+        self.kernels: dict[str, KernelSite] = {}
+        for node in self.nodes:
+            adapter = adapters.adapter_for(node.layer)
+            if adapter is not None and node.layer.name not in self.kernels:
+                norm = self._foldable(node.layer) if fold_batch_norm else None
+                self.kernels[node.layer.name] = KernelSite(node.layer, adapter, norm)
+        self.folded = {s.batch_norm.name for s in self.kernels.values() if s.batch_norm is not None}
+
+    def calls(self, layer: Any) -> list[Node]:
+        """The calls of `layer`; more than one if it is shared."""
+        return [node for node in self.nodes if node.layer is layer]
+
+    def only_consumer(self, tensor: Any) -> Node | None:
+        """The one call that reads `tensor`, if there is just one and it is no model output."""
+        readers = self.consumers[id(tensor)]
+        return readers[0] if len(readers) == 1 and id(tensor) not in self.output_ids else None
+
+    def first_kernels(self) -> set[str]:
+        """Names of the kernel layers with no kernel layer between them and the model's inputs."""
+        reached: set[int] = set()  # outputs that depend on a kernel
+        first = set()
+        for node in self.nodes:
+            behind = any(id(t) in reached for t in node.inputs)
+            has_kernel = node.layer.name in self.kernels
+            if has_kernel and not behind:
+                first.add(node.layer.name)
+            if behind or has_kernel:
+                reached.update(id(t) for t in node.outputs)
+        return first
+
+    def last_kernels(self) -> set[str]:
+        """Names of the kernel layers with no kernel layer between them and the model's outputs."""
+        ahead: set[int] = set()  # tensors that a kernel reads, sooner or later
+        last = set()
+        for node in reversed(self.nodes):
+            later = any(id(t) in ahead for t in node.outputs)
+            has_kernel = node.layer.name in self.kernels
+            if has_kernel and not later:
+                last.add(node.layer.name)
+            if later or has_kernel:
+                ahead.update(id(t) for t in node.inputs)
+        return last
+
+    def _foldable(self, layer: Any) -> keras.layers.BatchNormalization | None:
+        """The batch norm directly behind `layer` that nothing else depends on."""
+        calls = self.calls(layer)
+        if len(calls) != 1 or not adapters.is_linear(layer.activation):
+            return None
+        reader = self.only_consumer(calls[0].outputs[0])
+        if reader is None or type(reader.layer) is not keras.layers.BatchNormalization:
+            return None
+        if len(self.calls(reader.layer)) != 1 or id(reader.outputs[0]) in self.output_ids:
+            return None
+        rank = len(reader.outputs[0].shape)
+        on_channels = reader.layer.axis % rank == adapters.channel_axis(layer) % rank
+        return reader.layer if on_channels else None
+
+
+def as_functional(model: Any) -> keras.Model:
+    """`model` itself if it is functional, or a functional view of a Sequential model.
+
+    Raises:
+        ValueError: not a Keras 3 model, not built, or subclassed; the message says what to do.
+    """
+    if not isinstance(model, keras.Model):
+        kind = f"{type(model).__module__}.{type(model).__name__}"
+        hint = " (a tf_keras model: load it with Keras 3)" if kind.startswith("tf_keras") else ""
+        raise ValueError(f"`model` must be a keras.Model, but is a {kind}{hint}.")
+    if isinstance(model, keras.Sequential):
+        if not model.built or not model.inputs:
+            raise ValueError(
+                f"`model` {model.name!r} is not built, so it has no weights yet. Give it a"
+                " keras.Input as its first layer, or call it on data once."
+            )
+        return keras.Model(model.inputs, model.outputs, name=model.name)
+    if not hasattr(model, "_nodes_by_depth"):
+        raise ValueError(
+            f"`model` {model.name!r} is a subclassed keras.Model ({type(model).__name__}), whose"
+            " layer graph cannot be read. Make it functional first: `inputs = keras.Input(...);"
+            " model = keras.Model(inputs, model.call(inputs))`."
+        )
+    return model
+
+
+def batch_norm_affine(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
+    """Gain and shift of a batch norm at inference, float64 `[C]`: `y = gain * x + shift`."""
+    mean, variance = (np.asarray(v, np.float64) for v in (norm.moving_mean, norm.moving_variance))
+    gain = 1 / np.sqrt(variance + norm.epsilon)
+    if norm.scale:
+        gain = gain * np.asarray(norm.gamma, np.float64)
+    shift = -mean * gain
+    if norm.center:
+        shift = shift + np.asarray(norm.beta, np.float64)
+    return gain, shift
+
+
+def _nodes(model: keras.Model) -> Iterator[Node]:
+    # Keras has no public way to walk a functional model's calls in order; this attribute is as
+    # old as Keras 3, and what Functional itself runs by.
+    by_depth = model._nodes_by_depth
+    for depth in sorted(by_depth, reverse=True):
+        for node in by_depth[depth]:
+            arguments = None if node.is_input else node.arguments
+            yield Node(node.operation, tuple(node.input_tensors), tuple(node.outputs), arguments)

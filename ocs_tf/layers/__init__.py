@@ -1,0 +1,19 @@
+"""The Keras layers of a quantized model, registered under the package name `ocs_tf`."""
+
+from ocs_tf.layers.kernels import (
+    KernelLayer,
+    QuantizedConv2D,
+    QuantizedDense,
+    QuantizedDepthwiseConv2D,
+)
+from ocs_tf.layers.quantizers import FakeQuantize, QuantizedOutput, fake_quantize
+
+__all__ = [
+    "FakeQuantize",
+    "KernelLayer",
+    "QuantizedConv2D",
+    "QuantizedDense",
+    "QuantizedDepthwiseConv2D",
+    "QuantizedOutput",
+    "fake_quantize",
+]

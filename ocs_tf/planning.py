@@ -1,0 +1,241 @@
+"""`Plan`: what a conversion is going to do, in numbers, before any kernel changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ocs_tf.calibration import Statistics, merge
+from ocs_tf.config import AUTO_EXPAND_RATIO, Config, Override
+from ocs_tf.graph import adapters
+from ocs_tf.graph.activations import Site, fixed_grid
+from ocs_tf.graph.reader import Graph, KernelSite
+from ocs_tf.numerics import ActivationGrid, QuantizedKernel, copy_count, symmetric_step
+from ocs_tf.numerics.kernel import check_kernel, choose_threshold, encode
+from ocs_tf.numerics.splitting import choose_copies, copies_of_map
+
+PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
+
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """How one layer's kernel is quantized.
+
+    Attributes:
+        bits: 2..8.
+        threshold: clip threshold; a float per tensor, a list `[F]` per output channel.
+        copies: the original input channel of each copy, in the order they are appended.
+        power_of_two: the step is rounded up to a power of two.
+        quantization_aware: the copies' codes add up to the code of the whole weight.
+    """
+
+    bits: int
+    threshold: float | list[float]
+    copies: list[int] = dataclasses.field(default_factory=list)
+    power_of_two: bool = False
+    quantization_aware: bool = True
+
+    @property
+    def granularity(self) -> str:
+        return "channel" if isinstance(self.threshold, list) else "tensor"
+
+    def quantize(self, kernel: np.ndarray, name: str = "kernel") -> QuantizedKernel:
+        """Quantize a float kernel `[..., C, F]` as planned.
+
+        Raises:
+            ValueError: the kernel is not finite, or the plan does not fit its shape.
+        """
+        kernel = check_kernel(kernel, name)
+        channels, outputs = kernel.shape[-2:]
+        if isinstance(self.threshold, list) and len(self.threshold) != outputs:
+            raise ValueError(
+                f"the plan has {len(self.threshold)} thresholds for {name!r}, which has"
+                f" {outputs} output channels."
+            )
+        step = symmetric_step(self.threshold, self.bits, self.power_of_two)
+        mapping = np.array([*range(channels), *self.copies], np.int32)
+        copies = copies_of_map(kernel, mapping, step if self.quantization_aware else None)
+        return encode(kernel, self.bits, step, copies)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `apply` does to a model. Numbers only: print it, edit it, save it, load it.
+
+    Attributes:
+        layers: `LayerPlan` by layer name.
+        float_layers: why the other layers with weights stay in float, by layer name.
+        activations: grid by site: a layer name (its output), `NAME:input` or
+            `NAME:preactivation`; see `graph.activations`.
+        fold_batch_norm: whether batch norms are folded into the layers before them.
+    """
+
+    layers: dict[str, LayerPlan]
+    float_layers: dict[str, str] = dataclasses.field(default_factory=dict)
+    activations: dict[str, ActivationGrid] = dataclasses.field(default_factory=dict)
+    fold_batch_norm: bool = True
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: not a plan, or one of an unknown format.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
+            raise ValueError(f"this is not a plan of format {_FORMAT}.")
+        return cls(
+            layers={name: LayerPlan(**plan) for name, plan in values["layers"].items()},
+            float_layers=values["float_layers"],
+            activations={k: ActivationGrid(**g) for k, g in values["activations"].items()},
+            fold_batch_norm=values["fold_batch_norm"],
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a JSON file."""
+        pathlib.Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote."""
+        return cls.from_json(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def plan_kernels(graph: Graph, config: Config, verbose: bool = True) -> Plan:
+    """A plan without activations.
+
+    Raises:
+        ValueError: an override matches no layer; there is no layer to quantize; a kernel holds NaN
+            or infinity; with `config.strict`, a layer would stay in float unasked.
+    """
+    _check_overrides(graph, config)
+    first, last = graph.first_kernels(), graph.last_kernels()
+    options = {
+        name: _options(site, config, name in first, name in last)
+        for name, site in graph.kernels.items()
+    }
+    float_layers = _unsupported(graph)
+    if config.strict and float_layers:
+        name, reason = next(iter(float_layers.items()))
+        raise ValueError(
+            f"layer {name!r} would stay in float: {reason}. Leave it in float on purpose with an"
+            " override (weight_bits=None), or set strict=False."
+        )
+    if not options:
+        known = ", ".join(a.layer_class.__name__ for a in adapters.ADAPTERS)
+        raise ValueError(f"`model` has no layer that can be quantized; those are: {known}.")
+    float_layers |= {
+        name: "left in float by the configuration"
+        for name, o in options.items()
+        if o.weight_bits is None
+    }
+    chosen = [name for name, o in options.items() if o.weight_bits is not None]
+    layers = {
+        name: _plan_layer(graph.kernels[name], options[name], config)
+        for name in tqdm(chosen, "Planning", delay=PROGRESS_DELAY, disable=not verbose, leave=False)
+    }
+    return Plan(layers, float_layers, fold_batch_norm=config.fold_batch_norm)
+
+
+def activation_grids(
+    sites: list[Site], statistics: Mapping[str, Statistics], config: Config, bits: int
+) -> dict[str, ActivationGrid]:
+    """A grid for every site, one for all sites of a group."""
+    by_group: dict[str, Statistics] = {}
+    for site in sites:
+        if not site.fixed:
+            by_group = merge(by_group, {site.group: statistics[site.key]})
+    grids = {}
+    for group, seen in by_group.items():
+        low, high = seen.clip_range(bits, config.activation_clip, config.percentile)
+        symmetric = config.activation_symmetric or bits == 16
+        grids[group] = ActivationGrid.from_range(low, high, bits, symmetric, config.power_of_two)
+    return {s.key: fixed_grid(s.fixed, bits) if s.fixed else grids[s.group] for s in sites}
+
+
+def _options(site: KernelSite, config: Config, first: bool, last: bool) -> Override:
+    """Every option of one layer: overrides before first and last before the rest."""
+    override = config.override_for(site.layer) or Override(site.name)
+    bits = config.weight_bits
+    ratio = config.expand_ratio
+    if last and config.last_layer_bits != "same":
+        bits = config.last_layer_bits
+    if first:
+        bits = bits if config.first_layer_bits == "same" else config.first_layer_bits
+        ratio = 0.0
+    if override.weight_bits != "unset":
+        bits = override.weight_bits
+    if override.expand_ratio is not None:
+        ratio = override.expand_ratio
+    if site.adapter.why_not_split(site.layer):
+        ratio = 0.0
+    if ratio == "auto":
+        ratio = AUTO_EXPAND_RATIO if bits is not None and bits < 8 else 0.0
+    return Override(
+        site.name,
+        weight_bits=bits,
+        granularity=override.granularity or config.granularity,
+        expand_ratio=ratio,
+        weight_clip=override.weight_clip or config.weight_clip,
+    )
+
+
+def _plan_layer(site: KernelSite, options: Override, config: Config) -> LayerPlan:
+    bits, clip, granularity = options.weight_bits, options.weight_clip, options.granularity
+    assert isinstance(bits, int)
+    assert clip is not None
+    assert granularity is not None
+    assert isinstance(options.expand_ratio, (int, float))
+    kernel = check_kernel(site.weights()[0], f"kernel of layer {site.name}")
+    count = copy_count(options.expand_ratio, kernel.shape[-2])
+    threshold = choose_threshold(
+        kernel, bits, count, clip, granularity, percentile=config.percentile
+    )
+    step = symmetric_step(threshold, bits, config.power_of_two)
+    copies = choose_copies(kernel, count, step if config.quantization_aware else None)
+    return LayerPlan(
+        bits,
+        np.asarray(threshold).tolist(),
+        copies.channel_map[kernel.shape[-2] :].tolist(),
+        config.power_of_two,
+        config.quantization_aware,
+    )
+
+
+def _unsupported(graph: Graph) -> dict[str, str]:
+    """Layers with weights that have no quantized form, and why."""
+    reasons = {}
+    for node in graph.nodes:
+        name = node.layer.name
+        reason = adapters.why_float(node.layer)
+        if reason and name not in graph.kernels and name not in graph.folded:
+            reasons[name] = reason
+    return reasons
+
+
+def _check_overrides(graph: Graph, config: Config) -> None:
+    layers = [node.layer for node in graph.nodes]
+    for override in config.overrides:
+        # A class or a pattern may well describe layers that this model happens not to have.
+        if isinstance(override.select, (str, re.Pattern)) and not any(
+            override.matches(layer) for layer in layers
+        ):
+            raise ValueError(
+                f"`overrides` has an entry for {override.describe()}, which matches no layer;"
+                f" layers with a kernel: {', '.join(graph.kernels)}."
+            )
