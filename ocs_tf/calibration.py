@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ocs_tf.numerics import clip_threshold
 
 HALF_BINS = 1024
+_CHUNK = 1 << 15  # values of a histogram at a time: they stay in the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,30 +29,31 @@ class Statistics:
     Attributes:
         minimum, maximum: of all values.
         exponent: of the histogram's span; the smallest power of two that holds all magnitudes.
-        counts: int64 `[2 * HALF_BINS]`.
+        counts: int64 `[2 * HALF_BINS]`, or `None` where only the range was measured.
     """
 
     minimum: float
     maximum: float
     exponent: int
-    counts: NDArray[np.int64]
+    counts: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, values: NDArray[Any]) -> Statistics:
+    def of(cls, values: NDArray[Any], histogram: bool = True) -> Statistics:
         """Statistics of finite `values`, any shape, not empty.
+
+        `histogram=False` measures the range only, which costs far less.
 
         Raises:
             ValueError: a value is NaN or infinite.
         """
+        values = np.asarray(values, np.float32)
         low, high = float(values.min()), float(values.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("the activations hold NaN or infinity")
         largest = max(-low, high)
         # frexp: largest = m * 2^e with m in [0.5, 1), so 2^e lies above every magnitude.
         exponent = max(math.frexp(largest)[1], -100) if largest else -100
-        scaled = values.ravel() * np.float32(HALF_BINS * 2.0**-exponent)
-        bins = np.floor(scaled).astype(np.int32) + HALF_BINS
-        return cls(low, high, exponent, np.bincount(bins, minlength=2 * HALF_BINS))
+        return cls(low, high, exponent, _histogram(values, exponent) if histogram else None)
 
     def merge(self, other: Statistics) -> Statistics:
         """The statistics of both data sets together."""
@@ -60,26 +62,31 @@ class Statistics:
             min(self.minimum, other.minimum),
             max(self.maximum, other.maximum),
             exponent,
-            self._counts_at(exponent) + other._counts_at(exponent),
+            _add(self._counts_at(exponent), other._counts_at(exponent)),
         )
 
-    def clip_range(self, bits: int, method: str, percentile: float) -> tuple[float, float]:
+    def clip_range(
+        self, bits: int, method: str, percentile: float, symmetric: bool = False
+    ) -> tuple[float, float]:
         """Minimum and maximum after clipping by `method` (one of `numerics.CLIP_METHODS`).
 
         The methods see the histogram's bin centers. A tensor that is never negative is clipped
-        one-sided; another one at the same magnitude on both sides, where it reaches that far.
+        one-sided, unless its grid is going to be `symmetric`; another one at the same magnitude on
+        both sides, where it reaches that far.
         """
         if method == "none" or self.minimum == self.maximum:
             return self.minimum, self.maximum
-        one_sided = self.minimum >= 0
+        one_sided = self.minimum >= 0 and not symmetric
         threshold = clip_threshold(
             self._sample(), bits, method, one_sided=one_sided, percentile=percentile
         )
         return max(self.minimum, -threshold), min(self.maximum, threshold)
 
-    def _counts_at(self, exponent: int) -> NDArray[np.int64]:
+    def _counts_at(self, exponent: int) -> NDArray[np.int64] | None:
         """The histogram over a wider span."""
         counts = self.counts
+        if counts is None:
+            return None
         for _ in range(min(exponent - self.exponent, HALF_BINS.bit_length())):
             half = HALF_BINS // 2
             pairs = counts.reshape(-1, 2).sum(1)
@@ -91,10 +98,30 @@ class Statistics:
         width = 2.0**self.exponent / HALF_BINS
         centers = (np.arange(2 * HALF_BINS) - HALF_BINS + 0.5) * width
         centers = np.clip(centers, self.minimum, self.maximum)
+        if self.counts is None:
+            raise ValueError("only the range was measured; clipping needs the histogram.")
         total = int(self.counts.sum())
         kept = self.counts if total <= size else np.ceil(self.counts * (size / total))
         values = np.repeat(centers, kept.astype(np.int64))
         return np.concatenate([values, [self.minimum, self.maximum]]).astype(np.float32)
+
+
+def _histogram(values: NDArray[np.float32], exponent: int) -> NDArray[np.int64]:
+    """Counts in `2 * HALF_BINS` equal bins over `-2^exponent .. 2^exponent`."""
+    flat = values.reshape(-1)
+    factor = np.float32(HALF_BINS * 2.0**-exponent)  # a power of two: the product is exact
+    counts = np.zeros(2 * HALF_BINS, np.int64)
+    for start in range(0, flat.size, _CHUNK):
+        bins = np.floor(flat[start : start + _CHUNK] * factor).astype(np.intp)
+        bins += HALF_BINS
+        counts += np.bincount(bins, minlength=2 * HALF_BINS)
+    return counts
+
+
+def _add(
+    first: NDArray[np.int64] | None, second: NDArray[np.int64] | None
+) -> NDArray[np.int64] | None:
+    return None if first is None or second is None else first + second
 
 
 def merge(
@@ -111,24 +138,37 @@ def calibrate(
     model: keras.Model,
     tensors: Mapping[str, Sequence[Any]],
     batches: Iterable[Sequence[NDArray[Any]]],
+    *,
+    through: Mapping[str, Callable[[Any], Any]] | None = None,
+    histogram: bool = True,
 ) -> dict[str, Statistics]:
     """Statistics of symbolic `tensors` of `model`, by key, over all `batches` of inputs.
 
     Several tensors of one key (the calls of a shared layer) are taken together. One batch of
     activations is held at a time.
 
+    Arguments:
+        through: by key, a layer that the values go through before they are measured. (Calling it
+            on the symbolic tensors instead would leave traces in the user's model.)
+        histogram: whether to measure more than the range.
+
     Raises:
         ValueError: an activation is NaN or infinite; the message names its key.
     """
     flat = [(key, tensor) for key, group in tensors.items() for tensor in group]
-    observer = keras.Model(model.inputs, [tensor for _, tensor in flat])
+    through = through or {}
     found: dict[str, Statistics] = {}
+    if not flat:
+        return found
+    observer = keras.Model(model.inputs, [tensor for _, tensor in flat])
     for batch in batches:
         outputs = observer.predict_on_batch(list(batch) if len(batch) > 1 else batch[0])
         outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         for (key, _), values in zip(flat, outputs, strict=True):
+            if key in through:
+                values = keras.ops.convert_to_numpy(through[key](values))
             try:
-                statistics = Statistics.of(np.asarray(values, np.float32))
+                statistics = Statistics.of(values, histogram)
             except ValueError as error:
                 raise ValueError(f"{error} at {key!r}, on the calibration data.") from None
             found = merge(found, {key: statistics})

@@ -5,18 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
+
+import numpy as np
 
 from ocs_tf.numerics.clipping import CLIP_METHODS, DEFAULT_PERCENTILE
 from ocs_tf.numerics.grid import check_bits
 from ocs_tf.numerics.kernel import GRANULARITIES, MAX_WEIGHT_BITS
-from ocs_tf.numerics.splitting import copy_count
 
 ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 ACTIVATION_SCOPES = ("all", "inputs")
 # What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
 AUTO_EXPAND_RATIO = 0.02
+_SWITCHES = (
+    "fold_batch_norm",
+    "quantization_aware",
+    "power_of_two",
+    "full_range",
+    "activation_symmetric",
+    "strict",
+)
 
 Selector = str | re.Pattern[str] | type | Callable[[Any], bool]
 
@@ -36,25 +45,26 @@ class Override:
     """
 
     select: Selector
-    weight_bits: int | None | Literal["unset"] = "unset"
+    weight_bits: int | Literal["unset"] | None = "unset"
     granularity: str | None = None
     expand_ratio: float | Literal["auto"] | None = None
     weight_clip: str | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.select, (str, re.Pattern, type)) or callable(self.select)):
+        of_bytes = isinstance(self.select, re.Pattern) and not isinstance(self.select.pattern, str)
+        if not (isinstance(self.select, (str, re.Pattern)) or callable(self.select)) or of_bytes:
             raise ValueError(
                 f"`select` (={self.select!r}) must be a layer name, a compiled regular expression,"
                 " a layer class or a callable."
             )
-        if self.weight_bits not in ("unset", None):
-            check_bits(self.weight_bits, "weight_bits", largest=MAX_WEIGHT_BITS)  # type: ignore[arg-type]
+        if self.weight_bits is not None and self.weight_bits != "unset":
+            _keep(self, "weight_bits", _check_weight_bits("weight_bits", self.weight_bits))
         if self.granularity is not None:
             _check_choice("granularity", self.granularity, GRANULARITIES)
         if self.weight_clip is not None:
             _check_choice("weight_clip", self.weight_clip, CLIP_METHODS)
         if self.expand_ratio is not None:
-            _check_ratio(self.expand_ratio)
+            _keep(self, "expand_ratio", _check_ratio(self.expand_ratio))
 
     def matches(self, layer: Any) -> bool:
         """Whether `layer` (a Keras layer) is selected."""
@@ -68,7 +78,8 @@ class Override:
 
     def describe(self) -> str:
         """The selector in words, for messages."""
-        return ", ".join(f"{k} {v!r}" for k, v in self._selector_dict().items())
+        kind, value = next(iter(self._selector_dict().items()))
+        return f"{kind} {value!r}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; raises `ValueError` for a callable selector."""
@@ -89,16 +100,26 @@ class Override:
     def from_dict(cls, values: Mapping[str, Any]) -> Override:
         """The inverse of `to_dict`."""
         options = dict(values)
-        for kind, make in (("name", str), ("regex", re.compile), ("class", _ClassName)):
-            if kind in options:
-                return cls(make(options.pop(kind)), **options)  # type: ignore[operator]
-        raise ValueError(f"an override (={values!r}) needs one of the keys name, regex, class.")
+        select: Selector
+        if "name" in options:
+            select = str(options.pop("name"))
+        elif "regex" in options:
+            select = re.compile(options.pop("regex"), options.pop("flags", 0))
+        elif "class" in options:
+            select = _ClassName(options.pop("class"))
+        else:
+            raise ValueError(f"an override (={values!r}) needs one of the keys name, regex, class.")
+        return _override_of(select, options)
 
-    def _selector_dict(self) -> dict[str, str]:
+    def _selector_dict(self) -> dict[str, Any]:
         if isinstance(self.select, str):
             return {"name": self.select}
         if isinstance(self.select, re.Pattern):
-            return {"regex": self.select.pattern}
+            plain = self.select.flags == re.UNICODE
+            return {
+                "regex": self.select.pattern,
+                **({} if plain else {"flags": self.select.flags}),
+            }
         if isinstance(self.select, type):
             return {"class": self.select.__name__}
         if isinstance(self.select, _ClassName):
@@ -136,6 +157,8 @@ class Config:
         fold_batch_norm: multiply a batch norm into the layer before it, where that is possible.
         quantization_aware: the codes of a channel's copies add up to the code of the whole weight.
         power_of_two: all steps are powers of two.
+        full_range: weights may take the code `-2^(bits-1)`, too. TFLite's kernels do not have it
+            at 8 bits.
         activation_scope: `"all"` quantizes every activation tensor that an integer runtime holds;
             `"inputs"` only what quantized layers read, as the paper does.
         activation_symmetric: activation grids are symmetric about 0 (always so at 16 bits).
@@ -150,17 +173,18 @@ class Config:
     """
 
     weight_bits: int | None = 8
-    activation_bits: int | None | Literal["auto"] = "auto"
+    activation_bits: int | Literal["auto"] | None = "auto"
     granularity: str = "channel"
     expand_ratio: float | Literal["auto"] = "auto"
     weight_clip: str = "optimal"
     activation_clip: str = "none"
     percentile: float = DEFAULT_PERCENTILE
-    first_layer_bits: int | None | Literal["same"] = 8
-    last_layer_bits: int | None | Literal["same"] = 8
+    first_layer_bits: int | Literal["same"] | None = 8
+    last_layer_bits: int | Literal["same"] | None = 8
     fold_batch_norm: bool = True
     quantization_aware: bool = True
     power_of_two: bool = False
+    full_range: bool = False
     activation_scope: str = "all"
     activation_symmetric: bool = False
     overrides: Sequence[Override] | Mapping[Selector, Mapping[str, Any]] = ()
@@ -171,20 +195,36 @@ class Config:
         for name in ("weight_bits", "first_layer_bits", "last_layer_bits"):
             value = getattr(self, name)
             if value is not None and not (value == "same" and name != "weight_bits"):
-                check_bits(value, name, largest=MAX_WEIGHT_BITS)
-        if self.activation_bits not in (None, "auto", *ACTIVATION_BITS):
-            _refuse("activation_bits", self.activation_bits, (None, "auto", *ACTIVATION_BITS))
+                _keep(self, name, _check_weight_bits(name, value))
+        bits = self.activation_bits
+        if bits is not None and bits != "auto":
+            if isinstance(bits, bool) or bits not in ACTIVATION_BITS:
+                _refuse("activation_bits", bits, (None, "auto", *ACTIVATION_BITS))
+            _keep(self, "activation_bits", int(bits))
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                _refuse(name, getattr(self, name), (True, False))
         _check_choice("granularity", self.granularity, GRANULARITIES)
         _check_choice("weight_clip", self.weight_clip, CLIP_METHODS)
         _check_choice("activation_clip", self.activation_clip, CLIP_METHODS)
         _check_choice("activation_scope", self.activation_scope, ACTIVATION_SCOPES)
-        _check_ratio(self.expand_ratio)
-        if not 0 <= self.percentile <= 100:
-            raise ValueError(f"`percentile` (={self.percentile!r}) must lie in 0 .. 100.")
+        if self.activation_clip == "aciq" and self.activation_bits == 16:
+            raise ValueError(
+                "`activation_clip` (='aciq') is defined for activation_bits 2..8, not 16; choose"
+                " another method."
+            )
+        _keep(self, "expand_ratio", _check_ratio(self.expand_ratio))
+        if not (_is_number(self.percentile) and 0 <= self.percentile <= 100):
+            raise ValueError(f"`percentile` (={self.percentile!r}) must be a number in 0 .. 100.")
+        _keep(self, "percentile", float(self.percentile))
         samples = self.calibration_samples
-        if samples is not None and (not isinstance(samples, int) or samples < 1):
-            raise ValueError(f"`calibration_samples` (={samples!r}) must be a positive integer.")
-        object.__setattr__(self, "overrides", _as_overrides(self.overrides))
+        if samples is not None:
+            if not _is_integer(samples) or samples < 1:
+                raise ValueError(
+                    f"`calibration_samples` (={samples!r}) must be a positive integer."
+                )
+            _keep(self, "calibration_samples", int(samples))
+        _keep(self, "overrides", _as_overrides(self.overrides))
 
     @classmethod
     def paper(cls, **options: Any) -> Config:
@@ -202,6 +242,7 @@ class Config:
             "fold_batch_norm": False,
             "activation_scope": "inputs",
             "activation_symmetric": True,
+            "full_range": True,
         }
         defaults = {"expand_ratio": 0.0, "weight_clip": "none", "activation_clip": "none"}
         extra = _as_overrides(options.pop("overrides", ()))
@@ -212,18 +253,32 @@ class Config:
 
     def override_for(self, layer: Any) -> Override | None:
         """The first override that selects `layer`, or `None`."""
-        return next((o for o in self.overrides if o.matches(layer)), None)  # type: ignore[union-attr]
+        return next((o for o in _as_overrides(self.overrides) if o.matches(layer)), None)
+
+    def unused_overrides(self, layers: Iterable[Any]) -> list[Override]:
+        """The overrides by name or pattern that match none of `layers`.
+
+        A class or a callable may well describe layers that a model happens not to have.
+        """
+        candidates = list(layers)
+        return [
+            o
+            for o in _as_overrides(self.overrides)
+            if isinstance(o.select, (str, re.Pattern)) and not any(map(o.matches, candidates))
+        ]
 
     def to_json(self) -> str:
         """The configuration as JSON text; `Config.from_json` reads it."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values["overrides"] = [o.to_dict() for o in self.overrides]  # type: ignore[union-attr]
+        values["overrides"] = [o.to_dict() for o in _as_overrides(self.overrides)]
         return json.dumps(values, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Config:
         """The inverse of `to_json`; unknown fields are a `ValueError`."""
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"a configuration is a JSON object, not a {type(values).__name__}.")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -235,6 +290,8 @@ class Config:
 def _as_overrides(
     overrides: Sequence[Override] | Mapping[Selector, Mapping[str, Any]],
 ) -> tuple[Override, ...]:
+    if not isinstance(overrides, Iterable) or isinstance(overrides, str):
+        overrides = (overrides,)  # refused below
     if isinstance(overrides, Mapping):
         overrides = [_override_of(select, options) for select, options in overrides.items()]
     names: set[str] = set()
@@ -253,6 +310,10 @@ def _as_overrides(
 
 def _override_of(select: Selector, options: Mapping[str, Any]) -> Override:
     known = [f.name for f in dataclasses.fields(Override) if f.name != "select"]
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"`overrides` maps {select!r} to {options!r}; it must map it to a dict of options."
+        )
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(
@@ -267,9 +328,33 @@ def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         _refuse(name, value, choices)
 
 
-def _check_ratio(value: Any) -> None:
-    if value != "auto":
-        copy_count(value, 0)
+def _check_ratio(value: Any) -> Any:
+    if isinstance(value, str) and value == "auto":
+        return value
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"`expand_ratio` (={value!r}) must be a number from 0 to 1, or 'auto'.")
+    return float(value)
+
+
+def _check_weight_bits(name: str, value: Any) -> int:
+    try:
+        return check_bits(value, name, largest=MAX_WEIGHT_BITS)
+    except ValueError as error:
+        choices = "None for float" if name == "weight_bits" else "None for float, 'same'"
+        raise ValueError(f"{str(error)[:-1]} ({choices}).") from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _keep(target: Any, name: str, value: Any) -> None:
+    """Set an attribute of a frozen dataclass while it is made."""
+    object.__setattr__(target, name, value)
 
 
 def _refuse(name: str, value: Any, choices: Sequence[Any]) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import keras
@@ -84,19 +85,18 @@ def plan(
     result = plan_kernels(graph, config, verbose)
     if bits is None:
         return result
-    sites = (
-        all_sites(graph)
-        if config.activation_scope == "all"
-        else input_sites(graph, set(result.layers))
-    )
+    find = all_sites if config.activation_scope == "all" else input_sites
+    sites = find(graph, set(result.layers))
     observed = {site.key: site.tensors for site in sites if not site.fixed}
+    through = {site.key: site.through for site in sites if site.through is not None}
 
     def progress() -> Any:
         yield from batches
         yield from stream
 
     bar = tqdm(progress(), "Calibrating", unit="batch", delay=PROGRESS_DELAY, disable=not verbose)
-    statistics = calibrate(graph.model, observed, bar)
+    histogram = config.activation_clip != "none"
+    statistics = calibrate(graph.model, observed, bar, through=through, histogram=histogram)
     grids = activation_grids(sites, statistics, config, bits)
     return dataclasses.replace(result, activations=grids)
 
@@ -107,17 +107,10 @@ def apply(model: keras.Model, plan: Plan, *, verbose: bool = True) -> keras.Mode
     Raises:
         ValueError: the plan names a layer that the model does not have, or does not fit a kernel.
     """
+    if not isinstance(plan, Plan):
+        raise ValueError(f"`plan` must be an ocs_tf.Plan, but is a {type(plan).__name__}.")
     graph = Graph(model, plan.fold_batch_norm)
-    names = {node.layer.name for node in graph.nodes}
-    for name in plan.layers:
-        if name not in graph.kernels:
-            raise ValueError(
-                f"the plan quantizes layer {name!r}, which `model` {graph.model.name!r} does not"
-                f" have; layers with a kernel: {', '.join(graph.kernels)}."
-            )
-    for key in plan.activations:
-        if key.partition(":")[0] not in names:
-            raise ValueError(f"the plan rounds activations at {key!r}, which `model` lacks.")
+    _check_fits(plan, graph)
     kernels = {}
     bar = tqdm(plan.layers.items(), "Quantizing", delay=PROGRESS_DELAY, disable=not verbose)
     for name, layer_plan in bar:
@@ -127,11 +120,40 @@ def apply(model: keras.Model, plan: Plan, *, verbose: bool = True) -> keras.Mode
         kernels[name] = Replacement(quantized, bias, quality)
     result = rewrite(graph, kernels, plan.activations)
     if isinstance(model, keras.Sequential):
-        compiled = result.get_compile_config() if result.compiled else None
         result = keras.Sequential(result.layers, name=model.name)
-        if compiled:
-            result.compile_from_config(compiled)
+    if model.compiled:
+        _compile_like(model, result)
     return result
+
+
+def _check_fits(plan: Plan, graph: Graph) -> None:
+    for name in plan.layers:
+        if name not in graph.kernels:
+            raise ValueError(
+                f"the plan quantizes layer {name!r}, which `model` {graph.model.name!r} does not"
+                f" have; layers with a kernel: {', '.join(graph.kernels)}."
+            )
+    names = {node.layer.name for node in graph.nodes} - graph.folded
+    inputs = {f"{name}:input" for name in graph.kernels}
+    preactivations = {f"{name}:preactivation" for name in plan.layers}
+    for key in plan.activations:
+        if key not in names | inputs | preactivations:
+            raise ValueError(
+                f"the plan rounds activations at {key!r}, which `model` {graph.model.name!r} does"
+                " not have, or does not quantize."
+            )
+
+
+def _compile_like(model: keras.Model, result: keras.Model) -> None:
+    """Compile `result` as `model` is, with an optimizer, loss and metrics of its own."""
+    try:
+        result.compile_from_config(model.get_compile_config())
+    except Exception as error:
+        warnings.warn(
+            f"the quantized model is not compiled, since the loss, metrics or optimizer of"
+            f" {model.name!r} cannot be copied ({error}); call compile() on it before evaluate().",
+            stacklevel=3,
+        )
 
 
 def _config(config: Config | None, options: dict[str, Any]) -> Config:

@@ -39,10 +39,11 @@ def batches(
         ValueError: no data, a wrong shape, an unknown or missing input name, NaN or infinity, or a
             generator that raises; the message says where.
     """
-    specs = [_Spec(tensor) for tensor in model.inputs]
+    specs = _specs(model)
     left = float("inf") if limit is None else limit
     seen = 0
-    for arrays in _grouped(_elements(dataset, specs, name), batch_size, specs, name):
+    elements = _elements(dataset, specs, batch_size, name)
+    for arrays in _grouped(elements, batch_size, specs, name):
         arrays = [a[: int(min(left, len(a)))] for a in arrays]
         left -= len(arrays[0])
         seen += len(arrays[0])
@@ -56,8 +57,9 @@ def batches(
 class _Spec:
     """What an input of the model takes."""
 
-    def __init__(self, tensor: Any) -> None:
-        self.name = str(tensor.name)
+    def __init__(self, tensor: Any, *names: str) -> None:
+        self.name = names[0]
+        self.names = names  # all that dicts of inputs may call it
         self.shape = tuple(tensor.shape[1:])
         self.dtype = keras.backend.standardize_dtype(tensor.dtype)
 
@@ -81,6 +83,26 @@ class _Spec:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{where} holds NaN or infinity, for input {self.name!r}.")
         return array.astype(self.dtype, copy=False)
+
+
+def _specs(model: keras.Model) -> list[_Spec]:
+    # Keras names an input's layer, its tensor and, in a dict of inputs, its key; as a rule alike.
+    keys = {}
+    if isinstance(model.input, Mapping):
+        keys = {id(tensor): str(key) for key, tensor in model.input.items()}
+    layers = [tensor._keras_history.operation.name for tensor in model.inputs]
+    return [
+        _Spec(tensor, layer, str(tensor.name), keys.get(id(tensor), layer))
+        for layer, tensor in zip(layers, model.inputs, strict=True)
+    ]
+
+
+def _in_order(values: Mapping[str, Any], specs: Sequence[_Spec]) -> list[Any] | None:
+    """The values of a dict of inputs in the order of `specs`; `None` if the names do not fit."""
+    for names in zip(*(spec.names for spec in specs), strict=True):
+        if set(values) == set(names):
+            return [values[name] for name in names]
+    return None
 
 
 def _grouped(
@@ -115,10 +137,13 @@ def _join(parts: list[list[NDArray[Any]]]) -> list[NDArray[Any]]:
 def _fit(element: Any, specs: Sequence[_Spec], where: str) -> list[NDArray[Any]]:
     """One array per input, of equal lengths."""
     if isinstance(element, Mapping):
-        names = [spec.name for spec in specs]
-        if set(element) != set(names):
-            raise ValueError(f"{where} has the keys {sorted(element)}, but the inputs are {names}.")
-        values = [element[n] for n in names]
+        by_name = _in_order(element, specs)
+        if by_name is None:
+            raise ValueError(
+                f"{where} has the keys {sorted(map(str, element))}, but the inputs are"
+                f" {[spec.name for spec in specs]}."
+            )
+        values = by_name
     elif isinstance(element, (list, tuple)):
         values = list(element)
         if len(values) != len(specs):
@@ -134,16 +159,18 @@ def _fit(element: Any, specs: Sequence[_Spec], where: str) -> list[NDArray[Any]]
     return arrays
 
 
-def _elements(dataset: Dataset, specs: Sequence[_Spec], name: str) -> Iterator[Any]:
+def _elements(
+    dataset: Dataset, specs: Sequence[_Spec], batch_size: int, name: str
+) -> Iterator[Any]:
     """The dataset as an iterator over arrays, lists of arrays or dicts of arrays."""
-    if isinstance(dataset, (np.ndarray, Mapping)) or hasattr(dataset, "__array__"):
-        return iter([dataset])
+    if isinstance(dataset, Mapping) or hasattr(dataset, "__array__"):
+        return _slices(dataset, specs, batch_size)
     if isinstance(dataset, (list, tuple)):
         # One array per input, or simply a list of samples.
         per_input = len(specs) == len(dataset) and all(
             np.ndim(a) == len(s.shape) + 1 for a, s in zip(dataset, specs, strict=True)
         )
-        return iter([dataset]) if per_input else iter(dataset)
+        return _slices(dataset, specs, batch_size) if per_input else iter(dataset)
     if isinstance(dataset, keras.utils.PyDataset):
         return (_without_labels(dataset[i], specs) for i in range(len(dataset)))
     if callable(dataset):
@@ -154,6 +181,23 @@ def _elements(dataset: Dataset, specs: Sequence[_Spec], name: str) -> Iterator[A
         f"`{name}` (a {type(dataset).__name__}) must be an array, a dict or list of arrays, a"
         " tf.data.Dataset, a keras.utils.PyDataset, or a callable that yields samples."
     )
+
+
+def _slices(whole: Any, specs: Sequence[_Spec], batch_size: int) -> Iterator[Any]:
+    """A batch of each array at a time: no more is converted and checked at once."""
+    arrays: Sequence[Any] = whole if isinstance(whole, (list, tuple)) else [whole]
+    if isinstance(whole, Mapping):
+        arrays = _in_order(whole, specs) or []
+    lengths = {
+        len(array)
+        for array, spec in zip(arrays, specs, strict=False)
+        if np.ndim(array) == len(spec.shape) + 1
+    }
+    if len(arrays) != len(specs) or len(lengths) != 1:
+        yield whole  # a single sample, or an error that `_fit` describes
+        return
+    for start in range(0, lengths.pop(), batch_size):
+        yield [array[start : start + batch_size] for array in arrays]
 
 
 def _elements_of_call(dataset: Callable[[], Any], name: str) -> Iterator[Any]:

@@ -6,10 +6,9 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 from collections.abc import Mapping
-from typing import Any
 
+import keras
 import numpy as np
 from tqdm import tqdm
 
@@ -19,12 +18,15 @@ from ocs_tf.graph import adapters
 from ocs_tf.graph.activations import Site, fixed_grid
 from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel, copy_count, symmetric_step
-from ocs_tf.numerics.kernel import check_kernel, choose_threshold, encode
+from ocs_tf.numerics.grid import check_bits
+from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS, check_kernel, choose_threshold, encode
 from ocs_tf.numerics.splitting import choose_copies, copies_of_map
 
 PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
 
 _FORMAT = 1
+_ON_PURPOSE = "left in float by the configuration"
+SMALLEST_CHANNEL = 2.0**-13  # of the largest threshold in a kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class LayerPlan:
         copies: the original input channel of each copy, in the order they are appended.
         power_of_two: the step is rounded up to a power of two.
         quantization_aware: the copies' codes add up to the code of the whole weight.
+        full_range: the code `-2^(bits-1)` may be used, too.
     """
 
     bits: int
@@ -44,6 +47,10 @@ class LayerPlan:
     copies: list[int] = dataclasses.field(default_factory=list)
     power_of_two: bool = False
     quantization_aware: bool = True
+    full_range: bool = False
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits, "bits", largest=MAX_WEIGHT_BITS)
 
     @property
     def granularity(self) -> str:
@@ -65,7 +72,7 @@ class LayerPlan:
         step = symmetric_step(self.threshold, self.bits, self.power_of_two)
         mapping = np.array([*range(channels), *self.copies], np.int32)
         copies = copies_of_map(kernel, mapping, step if self.quantization_aware else None)
-        return encode(kernel, self.bits, step, copies)
+        return encode(kernel, self.bits, step, copies, self.full_range)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +103,21 @@ class Plan:
         Raises:
             ValueError: not a plan, or one of an unknown format.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"this is not a plan, which is JSON text: {error}.") from error
         if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
             raise ValueError(f"this is not a plan of format {_FORMAT}.")
-        return cls(
-            layers={name: LayerPlan(**plan) for name, plan in values["layers"].items()},
-            float_layers=values["float_layers"],
-            activations={k: ActivationGrid(**g) for k, g in values["activations"].items()},
-            fold_batch_norm=values["fold_batch_norm"],
-        )
+        try:
+            return cls(
+                layers={name: LayerPlan(**plan) for name, plan in values["layers"].items()},
+                float_layers=values["float_layers"],
+                activations={k: ActivationGrid(**g) for k, g in values["activations"].items()},
+                fold_batch_norm=values["fold_batch_norm"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the plan lacks a field or has an unknown one: {error}.") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a JSON file."""
@@ -123,28 +136,23 @@ def plan_kernels(graph: Graph, config: Config, verbose: bool = True) -> Plan:
         ValueError: an override matches no layer; there is no layer to quantize; a kernel holds NaN
             or infinity; with `config.strict`, a layer would stay in float unasked.
     """
+    _check_not_quantized(graph)
     _check_overrides(graph, config)
     first, last = graph.first_kernels(), graph.last_kernels()
     options = {
         name: _options(site, config, name in first, name in last)
         for name, site in graph.kernels.items()
     }
-    float_layers = _unsupported(graph)
-    if config.strict and float_layers:
-        name, reason = next(iter(float_layers.items()))
-        raise ValueError(
-            f"layer {name!r} would stay in float: {reason}. Leave it in float on purpose with an"
-            " override (weight_bits=None), or set strict=False."
-        )
+    float_layers = _unsupported(graph, config)
+    if config.strict:
+        _refuse_skipped(graph, float_layers)
     if not options:
         known = ", ".join(a.layer_class.__name__ for a in adapters.ADAPTERS)
         raise ValueError(f"`model` has no layer that can be quantized; those are: {known}.")
-    float_layers |= {
-        name: "left in float by the configuration"
-        for name, o in options.items()
-        if o.weight_bits is None
-    }
+    float_layers |= {name: _ON_PURPOSE for name, o in options.items() if o.weight_bits is None}
     chosen = [name for name, o in options.items() if o.weight_bits is not None]
+    for name in chosen:
+        _check_bias(graph.kernels[name])
     layers = {
         name: _plan_layer(graph.kernels[name], options[name], config)
         for name in tqdm(chosen, "Planning", delay=PROGRESS_DELAY, disable=not verbose, leave=False)
@@ -162,8 +170,8 @@ def activation_grids(
             by_group = merge(by_group, {site.group: statistics[site.key]})
     grids = {}
     for group, seen in by_group.items():
-        low, high = seen.clip_range(bits, config.activation_clip, config.percentile)
         symmetric = config.activation_symmetric or bits == 16
+        low, high = seen.clip_range(bits, config.activation_clip, config.percentile, symmetric)
         grids[group] = ActivationGrid.from_range(low, high, bits, symmetric, config.power_of_two)
     return {s.key: fixed_grid(s.fixed, bits) if s.fixed else grids[s.group] for s in sites}
 
@@ -206,6 +214,8 @@ def _plan_layer(site: KernelSite, options: Override, config: Config) -> LayerPla
     threshold = choose_threshold(
         kernel, bits, count, clip, granularity, percentile=config.percentile
     )
+    # A channel that is all but dead would get a step so small that its int32 bias overflows.
+    threshold = np.maximum(threshold, np.max(threshold) * SMALLEST_CHANNEL)
     step = symmetric_step(threshold, bits, config.power_of_two)
     copies = choose_copies(kernel, count, step if config.quantization_aware else None)
     return LayerPlan(
@@ -214,28 +224,54 @@ def _plan_layer(site: KernelSite, options: Override, config: Config) -> LayerPla
         copies.channel_map[kernel.shape[-2] :].tolist(),
         config.power_of_two,
         config.quantization_aware,
+        config.full_range,
     )
 
 
-def _unsupported(graph: Graph) -> dict[str, str]:
+def _unsupported(graph: Graph, config: Config) -> dict[str, str]:
     """Layers with weights that have no quantized form, and why."""
     reasons = {}
     for node in graph.nodes:
         name = node.layer.name
         reason = adapters.why_float(node.layer)
         if reason and name not in graph.kernels and name not in graph.folded:
-            reasons[name] = reason
+            override = config.override_for(node.layer)
+            on_purpose = override is not None and override.weight_bits is None
+            reasons[name] = _ON_PURPOSE if on_purpose else reason
     return reasons
 
 
-def _check_overrides(graph: Graph, config: Config) -> None:
-    layers = [node.layer for node in graph.nodes]
-    for override in config.overrides:
-        # A class or a pattern may well describe layers that this model happens not to have.
-        if isinstance(override.select, (str, re.Pattern)) and not any(
-            override.matches(layer) for layer in layers
-        ):
+def _refuse_skipped(graph: Graph, float_layers: Mapping[str, str]) -> None:
+    for name, reason in float_layers.items():
+        # A batch norm has no kernel: where it cannot be folded, there is nothing to quantize.
+        norm = isinstance(graph.calls_of(name)[0].layer, keras.layers.BatchNormalization)
+        if reason != _ON_PURPOSE and not norm:
             raise ValueError(
-                f"`overrides` has an entry for {override.describe()}, which matches no layer;"
-                f" layers with a kernel: {', '.join(graph.kernels)}."
+                f"layer {name!r} would stay in float: {reason}. Leave it in float on purpose with"
+                " an override (weight_bits=None), or set strict=False."
             )
+
+
+def _check_not_quantized(graph: Graph) -> None:
+    for node in graph.nodes:
+        if adapters.adapter_of_quantized(node.layer) is not None:
+            raise ValueError(
+                f"`model` {graph.model.name!r} is quantized already: layer {node.layer.name!r} is"
+                f" a {type(node.layer).__name__}. Convert the float model instead."
+            )
+
+
+def _check_bias(site: KernelSite) -> None:
+    bias = site.weights()[1]
+    if bias is not None and not np.isfinite(bias).all():
+        raise ValueError(
+            f"the bias of layer {site.name!r} must be finite, but holds NaN or infinity."
+        )
+
+
+def _check_overrides(graph: Graph, config: Config) -> None:
+    for override in config.unused_overrides(node.layer for node in graph.nodes):
+        raise ValueError(
+            f"`overrides` has an entry for {override.describe()}, which matches no layer;"
+            f" layers with a kernel: {', '.join(graph.kernels)}."
+        )

@@ -33,7 +33,7 @@ def read(model: bytes) -> Any:
     """The `ModelT` of a .tflite file.
 
     Raises:
-      ValueError: if the model has more than one subgraph (control flow), which no exporter handles.
+        ValueError: if the model has more than one subgraph (control flow).
     """
     parsed = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
     if len(parsed.subgraphs) != 1:
@@ -90,7 +90,7 @@ def constant(model: Any, tensor: Any) -> np.ndarray:
     """Values of a constant tensor, in its shape and element type (float32, int8, int32 or int64).
 
     Raises:
-      ValueError: if the tensor is no constant.
+        ValueError: if the tensor is no constant.
     """
     if not is_constant(model, tensor):
         raise ValueError(f"tensor {name(tensor)!r} is no constant")

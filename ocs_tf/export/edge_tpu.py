@@ -17,6 +17,7 @@ import numpy as np
 from ocs_tf.export import _flatbuffer as fb
 
 _SOFTMAX_LIMIT = 16_000
+_BORDER = "converts a float input or output, which the CPU does"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +25,11 @@ class OpReport:
     """What the documentation says of one operator.
 
     Attributes:
-      op: TFLite name, for example `"CONV_2D"`.
-      inputs: element type and shape of each input, for example `"int8[1, 8, 8, 4]"`.
-      outputs: the same for each output.
-      supported: whether no documented rule is broken.
-      reason: the rule that is broken and how; empty if supported.
+        op: TFLite name, for example `"CONV_2D"`.
+        inputs: element type and shape of each input, for example `"int8[1, 8, 8, 4]"`.
+        outputs: the same for each output.
+        supported: whether no documented rule is broken.
+        reason: the rule that is broken and how; empty if supported.
     """
 
     op: str
@@ -42,7 +43,7 @@ def check(tflite: bytes) -> list[OpReport]:
     """Check every operator of a .tflite file, in order of execution.
 
     Raises:
-      ValueError: if the file has more than one subgraph.
+        ValueError: if the file has more than one subgraph.
     """
     model = fb.read(tflite)
     return [_report(_Op(model, op)) for op in model.subgraphs[0].operators]
@@ -52,16 +53,19 @@ def summary(reports: Sequence[OpReport]) -> str:
     """The reports as text: a count, what maps, and each unsupported operator with its reason.
 
     The compiler maps one leading subgraph: from the first unsupported operator on, everything runs
-    on the CPU, supported operators included (models-intro, section "Compiling").
+    on the CPU, supported operators included (models-intro, section "Compiling"). Conversions of
+    float inputs and outputs stay outside of it (section "Float input and output tensors").
     """
+    supported = sum(report.supported for report in reports)
+    text = f"Edge TPU: {supported} of {len(reports)} operators are supported"
     failed = [(index, report) for index, report in enumerate(reports) if not report.supported]
-    count = f"Edge TPU: {len(reports) - len(failed)} of {len(reports)} operators are supported"
-    if not failed:
-        return f"{count}; all of them map"
-    first = failed[0][0]
-    lines = [f"{count}; {first} map, the CPU runs the rest from operator {first} on"]
-    lines += [f"  {index} {report.op}: {report.reason}" for index, report in failed]
-    return "\n".join(lines)
+    stop = next((index for index, report in failed if report.reason != _BORDER), None)
+    if stop is None:
+        lines = [f"{text}; they map"]
+    else:
+        mapped = sum(report.supported for report in reports[:stop])
+        lines = [f"{text}; {mapped} map, the CPU runs the rest from operator {stop} on"]
+    return "\n".join([*lines, *(f"  {index} {r.op}: {r.reason}" for index, r in failed)])
 
 
 class _Op:
@@ -75,6 +79,8 @@ class _Op:
         self.fused = fb.fused_activation(op)
         self.inputs = [graph.tensors[i] for i in op.inputs if i >= 0]
         self.outputs = [graph.tensors[i] for i in op.outputs]
+        self.reads_input = not set(op.inputs).isdisjoint(graph.inputs)
+        self.writes_output = not set(op.outputs).isdisjoint(graph.outputs)
 
     def is_constant(self, position: int) -> bool:
         return fb.is_constant(self.model, self.inputs[position])
@@ -87,7 +93,7 @@ class _Op:
 
 
 def _report(op: _Op) -> OpReport:
-    reason = _general(op)
+    reason = _border(op) or _general(op)
     if not reason and op.name not in _RULES:
         reason = "not in the table of supported operations"
     if not reason:
@@ -103,6 +109,15 @@ def _report(op: _Op) -> OpReport:
 
 def _describe(tensor: Any) -> str:
     return f"{fb.type_name(tensor)}{list(fb.shape(tensor))}"
+
+
+def _border(op: _Op) -> str:
+    """Whether the operator stands between a float input or output and the 8-bit graph."""
+    # "Float input and output tensors": allowed, at the price of this operator.
+    quantizes = op.name == "QUANTIZE" and op.reads_input
+    dequantizes = op.name == "DEQUANTIZE" and op.writes_output
+    types = [fb.type_name(tensor) for tensor in (op.inputs[0], op.outputs[0])]
+    return _BORDER if (quantizes or dequantizes) and "float32" in types else ""
 
 
 def _general(op: _Op) -> str:

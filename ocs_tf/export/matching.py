@@ -29,19 +29,19 @@ def match_tensors(
     told apart by shape, then by layer name, then by order: a key names its layer (`"conv"`), and
     `tensors` lists them in topological order.
 
-    Args:
-      float_model: a float .tflite file with fixed input shapes.
-      inputs: the batch that `tensors` were computed from: arrays by Keras input name, or a list of
-        the only one. The leading axis is cut into samples of the file's batch size.
-      tensors: what Keras computes for `inputs`, float arrays with the same leading axis, by a key
-        of the caller's choice.
+    Arguments:
+        float_model: a float .tflite file with fixed input shapes.
+        inputs: the batch that `tensors` were computed from: arrays by Keras input name, or a list
+            of the only one. The leading axis is cut into samples of the file's batch size.
+        tensors: what Keras computes for `inputs`, float arrays with the same leading axis, by a key
+            of the caller's choice.
 
     Returns:
-      TFLite tensor name -> key of `tensors`. Several TFLite tensors may equal one Keras tensor.
-      Keras tensors that were fused away are absent, as are TFLite tensors that Keras does not have.
+        TFLite tensor name -> key of `tensors`. Several TFLite tensors may equal one Keras tensor.
+        Keras tensors that were fused away are absent, as are TFLite tensors that Keras lacks.
 
     Raises:
-      ValueError: if the inputs or tensors do not fit the model or each other.
+        ValueError: if the inputs or tensors do not fit the model or each other.
     """
     runner = _Runner(float_model)
     found: dict[str, list[np.ndarray]] = {}
@@ -76,15 +76,15 @@ def measure_ranges(float_model: bytes, dataset: Iterable[Sample]) -> dict[str, t
 
     One pass; no activation outlives its sample.
 
-    Args:
-      float_model: a float .tflite file with fixed input shapes.
-      dataset: batches of inputs, each as `inputs` of `match_tensors`.
+    Arguments:
+        float_model: a float .tflite file with fixed input shapes.
+        dataset: batches of inputs, each as `inputs` of `match_tensors`.
 
     Returns:
-      TFLite tensor name -> `(min, max)`, for the model's inputs, outputs and all in between.
+        TFLite tensor name -> `(min, max)`, for the model's inputs, outputs and all in between.
 
     Raises:
-      ValueError: if the dataset is empty, does not fit the model, or a tensor is not finite.
+        ValueError: if the dataset is empty, does not fit the model, or a tensor is not finite.
     """
     runner = _Runner(float_model)
     ranges: dict[str, tuple[float, float]] = {}

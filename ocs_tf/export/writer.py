@@ -66,15 +66,15 @@ class ExportKernel:
     """The integer kernel of one layer of the float graph.
 
     Attributes:
-      layer: name of the Keras layer, for error messages and to tell equal kernels apart.
-      codes: int8, in -127..127, in the layout of the Keras layer: `[h, w, in / groups, out]` for
-        Conv2D, `[in, out]` for Dense, `[h, w, C, M]` for DepthwiseConv2D.
-      scale: float32, the step: `()` per tensor or `[out]` per output channel (`[C * M]` for
-        depthwise, channel by channel).
-      kind: `"conv"`, `"dense"` or `"depthwise"`.
+        layer: name of the Keras layer, for error messages and to tell equal kernels apart.
+        codes: int8, in -127..127, in the layout of the Keras layer: `[h, w, in / groups, out]` for
+            Conv2D, `[in, out]` for Dense, `[h, w, C, M]` for DepthwiseConv2D.
+        scale: float32, the step: `()` per tensor or `[out]` per output channel (`[C * M]` for
+            depthwise, channel by channel).
+        kind: `"conv"`, `"dense"` or `"depthwise"`.
 
     Raises:
-      ValueError: if a field breaks these rules.
+        ValueError: if a field breaks these rules.
     """
 
     layer: str
@@ -143,11 +143,11 @@ def grid_rule(op_name: str) -> str:
     """Whose grid the tensors of a TFLite op have.
 
     Returns:
-      `"fixed"`: the output's is a constant, see `fixed_output_grid`;
-      `"input"`: the output has the input's (pooling, reshape, pad, slice, ...);
-      `"output"`: every input has the output's; an input that also serves others, or whose own
-      producer follows one of these rules, is requantized first (concatenation, maximum, ...);
-      `"own"`: every tensor has its own.
+        `"fixed"`: the output's is a constant, see `fixed_output_grid`;
+        `"input"`: the output has the input's (pooling, reshape, pad, slice, ...);
+        `"output"`: every input has the output's; an input that also serves others, or whose own
+        producer follows one of these rules, is requantized first (concatenation, maximum, ...);
+        `"own"`: every tensor has its own.
     """
     return _RULES.get(op_name, "own")
 
@@ -167,23 +167,24 @@ def write_int8(
     per-tensor step is repeated for each output channel of a convolution, whose int8 form is defined
     per channel, and is written once for a dense kernel, which older runtimes only take so.
 
-    Args:
-      float_model: what `tf.lite.TFLiteConverter` makes of a float Keras model whose kernels are
-        exactly `codes * scale`, with a fixed batch size.
-      kernels: the integer kernels. Each must equal the weights of at least one operator.
-      grids: grid per float activation tensor, by its name in `float_model`.
-      ranges: `(min, max)` of other activation tensors, by name; an entry of `grids` wins. Tensors
-        whose grid follows from others (see `grid_rule`) need no entry.
-      float_io: keep float32 inputs and outputs, quantized inside; otherwise they are int8.
+    Arguments:
+        float_model: what `tf.lite.TFLiteConverter` makes of a float Keras model whose kernels are
+            exactly `codes * scale`, with a fixed batch size.
+        kernels: the integer kernels. Each must equal the weights of at least one operator.
+        grids: grid per float activation tensor, by its name in `float_model`.
+        ranges: `(min, max)` of other activation tensors, by name; an entry of `grids` wins. Tensors
+            whose grid follows from others (see `grid_rule`) need no entry.
+        float_io: keep float32 inputs and outputs, quantized inside; otherwise they are int8.
 
     Returns:
-      The bytes of the .tflite file.
+        The bytes of the .tflite file.
 
     Raises:
-      ValueError: if a name in `grids` or `ranges` is no activation of `float_model`, an activation
-        has neither, a grid or range is malformed, or a kernel is not found in `float_model`.
-      VerificationError: if the file read back has other codes, scales or zero points than given, a
-        bias that overflows, or an operator left in float.
+        ValueError: if a name in `grids` or `ranges` is no activation of `float_model`, an
+            activation has neither, a grid or range is malformed, or a kernel is not found in
+            `float_model`.
+        VerificationError: if the file read back has other codes, scales or zero points than given,
+            a bias that overflows, or an operator left in float.
     """
     model = fb.read(float_model)
     _check_activations(model, grids, ranges)
@@ -192,6 +193,7 @@ def write_int8(
         float_model = fb.write(model)
     with fb.quiet():
         quantized = fb.read(_quantize(float_model, model, assigned, grids, ranges, float_io))
+    _read_shapes_off_codes(quantized)
     _raise_versions(quantized)
     written = fb.write(quantized)
     _verify(model, fb.read(written), assigned, grids, float_io)
@@ -217,7 +219,7 @@ def _check_activations(
                 " and 127, so the file could not clip where the grid does"
             )
         smallest = _SMALLEST_RANGE / (_ACT_MAX - _ACT_MIN)
-        if not (smallest <= grid.scale < np.inf and np.float32(grid.scale) == grid.scale):
+        if not (smallest <= grid.scale < np.inf and float(np.float32(grid.scale)) == grid.scale):
             raise ValueError(
                 f"grids[{name!r}].scale (={grid.scale!r}) must be finite, at least {smallest:.3g}"
                 " and exactly representable in float32"
@@ -229,21 +231,28 @@ def _check_activations(
     for name, (low, high) in ranges.items():
         if not (np.isfinite(low) and np.isfinite(high) and low <= high):
             raise ValueError(f"ranges[{name!r}] (={(low, high)}) must be finite with min <= max")
-    needed = set(known) - _derived(model)
-    missing = sorted(needed - set(grids) - set(ranges))
+    missing = sorted(_needed(model) - set(grids) - set(ranges))
     if missing:
         raise ValueError(f"activation tensors {missing} are in neither grids nor ranges")
 
 
-def _derived(model: Any) -> set[str]:
-    """Names of the activations whose grid follows from the operator that computes them."""
+def needed_activations(float_model: bytes) -> set[str]:
+    """Names of the activations that `write_int8` needs a grid or range for.
+
+    The grids of the others follow from the operators that compute them; see `grid_rule`.
+    """
+    return _needed(fb.read(float_model))
+
+
+def _needed(model: Any) -> set[str]:
     graph = model.subgraphs[0]
-    return {
+    derived = {
         fb.name(graph.tensors[index])
         for op in graph.operators
         if grid_rule(fb.op_name(model, op)) in ("input", "fixed")
         for index in op.outputs
     }
+    return set(fb.float_activations(model)) - derived
 
 
 # Which kernel belongs to which operator ---------------------------------------------------------
@@ -251,14 +260,14 @@ def _derived(model: Any) -> set[str]:
 
 def _assign(model: Any, kernels: Sequence[ExportKernel]) -> dict[int, ExportKernel]:
     """Operator index -> its kernel, found by content; the name decides between equal contents."""
-    ops = {
-        index: (op, fb.op_name(model, op))
+    ops = [
+        index
         for index, op in enumerate(model.subgraphs[0].operators)
         if fb.op_name(model, op) in _KERNEL_OPS
-    }
-    matches: dict[int, list[ExportKernel]] = collections.defaultdict(list)
-    for kernel in kernels:
-        found = [index for index, (op, kind) in ops.items() if _equals(model, op, kind, kernel)]
+    ]
+    matches: dict[int, list[int]] = collections.defaultdict(list)
+    for number, kernel in enumerate(kernels):
+        found = [index for index in ops if _equals(model, index, kernel)]
         if not found:
             raise ValueError(
                 f"kernel of layer {kernel.layer!r} ({kernel.kind} {list(kernel.codes.shape)})"
@@ -266,14 +275,22 @@ def _assign(model: Any, kernels: Sequence[ExportKernel]) -> dict[int, ExportKern
                 " (fold batch normalization first) and the layer must be in use"
             )
         for index in found:
-            matches[index].append(kernel)
-    return {index: _choose(model, ops, index, matches) for index in matches}
+            matches[index].append(number)
+    groups: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
+    for index in ops:
+        if index in matches:
+            groups[tuple(matches[index])].append(index)
+    assigned: dict[int, ExportKernel] = {}
+    for numbers, indices in groups.items():
+        assigned.update(_share_out(model, indices, [kernels[number] for number in numbers]))
+    return assigned
 
 
-def _equals(model: Any, op: Any, kind: str, kernel: ExportKernel) -> bool:
+def _equals(model: Any, index: int, kernel: ExportKernel) -> bool:
     """Whether the operator's weights are `codes * scale` in the operator's layout."""
+    op = model.subgraphs[0].operators[index]
     weights = model.subgraphs[0].tensors[op.inputs[1]]
-    expected = _layout(kernel, kind)
+    expected = _layout(kernel, fb.op_name(model, op))
     if expected is None or fb.shape(weights) != expected[0].shape or weights.type != fb.FLOAT32:
         return False
     if not fb.is_constant(model, weights):
@@ -303,25 +320,31 @@ def _layout(kernel: ExportKernel, op_name: str) -> tuple[np.ndarray, np.ndarray]
     return codes.transpose(3, 0, 1, 2), per_channel[:, None, None, None]
 
 
-def _choose(
-    model: Any, ops: Mapping[int, Any], index: int, matches: Mapping[int, list[ExportKernel]]
-) -> ExportKernel:
-    """One of the kernels whose float content is the operator's.
+def _share_out(
+    model: Any, indices: Sequence[int], candidates: Sequence[ExportKernel]
+) -> dict[int, ExportKernel]:
+    """Give each operator one of the kernels, all of which equal its weights.
 
-    They may still differ in their codes: 2 steps of 0.5 weigh the same as 1 step of 1.
+    The codes may differ all the same: 2 steps of 0.5 weigh as much as 1 step of 1. Operators take
+    the kernel whose layer they are named after, the rest what is left in order of the graph; any
+    choice computes the same function.
     """
-    candidates = matches[index]
     if all(_same(candidates[0], other) for other in candidates):
-        return candidates[0]
+        return dict.fromkeys(indices, candidates[0])
     graph = model.subgraphs[0]
-    op = graph.operators[index]
-    names = [fb.name(graph.tensors[i]) for i in (op.inputs[1], op.outputs[0])]
-    affinity = [max(fb.name_affinity(name, k.layer) for name in names) for k in candidates]
-    if affinity.count(max(affinity)) == 1:
-        return candidates[affinity.index(max(affinity))]
-    # Any choice computes the same function: take them in the order of the graph.
-    alike = [i for i in ops if matches.get(i) == candidates]
-    return candidates[min(alike.index(index), len(candidates) - 1)]
+    left = list(candidates)
+    chosen: dict[int, ExportKernel] = {}
+    for index in indices:
+        op = graph.operators[index]
+        names = [fb.name(graph.tensors[i]) for i in (op.inputs[1], op.outputs[0])]
+        clarity = [max(fb.name_affinity(name, k.layer) for name in names) for k in candidates]
+        if clarity.count(max(clarity)) == 1:
+            chosen[index] = candidates[clarity.index(max(clarity))]
+            left = [kernel for kernel in left if kernel is not chosen[index]]
+    for index in indices:
+        if index not in chosen:
+            chosen[index] = left.pop(0) if left else candidates[-1]
+    return chosen
 
 
 def _same(one: ExportKernel, other: ExportKernel) -> bool:
@@ -436,6 +459,23 @@ def _kernel_bound(kernel: ExportKernel, op_name: str, rank: int) -> np.ndarray:
     return np.broadcast_to(bound, (kernel.channels,)).reshape(shape)
 
 
+def _read_shapes_off_codes(model: Any) -> None:
+    """Drop the DEQUANTIZE that ai-edge-quantizer puts before a SHAPE (of an open batch size)."""
+    graph = model.subgraphs[0]
+    codes = {
+        op.outputs[0]: op.inputs[0]
+        for op in graph.operators
+        if fb.op_name(model, op) == "DEQUANTIZE"
+    }
+    for op in graph.operators:
+        if fb.op_name(model, op) == "SHAPE":
+            op.inputs = [codes.get(op.inputs[0], op.inputs[0])]
+    used = {index for op in graph.operators for index in op.inputs} | set(graph.outputs)
+    graph.operators = [
+        op for op in graph.operators if op.outputs[0] not in codes or op.outputs[0] in used
+    ]
+
+
 def _raise_versions(model: Any) -> None:
     """State the operator versions that the int8 kernels need."""
     for op in model.subgraphs[0].operators:
@@ -476,8 +516,10 @@ def _verify(
 
 
 def _verify_integer(result: Any, op: Any) -> None:
-    """No float tensor may touch a computing operator."""
+    """No float tensor may touch a computing operator; a SHAPE computes nothing."""
     tensors = result.subgraphs[0].tensors
+    if fb.op_name(result, op) == "SHAPE":
+        return
     if any(i >= 0 and tensors[i].type == fb.FLOAT32 for i in (*op.inputs, *op.outputs)):
         raise VerificationError(
             f"operator {fb.op_name(result, op)} computing {fb.name(tensors[op.outputs[0]])!r} is"

@@ -10,6 +10,7 @@ grids that the TFLite quantization specification fixes for them.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -44,16 +45,20 @@ _MOVES = (
     _LAYERS.Identity,
 )
 # The output is on the input's grid, but holds new numbers.
-_KEEPS_GRID = (_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D, _LAYERS.AveragePooling3D)
-_POOLS = (*_KEEPS_GRID, _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)
+AVERAGE_POOLS = (_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D, _LAYERS.AveragePooling3D)
+_POOLS = (*AVERAGE_POOLS, _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)
 # What a runtime computes together with a ReLU behind it.
 _FUSES_RELU = (
     *(adapter.layer_class for adapter in adapters.ADAPTERS),
     *_POOLS,
+    _LAYERS.BatchNormalization,
     _LAYERS.Add,
     _LAYERS.Subtract,
     _LAYERS.Multiply,
 )
+# Bare Keras operations (`x[..., :2]`, `keras.ops.concatenate`), by class name: they have no
+# public classes.
+_MOVING_OPERATIONS = ("GetItem", "Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Site:
             `NAME:preactivation` for what goes into NAME's own activation function.
         tensors: the symbolic tensors to observe (several calls of a shared layer); empty where
             `fixed` is given.
+        through: a layer to put their values through first, or `None`.
         group: sites of one group share a grid.
         fixed: the function whose output grid is prescribed, or `None`.
     """
@@ -73,6 +79,7 @@ class Site:
     tensors: tuple[Any, ...]
     group: str
     fixed: str | None = None
+    through: Any = None
 
 
 def fixed_grid(function: str, bits: int) -> ActivationGrid:
@@ -88,20 +95,25 @@ def fixed_grid(function: str, bits: int) -> ActivationGrid:
 def input_sites(graph: Graph, quantized: set[str]) -> list[Site]:
     """One site for the input of each layer named in `quantized`: the paper's activations."""
     sites = []
-    for name in quantized:
+    for name in (name for name in graph.kernels if name in quantized):
         tensors = tuple(call.inputs[0] for call in graph.calls(graph.kernels[name].layer))
         sites.append(Site(f"{name}:input", tensors, f"{name}:input"))
     return sites
 
 
-def all_sites(graph: Graph) -> list[Site]:
-    """The sites of every activation tensor that an integer runtime holds."""
-    return _SiteFinder(graph).find()
+def all_sites(graph: Graph, quantized: set[str] | None = None) -> list[Site]:
+    """The sites of every activation tensor that an integer runtime holds.
+
+    `quantized` names the layers whose kernels are quantized, all by default. The others run as one
+    float step, whose inside is not rounded.
+    """
+    return _SiteFinder(graph, set(graph.kernels) if quantized is None else quantized).find()
 
 
 class _SiteFinder:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, quantized: set[str]) -> None:
         self.graph = graph
+        self.quantized = quantized
         self.sites: dict[str, Site] = {}
         self.group_of: dict[int, str] = {}  # tensor -> group
         self.alias: dict[str, str] = {}  # group -> group it was united with
@@ -118,11 +130,11 @@ class _SiteFinder:
             return  # observed as the output of the layer that takes it up
         if name in self.graph.kernels:
             self._visit_kernel(node, output)
-        elif isinstance(layer, _MOVES) or isinstance(layer, _KEEPS_GRID):
+        elif isinstance(layer, AVERAGE_POOLS) or moves_values(layer):
             self.group_of[id(output)] = self._group(node.inputs[0])
-            if isinstance(layer, _KEEPS_GRID) and not self._fused_into_relu(output):
+            if isinstance(layer, AVERAGE_POOLS) and not self._fused_into_relu(output):
                 self._add(name, output, self._group(node.inputs[0]))
-        elif isinstance(layer, _LAYERS.Concatenate):
+        elif isinstance(layer, _LAYERS.Concatenate) or _is(layer, ("Concatenate",)):
             for tensor in node.inputs:
                 self._unite(name, self._group(tensor))
             self._add(name, output, name)
@@ -139,16 +151,22 @@ class _SiteFinder:
         if norm is not None:
             output = self.graph.calls(norm)[0].outputs[0]
         function = _fixed_function(layer)
-        if not adapters.is_linear(layer.activation) and _relu_limit(layer) is None:
-            self._add(f"{name}:preactivation", preactivation(layer, node.inputs[0]), f"{name}:pre")
+        key = f"{name}:preactivation"
+        if separable_activation(layer) is not None and name in self.quantized:
+            linear = without_activation(layer, node.inputs[0].shape)
+            self._add(key, node.inputs[0], key, through=linear)
         if not self._fused_into_relu(output, layer):
             self._add(name, output, name, function)
 
-    def _add(self, key: str, tensor: Any, group: str, fixed: str | None = None) -> None:
-        self.group_of[id(tensor)] = group
+    def _add(
+        self, key: str, tensor: Any, group: str, fixed: str | None = None, through: Any = None
+    ) -> None:
         before = self.sites.get(key)
+        group = before.group if before else group
+        if through is None:
+            self.group_of[id(tensor)] = group
         tensors = () if fixed else (*(before.tensors if before else ()), tensor)
-        self.sites[key] = Site(key, tensors, before.group if before else group, fixed)
+        self.sites[key] = Site(key, tensors, group, fixed, through)
 
     def _group(self, tensor: Any) -> str:
         return self.group_of.get(id(tensor), f"tensor {id(tensor)}")
@@ -172,13 +190,66 @@ class _SiteFinder:
         return reader is not None and _relu_limit(reader.layer) is not None
 
 
-def preactivation(layer: Any, tensor: Any) -> Any:
-    """The symbolic output of `layer` on `tensor` without its activation function."""
+def kernel_output_grid(
+    graph: Graph, layer: Any, grids: Mapping[str, ActivationGrid]
+) -> ActivationGrid | None:
+    """The grid on which a kernel layer's sums arrive: its own, or that of the ReLU behind it.
+
+    Rounding before the ReLU comes to the same numbers as rounding behind it, and it is how a
+    runtime computes the two together.
+    """
+    if layer.name in grids:
+        return grids[layer.name]
+    norm = graph.kernels[layer.name].batch_norm
+    calls = graph.calls(layer if norm is None else norm)
+    reader = graph.only_consumer(calls[0].outputs[0]) if len(calls) == 1 else None
+    if reader is None or _relu_limit(reader.layer) is None or len(graph.calls(reader.layer)) > 1:
+        return None
+    return grids.get(reader.layer.name)
+
+
+def tensor_grids(graph: Graph, grids: Mapping[str, ActivationGrid]) -> dict[int, ActivationGrid]:
+    """The grid that each symbolic tensor is on, by its id, given the grids of sites by key."""
+    found: dict[int, ActivationGrid] = {}
+    for node in graph.nodes:
+        name = node.layer.name
+        grid = grids.get(name)
+        if name in graph.folded or (grid is None and moves_values(node.layer)):
+            grid = found.get(id(node.inputs[0]))
+        if grid is not None:
+            found.update((id(tensor), grid) for tensor in node.outputs)
+    return found
+
+
+def moves_values(layer: Any) -> bool:
+    """Whether the output of `layer` holds only numbers of its input."""
+    return isinstance(layer, _MOVES) or _is(layer, _MOVING_OPERATIONS)
+
+
+def fuses_into_producer(graph: Graph, node: Node) -> bool:
+    """Whether a runtime computes the ReLU `node` together with the layer in front of it."""
+    before = graph.producer[id(node.inputs[0])].layer
+    before = getattr(before, "layer", before)  # of a wrapper
+    return isinstance(before, _FUSES_RELU) and graph.only_consumer(node.inputs[0]) is node
+
+
+def separable_activation(layer: Any) -> Any:
+    """The activation function in `layer` that a runtime computes as a step of its own."""
+    return None if _relu_limit(layer) is not None else activation_function(layer)
+
+
+def is_relu6(layer: Any) -> bool:
+    """Whether `layer` is nothing but a ReLU that ends at 6."""
+    return isinstance(layer, (_LAYERS.ReLU, _LAYERS.Activation)) and _relu_limit(layer) == 6
+
+
+def without_activation(layer: Any, input_shape: Any) -> Any:
+    """A copy of `layer` that leaves out its activation function."""
     config = {**layer.get_config(), "activation": None, "name": f"{layer.name}_preactivation"}
     linear = type(layer).from_config(config)
-    output = linear(tensor)
+    linear.build(input_shape)
     linear.set_weights(layer.get_weights())
-    return output
+    return linear
 
 
 def activation_function(layer: Any) -> Any:
@@ -214,3 +285,8 @@ def _feeds_pool(graph: Graph, node: Node) -> bool:
     """Whether the ReLU `node` is computed by the pooling in front of it."""
     before = graph.producer[id(node.inputs[0])]
     return isinstance(before.layer, _POOLS) and graph.only_consumer(node.inputs[0]) is node
+
+
+def _is(operation: Any, names: tuple[str, ...]) -> bool:
+    """Whether `operation` is a bare Keras operation (not a layer) of one of these class names."""
+    return not isinstance(operation, _LAYERS.Layer) and type(operation).__name__ in names

@@ -21,6 +21,8 @@ class KernelAdapter:
 
     layer_class: type[keras.layers.Layer]
     quantized_class: type[layers.KernelLayer]
+    kind: str  # of kernel: "dense", "conv" or "depthwise"
+    outputs_option: str | None  # of the layer: how many output channels it has
 
     def why_not_split(self, layer: Any) -> str | None:
         """Why `layer`'s input channels cannot be split; `None` if they can."""
@@ -54,15 +56,32 @@ class KernelAdapter:
         codes = self.to_keras(kernel.codes, target)
         target.assign(dataclasses.replace(kernel, codes=codes), bias)
 
+    def float_config(self, layer: Any) -> dict[str, Any]:
+        """The configuration of the float layer that the quantized `layer` stands for."""
+        config = layer.get_config()
+        return {k: v for k, v in config.items() if k not in layers.QUANTIZATION_OPTIONS}
+
+    def repeat_outputs(
+        self, config: dict[str, Any], weights: list[np.ndarray], channel_map: np.ndarray
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Configuration and weights (Keras layout) with the output channels of `channel_map`."""
+        assert self.outputs_option is not None
+        config = {**config, self.outputs_option: len(channel_map)}
+        return config, [w[..., channel_map] if w.ndim else w for w in weights]
+
 
 class DenseAdapter(KernelAdapter):
     layer_class = keras.layers.Dense
     quantized_class = layers.QuantizedDense
+    kind = "dense"
+    outputs_option = "units"
 
 
 class Conv2DAdapter(KernelAdapter):
     layer_class = keras.layers.Conv2D
     quantized_class = layers.QuantizedConv2D
+    kind = "conv"
+    outputs_option = "filters"
 
     def why_not_split(self, layer: Any) -> str | None:
         if layer.groups > 1:
@@ -73,6 +92,8 @@ class Conv2DAdapter(KernelAdapter):
 class DepthwiseConv2DAdapter(KernelAdapter):
     layer_class = keras.layers.DepthwiseConv2D
     quantized_class = layers.QuantizedDepthwiseConv2D
+    kind = "depthwise"
+    outputs_option = None
 
     def why_not_split(self, layer: Any) -> str | None:
         return "a depthwise convolution is quantized without splitting"
@@ -91,7 +112,7 @@ _BY_QUANTIZED_CLASS = {adapter.quantized_class: adapter for adapter in ADAPTERS}
 
 def adapter_for(layer: Any) -> KernelAdapter | None:
     """The adapter of a float layer. A user's subclass is not matched: it may compute otherwise."""
-    return _BY_CLASS.get(type(layer))
+    return None if _is_keras_quantized(layer) else _BY_CLASS.get(type(layer))
 
 
 def adapter_of_quantized(layer: Any) -> KernelAdapter | None:
@@ -107,8 +128,14 @@ def why_float(layer: Any) -> str | None:
         return "a nested model is kept as it is; quantize it on its own before nesting it"
     if isinstance(layer, keras.layers.BatchNormalization):
         return "a batch norm that no layer before it can take up"
+    if _is_keras_quantized(layer):
+        return f"Keras has quantized it already (quantization_mode={layer.quantization_mode!r})"
     known = ", ".join(adapter.layer_class.__name__ for adapter in ADAPTERS)
     return f"{type(layer).__name__} has no quantized form; those that have one: {known}"
+
+
+def _is_keras_quantized(layer: Any) -> bool:
+    return getattr(layer, "quantization_mode", None) is not None
 
 
 def is_linear(activation: Any) -> bool:
@@ -119,3 +146,8 @@ def is_linear(activation: Any) -> bool:
 def channel_axis(layer: Any) -> int:
     """The axis of `layer`'s output that holds its channels."""
     return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+
+
+def any_adapter(layer: Any) -> KernelAdapter | None:
+    """The adapter of a layer, float or quantized."""
+    return adapter_for(layer) or adapter_of_quantized(layer)

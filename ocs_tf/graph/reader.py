@@ -67,13 +67,17 @@ class Graph:
         for node in self.nodes:
             adapter = adapters.adapter_for(node.layer)
             if adapter is not None and node.layer.name not in self.kernels:
-                norm = self._foldable(node.layer) if fold_batch_norm else None
+                norm = self.foldable_norm(node.layer) if fold_batch_norm else None
                 self.kernels[node.layer.name] = KernelSite(node.layer, adapter, norm)
         self.folded = {s.batch_norm.name for s in self.kernels.values() if s.batch_norm is not None}
 
     def calls(self, layer: Any) -> list[Node]:
         """The calls of `layer`; more than one if it is shared."""
         return [node for node in self.nodes if node.layer is layer]
+
+    def calls_of(self, name: str) -> list[Node]:
+        """The calls of the layer of this name."""
+        return [node for node in self.nodes if node.layer.name == name]
 
     def only_consumer(self, tensor: Any) -> Node | None:
         """The one call that reads `tensor`, if there is just one and it is no model output."""
@@ -106,8 +110,8 @@ class Graph:
                 ahead.update(id(t) for t in node.inputs)
         return last
 
-    def _foldable(self, layer: Any) -> keras.layers.BatchNormalization | None:
-        """The batch norm directly behind `layer` that nothing else depends on."""
+    def foldable_norm(self, layer: Any) -> keras.layers.BatchNormalization | None:
+        """The batch norm directly behind `layer` (float or quantized), if nothing else reads it."""
         calls = self.calls(layer)
         if len(calls) != 1 or not adapters.is_linear(layer.activation):
             return None
@@ -116,6 +120,8 @@ class Graph:
             return None
         if len(self.calls(reader.layer)) != 1 or id(reader.outputs[0]) in self.output_ids:
             return None
+        if reader.arguments.kwargs.get("training"):
+            return None  # it normalizes by each batch's own statistics
         rank = len(reader.outputs[0].shape)
         on_channels = reader.layer.axis % rank == adapters.channel_axis(layer) % rank
         return reader.layer if on_channels else None
@@ -129,8 +135,19 @@ def as_functional(model: Any) -> keras.Model:
     """
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"
-        hint = " (a tf_keras model: load it with Keras 3)" if kind.startswith("tf_keras") else ""
-        raise ValueError(f"`model` must be a keras.Model, but is a {kind}{hint}.")
+        hint = (
+            " It is a tf_keras (Keras 2) model: save it as .keras or .h5 and load it with"
+            " keras.models.load_model of Keras 3."
+            if kind.startswith("tf_keras")
+            else ""
+        )
+        raise ValueError(f"`model` must be a Keras 3 keras.Model, but is a {kind}.{hint}")
+    if not _has_graph(model):
+        raise ValueError(
+            f"`model` {model.name!r} is a subclassed keras.Model ({type(model).__name__}), whose"
+            " layer graph cannot be read. Make it functional first: `inputs = keras.Input(...);"
+            " model = keras.Model(inputs, model.call(inputs))`."
+        )
     if isinstance(model, keras.Sequential):
         if not model.built or not model.inputs:
             raise ValueError(
@@ -138,13 +155,14 @@ def as_functional(model: Any) -> keras.Model:
                 " keras.Input as its first layer, or call it on data once."
             )
         return keras.Model(model.inputs, model.outputs, name=model.name)
-    if not hasattr(model, "_nodes_by_depth"):
-        raise ValueError(
-            f"`model` {model.name!r} is a subclassed keras.Model ({type(model).__name__}), whose"
-            " layer graph cannot be read. Make it functional first: `inputs = keras.Input(...);"
-            " model = keras.Model(inputs, model.call(inputs))`."
-        )
     return model
+
+
+def _has_graph(model: keras.Model) -> bool:
+    """Whether a graph of layers, and not a `call` of the user's, says what `model` computes."""
+    definer = next(c for c in type(model).__mro__ if "call" in vars(c))
+    known = isinstance(model, keras.Sequential) or hasattr(model, "_nodes_by_depth")
+    return known and definer.__module__.startswith("keras.")
 
 
 def batch_norm_affine(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 
 from ocs_tf import layers
-from ocs_tf.graph.reader import Graph
-from ocs_tf.numerics import ActivationGrid, QuantizedKernel
+from ocs_tf.graph.activations import AVERAGE_POOLS, kernel_output_grid, tensor_grids
+from ocs_tf.graph.reader import Graph, batch_norm_affine
+from ocs_tf.numerics import ActivationGrid, QuantizedKernel, code_limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +40,33 @@ def rewrite(
         grids: by site; see `graph.activations`.
     """
 
+    known = tensor_grids(graph, grids)
+    taken = {node.layer.name for node in graph.nodes}
+    quantizers: dict[str, layers.FakeQuantize] = {}  # by site, one for all calls of a shared layer
+
+    def round_to(site: str, name: str, tensor: Any) -> Any:
+        if site not in quantizers:
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            quantizers[site] = layers.FakeQuantize(grids[site], name=name)
+        return quantizers[site](tensor)
+
     def replace(layer: Any) -> Any:
         name = layer.name
         if name in kernels:
-            return _quantized_layer(graph, layer, kernels[name], grids)
+            read = {known.get(id(call.inputs[0])) for call in graph.calls(layer)}
+            before = grids.get(f"{name}:input") or (read.pop() if len(read) == 1 else None)
+            return _quantized_layer(graph, layer, kernels[name], grids, before)
         if name in graph.kernels and graph.kernels[name].batch_norm is not None:
             adapter = graph.kernels[name].adapter
-            return type(layer).from_config(adapter.quantized_config(layer, use_bias=True))
-        twin = clone_layer(layer)
-        wrappable = isinstance(layer, keras.layers.Layer) and len(graph.calls(layer)) > 0
-        if name in grids and wrappable and not isinstance(layer, keras.layers.InputLayer):
-            return layers.QuantizedOutput(twin, grids[name], name=name)
+            twin = type(layer).from_config(adapter.quantized_config(layer, use_bias=True))
+        else:
+            twin = clone_layer(layer)
+        if name in grids and _wrappable(graph, layer):
+            pools = isinstance(layer, AVERAGE_POOLS)
+            wrapper = layers.QuantizedAveragePooling if pools else layers.QuantizedOutput
+            return wrapper(twin, grids[name], name=name)
         return twin
 
     def call(layer: Any, twin: Any, *args: Any, **kwargs: Any) -> Any:
@@ -57,26 +74,34 @@ def rewrite(
         if name in graph.folded:
             return args[0]
         if f"{name}:input" in grids:
-            quantizer = layers.FakeQuantize(grids[f"{name}:input"], name=f"{name}_input_quantizer")
-            args = (quantizer(args[0]), *args[1:])
+            args = (round_to(f"{name}:input", f"{name}_input_quantizer", args[0]), *args[1:])
         outputs = twin(*args, **kwargs)
         if name in grids and not isinstance(twin, (layers.KernelLayer, layers.QuantizedOutput)):
-            outputs = layers.FakeQuantize(grids[name], name=f"{name}_quantizer")(outputs)
+            outputs = round_to(name, f"{name}_quantizer", outputs)
         return outputs
 
     model, twins = clone(graph, replace, call)
-    for name, site in graph.kernels.items():
-        if name in kernels:
-            site.adapter.store(twins[name], kernels[name].kernel, kernels[name].bias)
-        elif site.batch_norm is not None:
+    for name, twin in twins.items():
+        site = graph.kernels.get(name)
+        inner = twin.layer if isinstance(twin, layers.QuantizedOutput) else twin
+        if site is not None and name in kernels:
+            site.adapter.store(twin, kernels[name].kernel, kernels[name].bias)
+        elif site is not None and site.batch_norm is not None:
             kernel, bias = site.weights()
-            inner = getattr(twins[name], "layer", twins[name])
-            inner.set_weights([site.adapter.to_keras(kernel, site.layer), bias])
+            inner.set_weights([site.adapter.to_keras(kernel, inner), bias])
+        elif name not in graph.folded:
+            original = graph.calls_of(name)[0]
+            _check_copied(original.layer, inner)
+            if isinstance(inner, keras.layers.BatchNormalization) and name in grids:
+                _round_shift(inner, known.get(id(original.inputs[0])))
     return model
 
 
 def clone(
-    graph: Graph, replace: Callable[[Any], Any], call: Callable[..., Any]
+    graph: Graph,
+    replace: Callable[[Any], Any],
+    call: Callable[..., Any],
+    batch_size: int | None = None,
 ) -> tuple[keras.Model, dict[str, Any]]:
     """Build the graph anew from other layers.
 
@@ -85,9 +110,10 @@ def clone(
             whose weights have the old ones' shapes get their values.
         call: `call(layer, new_layer, *args, **kwargs)` for each call of `layer`; for an input it
             gets an identity as the new layer.
+        batch_size: of the new inputs, if it is to be fixed.
 
     Returns:
-        The new model, compiled as the old one is, and its layers by the old layers' names.
+        The new model, not compiled, and its layers by the old layers' names.
     """
     twins: dict[str, Any] = {}
     tensors: dict[int, Any] = {}
@@ -95,13 +121,16 @@ def clone(
     for node in graph.nodes:
         if node.arguments is None:
             for old in node.outputs:
-                new = keras.Input(batch_shape=old.shape, dtype=old.dtype, name=node.layer.name)
+                shape = old.shape if batch_size is None else (batch_size, *old.shape[1:])
+                new = keras.Input(**{**node.layer.get_config(), "batch_shape": shape})
                 inputs[id(old)] = new
                 tensors[id(old)] = call(node.layer, _identity, new)
             continue
         if node.layer.name not in twins:
             twins[node.layer.name] = replace(node.layer)
         args, kwargs = node.arguments.fill_in(tensors)
+        # Arguments that were not used, which the new layer may not have.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         outputs = call(node.layer, twins[node.layer.name], *args, **kwargs)
         for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True):
             tensors[id(old)] = new
@@ -113,10 +142,8 @@ def clone(
     )
     for node in graph.nodes:
         twin = twins.get(node.layer.name)
-        if twin is not None and getattr(node.layer, "weights", None) and twin is not node.layer:
+        if twin is not None and getattr(node.layer, "weights", None):
             _copy_weights(node.layer, twin)
-    if old_model.compiled:
-        model.compile_from_config(old_model.get_compile_config())
     return model, twins
 
 
@@ -136,14 +163,57 @@ def clone_layer(layer: Any) -> Any:
         ) from error
 
 
+def _wrappable(graph: Graph, layer: Any) -> bool:
+    """Whether a `QuantizedOutput` can call `layer` as the model does: with its input, no more."""
+    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.layers.InputLayer):
+        return False
+    arguments = [call.arguments for call in graph.calls(layer)]
+    return all(
+        len(a.args) == 1 and all(value is None for value in a.kwargs.values()) for a in arguments
+    )
+
+
+def _round_shift(norm: keras.layers.BatchNormalization, grid: ActivationGrid | None) -> None:
+    """Round the shift of a batch norm to the step of the integer sums it is added to.
+
+    An integer runtime computes a batch norm that stands alone as a depthwise convolution with
+    8-bit factors `gain / 127` and an int32 bias.
+    """
+    if grid is None or not norm.center:
+        return
+    gain, shift = batch_norm_affine(norm)
+    step = np.abs(gain) / code_limit(8) * grid.scale
+    rounded = np.rint(shift / np.where(step == 0, 1, step)) * step
+    norm.beta.assign(np.asarray(norm.beta) + np.where(step == 0, 0, rounded - shift))
+
+
 def _copy_weights(old: Any, new: Any) -> None:
-    values = old.get_weights()
-    if [v.shape for v in values] == [w.shape for w in new.weights]:
-        new.set_weights(values)
+    if _shapes(old) == _shapes(new):
+        new.set_weights(old.get_weights())
+        for layer in new._flatten_layers():
+            if isinstance(layer, keras.layers.Normalization):
+                layer.finalize_state()  # what it computes with is derived from its weights
+
+
+def _check_copied(old: Any, new: Any) -> None:
+    if isinstance(old, keras.layers.Layer) and _shapes(old) != _shapes(new):
+        raise ValueError(
+            f"layer {old.name!r} ({type(old).__name__}) cannot be copied: made from its"
+            f" configuration it has weights of shapes {_shapes(new)}, not {_shapes(old)}. Give the"
+            " class a get_config() that returns every argument of __init__."
+        )
+
+
+def _shapes(layer: Any) -> list[tuple[int, ...]]:
+    return [tuple(w.shape) for w in layer.weights]
 
 
 def _quantized_layer(
-    graph: Graph, layer: Any, replacement: Replacement, grids: Mapping[str, ActivationGrid]
+    graph: Graph,
+    layer: Any,
+    replacement: Replacement,
+    grids: Mapping[str, ActivationGrid],
+    input_grid: ActivationGrid | None,
 ) -> layers.KernelLayer:
     adapter, kernel = graph.kernels[layer.name].adapter, replacement.kernel
     return adapter.quantized_class.from_config(
@@ -152,7 +222,8 @@ def _quantized_layer(
             "weight_bits": kernel.bits,
             "granularity": kernel.granularity,
             "copies": kernel.splits,
-            "output_grid": grids.get(layer.name),
+            "input_grid": input_grid,
+            "output_grid": kernel_output_grid(graph, layer, grids),
             "preactivation_grid": grids.get(f"{layer.name}:preactivation"),
             "kernel_sqnr_db": replacement.sqnr_db,
         }

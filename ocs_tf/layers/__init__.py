@@ -1,16 +1,24 @@
 """The Keras layers of a quantized model, registered under the package name `ocs_tf`."""
 
 from ocs_tf.layers.kernels import (
+    QUANTIZATION_OPTIONS,
     KernelLayer,
     QuantizedConv2D,
     QuantizedDense,
     QuantizedDepthwiseConv2D,
 )
-from ocs_tf.layers.quantizers import FakeQuantize, QuantizedOutput, fake_quantize
+from ocs_tf.layers.quantizers import (
+    FakeQuantize,
+    QuantizedAveragePooling,
+    QuantizedOutput,
+    fake_quantize,
+)
 
 __all__ = [
+    "QUANTIZATION_OPTIONS",
     "FakeQuantize",
     "KernelLayer",
+    "QuantizedAveragePooling",
     "QuantizedConv2D",
     "QuantizedDense",
     "QuantizedDepthwiseConv2D",

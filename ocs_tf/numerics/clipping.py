@@ -10,26 +10,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from ocs_tf.numerics.grid import check_bits, code_limit
 
 CLIP_METHODS = ("none", "mse", "aciq", "kl", "percentile", "optimal")
 DEFAULT_PERCENTILE = 99.99
 
-# Threshold over scale, for 2..8 bits: the best clip of a normal (times sigma) and of a Laplace
+# Threshold over scale, for 2..9 bits: the best clip of a normal (times sigma) and of a Laplace
 # (times the mean absolute deviation) variable on 2^b - 1 levels. Zhao et al.'s adjustment of
 # Banner et al., "ACIQ: Analytical Clipping for Integer Quantization", arXiv:1810.05723.
-_ACIQ_NORMAL = (1.47818312, 1.80489289, 2.19227856, 2.57733584, 2.94451183, 3.29076248, 3.61691335)
-_ACIQ_LAPLACE = (2.33152939, 3.04528770, 4.00378631, 5.08252088, 6.23211675, 7.42700429, 8.65265030)
+# The last is for one-sided grids of 8 bits, see `_aciq_threshold`.
+_ACIQ_NORMAL = (
+    1.47818312, 1.80489289, 2.19227856, 2.57733584, 2.94451183, 3.29076248, 3.61691335, 3.92488300,
+)  # fmt: skip
+_ACIQ_LAPLACE = (
+    2.33152939, 3.04528770, 4.00378631, 5.08252088, 6.23211675, 7.42700429, 8.65265030, 9.90031455,
+)  # fmt: skip
 # Sigma from the range of n normal values, as ACIQ's code estimates it.
 _SIGMA_FROM_RANGE = 0.5 * 0.35 * (1 + np.sqrt(np.pi * np.log(4)))
 _KL_BINS = 1001
 _KL_SMOOTHING = 1e-4
+_ZOOM_STEPS = 33
+_REFITS = 8
+_BLOCK_SIZE = 2**15
 
 
 def clip_threshold(
@@ -104,13 +112,15 @@ def optimal_thresholds(
 ) -> NDArray[np.float64]:
     """For each column of `values` `[n, F]` the threshold of least squared quantization error.
 
-    Scans `candidates` thresholds up to each column's maximum, then improves the three best by the
-    alternating minimisation of Lloyd: with the codes `c` fixed, the best step is
+    Scans thresholds up to each column's maximum, then more finely around the best, and improves
+    that by the alternating minimisation of Lloyd: with the codes `c` fixed, the best step is
     `sum(c x) / sum(c^2)`; with the step fixed, the best codes are the nearest ones.
 
     Arguments:
         values: finite floats `[n, F]`.
         weights: non-negative weight of each value's squared error, `[n]` or `[n, F]`; ones if None.
+        one_sided: the values are never negative, and the grid's `2^bits` levels are all >= 0.
+        candidates: thresholds to scan, at least.
 
     Returns:
         float64 thresholds `[F]`; 0 where a column is all zero.
@@ -121,6 +131,7 @@ def optimal_thresholds(
     """
     grid = _Levels.of(bits, one_sided)
     values = np.asarray(values)
+    values = values.astype(np.result_type(values, np.float32), copy=False)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"`values` must be [n, F] and not empty, but its shape is {values.shape}.")
     w = np.ones((1, 1), np.float32) if weights is None else np.asarray(weights, np.float32)
@@ -129,32 +140,54 @@ def optimal_thresholds(
         raise ValueError(
             f"`weights` must be of shape ({len(values)},) or {values.shape}, but is {w.shape}."
         )
-    # Magnitudes near 1, so that no square overflows; powers of two change no rounding.
     maxima = np.maximum(values.max(0), -values.min(0)).astype(np.float64)
     if not np.all(np.isfinite(maxima)):
         raise ValueError("`values` must be finite.")
+    # Magnitudes near 1, so that no square overflows; powers of two change no rounding.
     exponent = np.frexp(maxima)[1]
-    x = np.ldexp(values, -exponent).astype(np.float32, copy=False)
-    largest = np.ldexp(maxima, -exponent)
-    base = np.where(largest == 0, 1.0, largest) / grid.limit
+    base = np.where(maxima == 0, 1.0, np.ldexp(maxima, -exponent)) / grid.limit
+    blocks = _Blocks(values, np.broadcast_to(w, values.shape), exponent)
+    fractions = _scanned_fractions(len(values), candidates)
+    step = grid.best(blocks, base * fractions[:, None])
+    zoom = np.linspace(-2 / candidates, 2 / candidates, _ZOOM_STEPS)
+    zoomed = np.clip(step + base * zoom[:, None], base * fractions[0], base)
+    step = grid.best(blocks, np.concatenate([step[None], zoomed]))
+    moved = step
+    for _ in range(_REFITS):
+        moved = grid.refit(blocks, moved)
+        # A grid wider than the data would not clip.
+        moved = np.where(moved > 0, np.minimum(moved, base), step)
+        step = grid.best(blocks, np.stack([step, moved]))
+    return np.where(maxima == 0, 0.0, np.ldexp(step * grid.limit, exponent))
+
+
+def _scanned_fractions(n: int, candidates: int) -> NDArray[np.float64]:
+    """Thresholds to scan, over the largest of `n` magnitudes, increasing to 1."""
+    # The error of few values is rugged, and cheap to scan more finely.
+    candidates = max(candidates, min(2048, 2**18 // n))
     fractions = np.linspace(1 / candidates, 1.0, candidates)
-    errors = np.stack([grid.squared_error(x, base * f, w) for f in fractions])
-    best_step, best_error = base.copy(), errors[-1].copy()
-    for row in np.argsort(errors, axis=0, kind="stable")[:3]:
-        step = base * fractions[row]
-        error = np.take_along_axis(errors, row[None], 0)[0]
-        for _ in range(30):
-            better = error < best_error
-            best_step[better], best_error[better] = step[better], error[better]
-            codes = grid.codes(x, step)
-            power = (w * codes * codes).sum(0, dtype=np.float64)
-            moved = (w * codes * x).sum(0, dtype=np.float64) / np.where(power == 0, 1.0, power)
-            # A grid wider than the data is never better, and would not be a clip threshold.
-            moved = np.where(moved > 0, np.minimum(moved, base), step)
-            if np.allclose(moved, step, rtol=1e-7, atol=0):
-                break
-            step, error = moved, grid.squared_error(x, moved, w)
-    return np.where(largest == 0, 0.0, np.ldexp(best_step * grid.limit, exponent))
+    # Clipping a single outlier can pay from about sqrt(n) times the others' spread on.
+    smallest = 1 / np.sqrt(n)
+    if smallest < fractions[0]:
+        fractions = np.append(np.geomspace(smallest, fractions[0], 24, endpoint=False), fractions)
+    return fractions
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """Iterates over blocks of rows of values and weights, small enough for the cache."""
+
+    values: NDArray[np.floating]
+    weights: NDArray[np.float32]
+    exponent: NDArray[np.integer]
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        n, columns = self.values.shape
+        rows = max(1, _BLOCK_SIZE // columns)
+        for start in range(0, n, rows):
+            block = slice(start, start + rows)
+            x = np.ldexp(self.values[block], -self.exponent).astype(np.float32, copy=False)
+            yield x, self.weights[block]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +223,24 @@ class _Levels:
         error *= np.asarray(weights, x.dtype)
         return error.sum(0, dtype=np.float64)
 
+    def best(self, blocks: _Blocks, steps: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The step of least squared error in each column of `steps` `[k, F]`."""
+        errors = np.zeros(steps.shape)
+        for x, w in blocks:
+            for error, step in zip(errors, steps, strict=True):
+                error += self.squared_error(x, step, w)
+        return np.take_along_axis(steps, errors.argmin(0)[None], 0)[0]
+
+    def refit(self, blocks: _Blocks, step: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The best step for the codes that `step` gives; 0 where all are 0."""
+        projection, power = np.zeros(step.shape), np.zeros(step.shape)
+        for x, w in blocks:
+            codes = self.codes(x, step)
+            weighted = w * codes
+            projection += (weighted * x).sum(0, dtype=np.float64)
+            power += (weighted * codes).sum(0, dtype=np.float64)
+        return projection / np.where(power == 0, 1.0, power)
+
 
 def _mse_threshold(values: NDArray[np.floating], grid: _Levels) -> float:
     counts, edges = np.histogram(values, bins=201)
@@ -205,7 +256,7 @@ def _histogram_error(
     thresholds: NDArray[np.floating],
     grid: _Levels,
 ) -> NDArray[np.float64]:
-    """Squared error of the whole histogram, per threshold; centers outside a threshold clip to it."""
+    """Squared error of the histogram per threshold; centers outside a threshold clip to it."""
     x = np.clip(centers[:, None].astype(np.float32), -thresholds, thresholds).astype(np.float64)
     inside = grid.codes(x.astype(np.float32), (thresholds / grid.limit).astype(np.float32))
     quantized = np.where(
@@ -224,22 +275,14 @@ def _aciq_threshold(values: NDArray[np.floating], grid: _Levels) -> float:
     spread = 2 * x.max() if one_sided else x.max() - x.min()
     sigma = spread * _SIGMA_FROM_RANGE / np.sqrt(2 * np.log(max(x.size, 2)))
     deviation = np.abs(x - center).mean()
-    normal, laplace = _aciq_constants(bits)
-    if not deviation:
+    if not spread:
         return 0.0  # a constant
-    thresholds = np.array([normal * sigma, laplace * deviation])
+    thresholds = np.array([_ACIQ_NORMAL[bits - 2] * sigma, _ACIQ_LAPLACE[bits - 2] * deviation])
     largest = np.abs(x).max()
     counts, edges = np.histogram(values, bins=101, range=(-largest, largest))
     centers = 0.5 * (edges[:-1] + edges[1:])
     errors = _histogram_error(counts, centers, thresholds, grid)
     return float(thresholds[0] if errors[0] < errors[1] else thresholds[1])
-
-
-def _aciq_constants(bits: int) -> tuple[float, float]:
-    """Normal and Laplace constants; 9 bits (8 one-sided) continues the tables by their last step."""
-    if bits <= 8:
-        return _ACIQ_NORMAL[bits - 2], _ACIQ_LAPLACE[bits - 2]
-    return 2 * _ACIQ_NORMAL[-1] - _ACIQ_NORMAL[-2], 2 * _ACIQ_LAPLACE[-1] - _ACIQ_LAPLACE[-2]
 
 
 def _kl_threshold(values: NDArray[np.floating], grid: _Levels) -> float:
@@ -282,7 +325,9 @@ def _kl_divergence(counts: NDArray[np.integer], start: int, stop: int, levels: i
     means = np.divide(totals, members, out=np.zeros(levels), where=members != 0)
     quantized = np.where(counted, np.repeat(means, lengths), 0.0)
     p, q = _smooth(reference), _smooth(quantized)
-    return np.inf if p is None or q is None else float(stats.entropy(p, q))
+    if p is None or q is None:
+        return np.inf
+    return float(special.rel_entr(p / p.sum(), q / q.sum()).sum())
 
 
 def _smooth(distribution: NDArray[np.float64]) -> NDArray[np.float32] | None:

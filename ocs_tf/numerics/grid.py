@@ -44,7 +44,7 @@ def code_dtype(bits: int) -> type[np.int8] | type[np.int16]:
 def symmetric_step(
     threshold: ArrayLike, bits: int, power_of_two: bool = False
 ) -> NDArray[np.float32]:
-    """Step of the symmetric grid whose largest value is `threshold`: `threshold / (2^(bits-1) - 1)`.
+    """Step of the symmetric grid that ends at `threshold`: `threshold / (2^(bits-1) - 1)`.
 
     Arguments:
         threshold: non-negative clip threshold(s), any shape. Where it is 0 (an all-zero tensor)
@@ -72,13 +72,16 @@ def symmetric_step(
     return step.astype(np.float32)
 
 
-def quantize(values: ArrayLike, step: ArrayLike, bits: int) -> NDArray[Any]:
+def quantize(
+    values: ArrayLike, step: ArrayLike, bits: int, full_range: bool = False
+) -> NDArray[Any]:
     """Codes of `values` on the symmetric grid: `clip(rint(values / step), -L, L)`.
 
     Arguments:
         values: finite floats of any shape.
         step: positive step(s) that broadcast against `values`.
         bits: 2..16.
+        full_range: allow the code `-L - 1`, too, which two's complement has room for.
 
     Returns:
         int8 codes (int16 above 8 bits) of the broadcast shape.
@@ -87,7 +90,7 @@ def quantize(values: ArrayLike, step: ArrayLike, bits: int) -> NDArray[Any]:
     with np.errstate(over="ignore"):  # an infinite quotient clips like any other
         codes = np.asarray(np.divide(values, step))
     np.rint(codes, out=codes)
-    return np.clip(codes, -limit, limit, out=codes).astype(code_dtype(bits))
+    return np.clip(codes, -limit - full_range, limit, out=codes).astype(code_dtype(bits))
 
 
 def dequantize(codes: ArrayLike, step: ArrayLike) -> NDArray[np.float32]:

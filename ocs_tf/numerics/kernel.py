@@ -12,6 +12,7 @@ from ocs_tf.numerics import clipping, grid, splitting
 
 MAX_WEIGHT_BITS = 8
 GRANULARITIES = ("tensor", "channel")
+_BLOCK_SIZE = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,8 @@ class QuantizedKernel:
     """Integer codes of an expanded kernel, and what turns them back into numbers.
 
     Attributes:
-        codes: int8 `[..., C', F]`, within `-(2^(bits-1) - 1) .. 2^(bits-1) - 1`.
+        codes: int8 `[..., C', F]`, within `-(2^(bits-1) - 1) .. 2^(bits-1) - 1` (one less with
+            `full_range`).
         scale: float32 step, shape `()` per tensor or `[F]` per output channel.
         channel_map: int32 `[C']`, the original input channel that each expanded one reads.
         bits: 2..8.
@@ -51,7 +53,7 @@ class QuantizedKernel:
 
     def effective_codes(self) -> NDArray[np.int32]:
         """Copies summed back: int32 `[..., C, F]`, what the layer computes with."""
-        return splitting.merge(self.codes.astype(np.int32), self.channel_map, self.channels)
+        return splitting.merge(self.codes, self.channel_map, self.channels, np.int32)
 
     def dequantize(self) -> NDArray[np.float32]:
         """float32 expanded kernel `[..., C', F]`."""
@@ -72,6 +74,7 @@ def quantize_kernel(
     percentile: float = clipping.DEFAULT_PERCENTILE,
     power_of_two: bool = False,
     quantization_aware: bool = True,
+    full_range: bool = False,
 ) -> QuantizedKernel:
     """Split the outlier channels of `kernel`, clip what is left, and round to integer codes.
 
@@ -85,6 +88,8 @@ def quantize_kernel(
         power_of_two: steps are powers of two.
         quantization_aware: the copies' codes add up to the code of the whole weight (Zhao et al.,
             section 3.3); False halves weights plainly.
+        full_range: allow the code `-2^(bits-1)`, too, as the paper's released code does. Only
+            clipped weights reach it.
 
     Raises:
         ValueError: an argument is out of range, or `kernel` has fewer than two axes, is empty, or
@@ -94,22 +99,8 @@ def quantize_kernel(
     count = splitting.copy_count(expand_ratio, kernel.shape[-2])
     threshold = choose_threshold(kernel, bits, count, clip, granularity, percentile=percentile)
     step = grid.symmetric_step(threshold, bits, power_of_two)
-    copies = choose_copies(kernel, count, step if quantization_aware else None)
-    return encode(kernel, bits, step, copies)
-
-
-def choose_copies(
-    kernel: NDArray[Any], count: int, step: NDArray[np.float32] | None
-) -> splitting.Copies:
-    """The `count` copies of a kernel whose threshold(s) `choose_threshold` chose.
-
-    One threshold: as `splitting.choose_copies`. One per output channel: the channels that plain
-    halves would take, as the thresholds count on them; another channel's outlier would clip.
-    """
-    if step is None or not step.ndim:
-        return splitting.choose_copies(kernel, count, step)
-    plain = splitting.choose_copies(kernel, count)
-    return splitting.copies_of_map(kernel, plain.channel_map, step)
+    copies = splitting.choose_copies(kernel, count, step if quantization_aware else None)
+    return encode(kernel, bits, step, copies, full_range)
 
 
 def choose_threshold(
@@ -156,7 +147,11 @@ def choose_threshold(
 
 
 def encode(
-    kernel: NDArray[Any], bits: int, step: NDArray[np.float32], copies: splitting.Copies
+    kernel: NDArray[Any],
+    bits: int,
+    step: NDArray[np.float32],
+    copies: splitting.Copies,
+    full_range: bool = False,
 ) -> QuantizedKernel:
     """Round the copies of `kernel` to codes on the grid of `step`.
 
@@ -165,11 +160,14 @@ def encode(
     channels = kernel.shape[-2]
     shape = (*kernel.shape[:-2], len(copies.channel_map), kernel.shape[-1])
     codes = np.empty(shape, np.int8)
+    rows = max(1, _BLOCK_SIZE // kernel.shape[-1])
     for where in np.ndindex(kernel.shape[:-2]):
-        codes[where][:channels] = grid.quantize(kernel[where], step, bits)
+        for start in range(0, channels, rows):
+            block = slice(start, min(start + rows, channels))
+            codes[where][block] = grid.quantize(kernel[where][block], step, bits, full_range)
     for i in copies.changed:
         values = splitting.copy_values(kernel, copies, i, step if copies.offset[i] else None)
-        codes[..., i, :] = grid.quantize(values, step.astype(np.float64), bits)
+        codes[..., i, :] = grid.quantize(values, step.astype(np.float64), bits, full_range)
     return QuantizedKernel(codes, step, copies.channel_map, bits)
 
 
@@ -203,7 +201,8 @@ def _plain_maxima(
     largest_gain = np.zeros(kernel.shape[-2])
     np.maximum.at(largest_gain, copies.channel_map, copies.gain)
     if columns == 1:
-        return np.array([(splitting.channel_maxima(kernel) * largest_gain).max()])
+        minima, maxima = splitting.channel_ranges(kernel)
+        return np.array([(np.maximum(-minima, maxima) * largest_gain).max()])
     maxima = np.zeros(columns)
     for where in np.ndindex(kernel.shape[:-1]):
         np.maximum(maxima, np.abs(kernel[where]) * largest_gain[where[-1]], out=maxima)

@@ -8,8 +8,8 @@ step `D` shifts the halves apart (`w -> w/2 - D/4, w/2 + D/4`), and then the cop
 to the code of `w` (Hermite's identity).
 
 Every copy is an affine function of its original channel, `gain * w + offset * step`, with dyadic
-`gain` and `offset`; so choosing splits needs no copy of the kernel, and costs one pass over it plus
-one heap operation (and a look at one channel) per split.
+`gain` and `offset`, so its largest magnitude follows from the channel's smallest and largest
+weight. Choosing splits costs one look at the kernel for those, and one heap operation per split.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +89,10 @@ def check_finite(kernel: NDArray[Any], name: str = "kernel") -> None:
         )
 
 
-def channel_maxima(kernel: NDArray[Any]) -> NDArray[np.float64]:
-    """Largest magnitude in each input channel (axis -2) of `kernel`, float64 `[C]`."""
+def channel_ranges(kernel: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest weight of each input channel (axis -2) of `kernel`, float64 `[C]`."""
     axes = tuple(i for i in range(kernel.ndim) if i != kernel.ndim - 2)
-    # Two reductions need no temporary of the kernel's size, as np.abs would.
-    return np.maximum(kernel.max(axes), -kernel.min(axes)).astype(np.float64)
+    return kernel.min(axes).astype(np.float64), kernel.max(axes).astype(np.float64)
 
 
 def choose_copies(kernel: NDArray[Any], count: int, step: ArrayLike | None = None) -> Copies:
@@ -103,11 +102,13 @@ def choose_copies(kernel: NDArray[Any], count: int, step: ArrayLike | None = Non
         kernel: finite floats, input channels on axis -2, output channels on axis -1.
         count: number of splits, >= 0.
         step: positive step, a scalar or one per output channel, for quantization-aware splits;
-            `None` for plain halves.
+            `None` for plain halves. Steps per output channel do not sway the choice, which is
+            that of plain halves: their thresholds count on it, and an outlier left whole by
+            another choice would clip.
     """
     state = _CopyState(kernel, step)
     if count:
-        heap = [(-m, i) for i, m in enumerate(channel_maxima(kernel))]
+        heap = [state.entry(i) for i in range(kernel.shape[-2])]
         heapq.heapify(heap)
         for _ in range(count):
             _, largest = heapq.heappop(heap)
@@ -131,7 +132,7 @@ def copies_of_map(
     state = _CopyState(kernel, step)
     heaps: dict[int, list[tuple[float, int]]] = {}
     for channel in mapping[channels:].tolist():
-        heap = heaps.setdefault(channel, [(0.0, channel)])
+        heap = heaps.setdefault(channel, [state.entry(channel)])
         _, largest = heapq.heappop(heap)
         for entry in state.split(largest):
             heapq.heappush(heap, entry)
@@ -206,9 +207,11 @@ def copy_values(
     return values
 
 
-def merge(expanded: NDArray[Any], channel_map: ArrayLike, channels: int) -> NDArray[Any]:
-    """Copies summed back: `[..., C', F]` to `[..., C, F]`, in the same dtype."""
-    merged = expanded[..., :channels, :].copy()
+def merge(
+    expanded: NDArray[Any], channel_map: ArrayLike, channels: int, dtype: DTypeLike | None = None
+) -> NDArray[Any]:
+    """Copies summed back: `[..., C', F]` to `[..., C, F]`, in `dtype` (that of `expanded`)."""
+    merged = expanded[..., :channels, :].astype(dtype or expanded.dtype)
     for i, channel in enumerate(np.asarray(channel_map)[channels:], start=channels):
         merged[..., channel, :] += expanded[..., i, :]
     return merged
@@ -226,31 +229,31 @@ class _CopyState:
     """The copies made so far, and how to split one more."""
 
     def __init__(self, kernel: NDArray[Any], step: ArrayLike | None) -> None:
-        self.kernel = kernel
-        self.step = None if step is None else np.asarray(step, np.float64)
+        self.minima, self.maxima = (m.tolist() for m in channel_ranges(kernel))
+        self.shift = 0.0 if step is None else 0.25
+        self.step = 0.0 if step is None or np.ndim(step) else float(np.asarray(step))
         channels = kernel.shape[-2]
         self.origin = list(range(channels))
         self.gain = [1.0] * channels
         self.offset = [0.0] * channels
 
+    def entry(self, index: int) -> tuple[float, int]:
+        """`(-largest magnitude, index)` of copy `index`: the least is the next to split."""
+        gain, shift = self.gain[index], self.offset[index] * self.step
+        smallest = gain * self.minima[self.origin[index]] + shift
+        largest = gain * self.maxima[self.origin[index]] + shift
+        return min(smallest, -largest), index
+
     def split(self, index: int) -> Iterator[tuple[float, int]]:
-        """Split copy `index`; yield `(-largest magnitude, index)` of its two halves."""
-        shift = 0.0 if self.step is None else 0.25
+        """Split copy `index`; yield the entries of its two halves."""
         self.gain[index] /= 2
         self.offset[index] /= 2
         self.origin.append(self.origin[index])
         self.gain.append(self.gain[index])
-        self.offset.append(self.offset[index] + shift)
-        self.offset[index] -= shift
-        values = self.kernel[..., self.origin[index], :].astype(np.float64)
-        for i in (index, len(self.origin) - 1):
-            yield -self._magnitude(values, i), i
-
-    def _magnitude(self, values: NDArray[np.float64], index: int) -> float:
-        copy = values * self.gain[index]
-        if self.step is not None:
-            copy += self.offset[index] * self.step
-        return float(np.abs(copy).max(initial=0.0))
+        self.offset.append(self.offset[index] + self.shift)
+        self.offset[index] -= self.shift
+        yield self.entry(index)
+        yield self.entry(len(self.origin) - 1)
 
     def copies(self) -> Copies:
         return Copies(np.array(self.origin, np.int32), _floats(self.gain), _floats(self.offset))

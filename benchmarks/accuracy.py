@@ -1,0 +1,478 @@
+"""Accuracy of quantized zoo networks over bits, clip methods and expand ratios.
+
+    python -m benchmarks.accuracy            # the whole grid: hours
+    python -m benchmarks.accuracy --quick    # a few rows on few pictures: about a minute
+
+Every row is one call of `ocs_tf.convert`, and the model that comes out is what is scored. Rows go
+to `accuracy.json` one by one; what is in there already is not measured again (`--noresume` does).
+`accuracy.md` is made from it at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from absl import app, flags
+from tqdm import tqdm
+
+import ocs_tf
+from benchmarks import common
+from ocs_tf.layers import KernelLayer
+
+BITS = (8, 6, 5, 4, 3)
+RATIOS = ((0.0, 0.02), (0.01, 0.05))  # the first ones are measured before anything else
+CLIPS = {
+    "paper": ("none", "mse", "aciq", "kl"),
+    "released": ("none", "mse", "aciq", "kl"),
+    "default": ("none", "mse", "aciq", "kl", "optimal"),
+}
+# Pictures of the whole grid, and of selected rows: DenseNet-40 is the slow one.
+PICTURES = {
+    "resnet20_cifar10": (5000, 5000),
+    "mobilenet_v1_075_imagenet": (500, 500),
+    "densenet40_cifar10": (1000, 5000),
+}
+ACTIVATION_ROWS = (8, 5, 4)  # weight bits that are also scored with 8-bit activations
+QUICK_PICTURES = 200
+
+NETWORKS = flags.DEFINE_list("networks", list(PICTURES), "Networks of the zoo to measure.")
+SETUPS = flags.DEFINE_list("setups", list(CLIPS), "Set-ups to measure.")
+LIMIT = flags.DEFINE_integer("limit", None, "Use at most this many pictures of each network.")
+RESUME = flags.DEFINE_bool("resume", True, "Keep the rows that were measured before.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What one row measures; `weight_bits=None` is the float network."""
+
+    network: str
+    pictures: int
+    setup: str = "float"
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    clip: str = "none"
+    expand_ratio: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Row(Case):
+    """A measured case: top-1 and agreement with the float network's labels in percent."""
+
+    top1: float = math.nan
+    agreement: float = math.nan
+    weight_bytes: int = 0
+    seconds: float = 0.0  # to convert
+
+    @property
+    def case(self) -> Case:
+        return Case(*(getattr(self, field.name) for field in dataclasses.fields(Case)))
+
+    @property
+    def standard_error(self) -> float:
+        """Of `top1`, in points."""
+        return math.sqrt(self.top1 * (100 - self.top1) / self.pictures)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A top-1 score of the code released with the paper, and the case it belongs to."""
+
+    what: str
+    case: Case
+    top1: float
+
+
+def _reference(network: str, bits: int, clip: str, ratio: float, top1: float, what: str = ""):
+    case = Case(network, PICTURES[network][0], "paper", bits, None, clip, ratio)
+    label = what or (f"OCS r = {ratio}" if ratio else "") + ("" if clip == "none" else f" {clip}")
+    return Reference(label.strip() or "no clip", case, top1)
+
+
+# In the rows called best clip, the method is the one that was best without splitting.
+REFERENCES = (
+    _reference("resnet20_cifar10", 4, "none", 0.0, 85.9),
+    _reference("resnet20_cifar10", 4, "mse", 0.0, 88.0),
+    _reference("resnet20_cifar10", 4, "aciq", 0.0, 87.2),
+    _reference("resnet20_cifar10", 4, "none", 0.02, 88.0),
+    _reference("resnet20_cifar10", 4, "mse", 0.02, 90.2),
+    _reference("resnet20_cifar10", 4, "aciq", 0.02, 89.1),
+    _reference("resnet20_cifar10", 4, "mse", 0.05, 90.4),
+    _reference("densenet40_cifar10", 4, "none", 0.0, 90.7, "best clip (none)"),
+    _reference("densenet40_cifar10", 4, "none", 0.02, 89.1, "OCS r = 0.02, best clip (none)"),
+    _reference("densenet40_cifar10", 3, "kl", 0.0, 77.8, "best clip (kl)"),
+    _reference("mobilenet_v1_075_imagenet", 8, "mse", 0.0, 72.8, "best clip (mse)"),
+    _reference("mobilenet_v1_075_imagenet", 8, "none", 0.02, 76.6),
+    _reference("mobilenet_v1_075_imagenet", 6, "mse", 0.0, 37.2, "best clip (mse)"),
+    _reference("mobilenet_v1_075_imagenet", 6, "mse", 0.02, 42.6, "OCS r = 0.02, best clip (mse)"),
+)
+
+
+class Results:
+    """Measured rows, kept in a JSON file."""
+
+    def __init__(self, path: pathlib.Path, resume: bool = True) -> None:
+        self.path = path
+        rows = json.loads(path.read_text())["rows"] if resume and path.exists() else []
+        self._rows = {row.case: row for row in (Row(**values) for values in rows)}
+
+    def __contains__(self, case: Case) -> bool:
+        return case in self._rows
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows.values())
+
+    def __getitem__(self, case: Case) -> Row:
+        return self._rows[case]
+
+    def get(self, case: Case) -> Row | None:
+        return self._rows.get(case)
+
+    def add(self, row: Row) -> None:
+        self._rows[row.case] = row
+        lines = ",\n".join(json.dumps(dataclasses.asdict(row)) for row in self)
+        common.write_text(self.path, f'{{"rows": [\n{lines}\n]}}\n')
+
+    def best_clip(self, network: str, pictures: int, setup: str, bits: int) -> str | None:
+        """The clip method of the best top-1 without splitting; None if nothing was measured."""
+        cases = [Case(network, pictures, setup, bits, clip=clip) for clip in CLIPS[setup]]
+        rows = [self._rows[case] for case in cases if case in self]
+        return max(rows, key=lambda row: row.top1).clip if rows else None
+
+
+class Scorer:
+    """Measures cases of one network."""
+
+    def __init__(self, zoo: Any, network: str, limit: int | None = None) -> None:
+        self.entry = zoo.load(network, limit=limit)
+        self.labels = self._labels(self.entry.model, len(self.entry.inputs))
+
+    def measure(self, case: Case) -> Row:
+        if case.weight_bits is None:
+            weights = sum(math.prod(w.shape) for w in self.entry.model.weights)
+            return self._row(case, self.labels, 4 * weights, 0.0)
+        start = time.perf_counter()
+        data = None if case.activation_bits is None else self.entry.calibration
+        model = ocs_tf.convert(
+            self.entry.model, config(case), representative_dataset=data, verbose=False
+        )
+        seconds = time.perf_counter() - start
+        if case.setup == "released":
+            use_lowest_code(model, self.entry.model, case.expand_ratio)
+        labels = self._labels(model, case.pictures)
+        row = self._row(case, labels, ocs_tf.report(model).bytes_after, seconds)
+        del model
+        gc.collect()
+        return row
+
+    def _labels(self, model: keras.Model, pictures: int, batch: int = 100) -> np.ndarray:
+        inputs = self.entry.inputs[:pictures]
+        outputs = [
+            model.predict_on_batch(inputs[i : i + batch]) for i in range(0, len(inputs), batch)
+        ]
+        return np.concatenate(outputs).reshape(len(inputs), -1).argmax(1)
+
+    def _row(self, case: Case, labels: np.ndarray, weight_bytes: int, seconds: float) -> Row:
+        labels = labels[: case.pictures]
+        right = labels == self.entry.targets[: case.pictures]
+        same = labels == self.labels[: case.pictures]
+        return Row(
+            **dataclasses.asdict(case),
+            top1=round(100 * float(right.mean()), 2),
+            agreement=round(100 * float(same.mean()), 2),
+            weight_bytes=weight_bytes,
+            seconds=round(seconds, 2),
+        )
+
+
+def config(case: Case) -> ocs_tf.Config:
+    """The options of a case."""
+    make: Callable[..., ocs_tf.Config] = ocs_tf.Config
+    if case.setup != "default":
+        make = ocs_tf.Config.paper
+    return make(
+        weight_bits=case.weight_bits,
+        activation_bits=case.activation_bits,
+        weight_clip=case.clip,
+        expand_ratio=case.expand_ratio,
+    )
+
+
+def use_lowest_code(model: keras.Model, original: keras.Model, ratio: float) -> None:
+    """Round the kernels of `model` again, with codes down to `-2^(b-1)` on the same grid.
+
+    The released code allows that code, one below the paper's `2^b - 1` levels. Only clipped
+    weights reach it.
+    """
+    for layer in model.layers:
+        if isinstance(layer, KernelLayer):
+            step, limit = np.asarray(layer.scale), 2 ** (layer.weight_bits - 1)
+            kernel = np.asarray(original.get_layer(layer.name).kernel)
+            expanded = ocs_tf.numerics.split_channels(kernel, ratio, step).kernel
+            layer.codes.assign(np.clip(np.rint(expanded / step), -limit, limit - 1))
+
+
+# Which rows ---------------------------------------------------------------------------------------
+
+Stage = tuple[str, str, Iterable[Case]]  # network, title, cases
+
+
+def grid(network: str, pictures: int, setup: str, ratios: Sequence[float]) -> list[Case]:
+    """Weights only: all bits and clip methods of a set-up."""
+    return [
+        Case(network, pictures, setup, bits, None, clip, ratio)
+        for bits, clip, ratio in itertools.product(BITS, CLIPS[setup], ratios)
+    ]
+
+
+def is_slow(case: Case) -> bool:
+    """KL searches some 500 thresholds per step, and there is a step per output channel."""
+    return case.setup == "default" and case.clip == "kl"
+
+
+def compared(network: str, pictures: int) -> list[Case]:
+    """The rows to compare with the released code, in its set-up."""
+    return [
+        dataclasses.replace(reference.case, setup="released", pictures=pictures)
+        for reference in REFERENCES
+        if reference.case.network == network
+    ]
+
+
+def with_activations(network: str, pictures: int, setup: str, results: Results) -> Iterator[Case]:
+    """Activations in 8 bits, with the clip method that was best and the library's default."""
+    for bits in ACTIVATION_ROWS:
+        best = results.best_clip(network, pictures, setup, bits)
+        clips = {best, "optimal"} if setup == "default" else {best}
+        for clip, ratio in itertools.product(sorted(clips - {None}), RATIOS[0]):
+            yield Case(network, pictures, setup, bits, 8, clip, ratio)
+
+
+def more_pictures(
+    network: str, few: int, many: int, setup: str, results: Results
+) -> Iterator[Case]:
+    """Rows that matter, on all pictures, where the grid is measured on some."""
+    for bits in (5, 4):
+        best = results.best_clip(network, few, setup, bits)
+        clip = "optimal" if setup == "default" else best
+        if clip:
+            for ratio in RATIOS[0]:
+                yield Case(network, many, setup, bits, None, clip, ratio)
+    if setup == "default":
+        for bits in ACTIVATION_ROWS:
+            yield Case(network, many, setup, bits, 8, "optimal", 0.0 if bits == 8 else 0.02)
+
+
+def stages(
+    networks: Sequence[str], setups: Sequence[str], results: Results, limit: int | None = None
+) -> Iterator[Stage]:
+    """All rows, the important ones first; some depend on the results of earlier ones."""
+    sizes = {n: [min(size, limit or size) for size in PICTURES[n]] for n in networks}
+    searched = [(s, n, *sizes[n]) for s in setups if s != "released" for n in networks]
+    for network, (few, many) in sizes.items():
+        yield network, "float", [Case(network, size) for size in sorted({few, many})]
+        if "released" in setups:
+            yield network, "released", compared(network, few)
+    for ratios in RATIOS:
+        for setup, network, few, _ in searched:
+            rows = itertools.filterfalse(is_slow, grid(network, few, setup, ratios))
+            yield network, setup, rows
+        for setup, network, few, many in searched:
+            yield network, f"{setup} A8", with_activations(network, few, setup, results)
+            if many > few:
+                rest = more_pictures(network, few, many, setup, results)
+                yield network, f"{setup} all pictures", rest
+    for ratios in RATIOS:
+        for setup, network, few, _ in searched:
+            rows = filter(is_slow, grid(network, few, setup, ratios))
+            yield network, f"{setup} kl", rows
+
+
+def quick_stages(setups: Sequence[str], pictures: int) -> Iterator[Stage]:
+    """A few rows of ResNet-20."""
+    case = Case("resnet20_cifar10", pictures)
+    cases = [case]
+    for setup in setups:
+        if setup != "released":
+            cases += [
+                dataclasses.replace(case, setup=setup, weight_bits=b, clip=c, expand_ratio=r)
+                for b, c, r in itertools.product((8, 4), ("none", "mse"), (0.0, 0.02))
+            ]
+            cases.append(dataclasses.replace(case, setup=setup, weight_bits=8, activation_bits=8))
+    yield case.network, "quick", cases
+
+
+def run(zoo: Any, results: Results, todo: Iterable[Stage], limit: int | None = None) -> int:
+    """Measure what is missing in `results`; returns the number of rows measured."""
+    measured = 0
+    scorers: dict[str, Scorer] = {}
+    for network, title, cases in todo:
+        missing = [case for case in dict.fromkeys(cases) if case not in results]
+        for case in tqdm(missing, f"{network} {title}", unit="row", disable=not missing):
+            if network not in scorers:
+                scorers[network] = Scorer(zoo, network, limit)
+            results.add(scorers[network].measure(case))
+            measured += 1
+    return measured
+
+
+# The report ---------------------------------------------------------------------------------------
+
+TITLES = {
+    "paper": "The paper's set-up",
+    "default": "The default set-up",
+}
+NOTES = """\
+Every score is that of the Keras model `ocs_tf.convert` returns: weights are integer codes, and the
+arithmetic is float. "A8" rounds activations to 8-bit grids, also in float: a simulation of an
+integer runtime. Set-ups: the *paper's* is `Config.paper(...)` (one step per kernel; first
+convolution, depthwise kernels and `Dense` layers in float; batch norm not folded); the *default*
+is `Config(...)` (one step per output channel, first and last layer in 8 bits, batch norm folded).
+`r` is the expand ratio. *Agreement* is the share of pictures that get the float network's label; it
+is far less noisy than top-1. Weight bytes count everything the model stores: packed codes, steps,
+channel maps, and what stays float. An empty cell was not measured.
+"""
+
+
+def markdown(results: Results, findings: str = "") -> str:
+    """The whole report."""
+    lines = ["# Accuracy", "", f"Made by `python -m {_command(results)}`.", "", NOTES]
+    lines += [findings, ""] if findings else []
+    lines += _compared(results)
+    for network, pictures in dict.fromkeys((row.network, row.pictures) for row in results):
+        lines += _network(results, network, pictures)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _command(results: Results) -> str:
+    return "benchmarks.accuracy" + (" --quick" if "quick" in results.path.stem else "")
+
+
+def _compared(results: Results) -> list[str]:
+    lines = []
+    for reference in REFERENCES:
+        case, released = reference.case, dataclasses.replace(reference.case, setup="released")
+        if case in results and released in results:
+            ours, theirs = results[case].top1, results[released].top1
+            scores = [reference.top1, f"{ours:.2f}", f"{ours - reference.top1:+.2f}"]
+            scores += [f"{theirs:.2f}", f"{theirs - reference.top1:+.2f}"]
+            lines.append([case.network, f"W{case.weight_bits} {reference.what}", *scores])
+    if not lines:
+        return []
+    header = ["network", "weights only", "released code", "paper's set-up", "difference"]
+    header += ["with its extra code", "difference"]
+    return [
+        "## Against the released code",
+        "",
+        "Top-1 on the same pictures. The released code rounds to `-2^(b-1) .. 2^(b-1)-1`, one code"
+        " more than the paper's (and our) grid has; clipped weights use it. The last two columns"
+        " are the paper's set-up with that code allowed.",
+        "",
+        *common.markdown_table(header, lines),
+        "",
+    ]
+
+
+def _network(results: Results, network: str, pictures: int) -> list[str]:
+    rows = [row for row in results if (row.network, row.pictures) == (network, pictures)]
+    rows.sort(key=lambda row: (-(row.weight_bits or 0), row.clip, row.expand_ratio))
+    lines = [f"## {network}, {pictures} pictures", ""]
+    exact = results.get(Case(network, pictures))
+    if exact is not None:
+        lines += [
+            f"Float: top-1 {exact.top1:.2f} (standard error {exact.standard_error:.2f}),"
+            f" {exact.weight_bytes:,} bytes of weights.",
+            "",
+        ]
+    for setup, title in TITLES.items():
+        mine = [row for row in rows if row.setup == setup]
+        weights_only = [row for row in mine if row.activation_bits is None]
+        if weights_only:
+            lines += [f"### {title}", "", "Top-1, weights only (the best of a line in bold):", ""]
+            lines += _pivot(weights_only, lambda row: row.top1, 1, best=True)
+            lines += ["Agreement with the float network:", ""]
+            lines += _pivot(weights_only, lambda row: row.agreement, 1)
+            lines += _bytes(weights_only)
+        rounded = [row for row in mine if row.activation_bits is not None]
+        if rounded:
+            lines += ["8-bit activations:", "", *_rounded(rounded, results)]
+    return lines
+
+
+def _pivot(
+    rows: Sequence[Row], value: Callable[[Row], float], digits: int, best: bool = False
+) -> list[str]:
+    """A table of a line per bits and a column per clip and ratio."""
+    cells = {(row.weight_bits, row.clip, row.expand_ratio): value(row) for row in rows}
+    clips = [clip for clip in CLIPS["default"] if any(row.clip == clip for row in rows)]
+    ratios = sorted({row.expand_ratio for row in rows})
+    columns = list(itertools.product(clips, ratios))
+    lines = []
+    for bits in sorted({row.weight_bits for row in rows}, reverse=True):
+        scores = [cells.get((bits, *column)) for column in columns]
+        top = max(score for score in scores if score is not None) if best else None
+        texts = ["" if score is None else f"{score:.{digits}f}" for score in scores]
+        bold = (f"**{t}**" if s == top and best else t for s, t in zip(scores, texts, strict=True))
+        lines.append([f"W{bits}", *bold])
+    header = ["", *(f"{clip} {f'r={ratio:g}' if ratio else ''}".strip() for clip, ratio in columns)]
+    return [*common.markdown_table(header, lines), ""]
+
+
+def _bytes(rows: Sequence[Row]) -> list[str]:
+    """Weight bytes; they do not depend on the clip method."""
+    sizes = {(row.weight_bits, row.expand_ratio): row.weight_bytes for row in rows}
+    ratios = sorted({row.expand_ratio for row in rows})
+    lines = [
+        [f"W{bits}", *(f"{sizes[bits, r]:,}" if (bits, r) in sizes else "" for r in ratios)]
+        for bits in sorted({row.weight_bits for row in rows}, reverse=True)
+    ]
+    return [
+        "Weight bytes:",
+        "",
+        *common.markdown_table(["", *(f"r={ratio:g}" for ratio in ratios)], lines),
+        "",
+    ]
+
+
+def _rounded(rows: Sequence[Row], results: Results) -> list[str]:
+    header = ["", "top-1 A8", "top-1 A float", "agreement A8", "agreement A float"]
+    lines = []
+    for row in rows:
+        twin = results.get(dataclasses.replace(row.case, activation_bits=None))
+        other = ["", ""] if twin is None else [f"{twin.top1:.1f}", f"{twin.agreement:.1f}"]
+        name = f"W{row.weight_bits} {row.clip} r={row.expand_ratio:g}"
+        lines.append([name, f"{row.top1:.1f}", other[0], f"{row.agreement:.1f}", other[1]])
+    return [*common.markdown_table(header, lines), ""]
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    folder = pathlib.Path(common.OUTPUT_DIR.value)
+    path = folder / ("accuracy_quick.json" if common.QUICK.value else "accuracy.json")
+    results = Results(path, RESUME.value)
+    limit = LIMIT.value
+    if common.QUICK.value:
+        limit = limit or QUICK_PICTURES
+        todo = quick_stages(SETUPS.value, limit)
+    else:
+        todo = stages(NETWORKS.value, SETUPS.value, results, limit)
+    findings = path.with_name(path.stem + "_findings.md")
+    try:
+        run(common.load_zoo(common.ZOO.value), results, todo, limit)
+    finally:  # an interrupted run reports what it has
+        text = findings.read_text(encoding="utf-8") if findings.exists() else ""
+        common.write_text(path.with_suffix(".md"), markdown(results, text))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,663 @@
+"""The `ocs_tf` command: convert, report, export, compare, demo.
+
+TensorFlow takes seconds to import, so it is imported only by what needs it: help and mistakes in
+flags are answered at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from ocs_tf.config import Config, Override
+
+Flags = flags.FlagValues
+Arguments = Sequence[str]
+
+_KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+_BATCH = 32
+
+_CONFIG_HELP = {
+    "weight_bits": "bits of weights, 2..8, or none for float",
+    "activation_bits": "bits of activations, 2..8 or 16; none for float; auto: 8 if there is data",
+    "granularity": "channel (a step per output channel) or tensor (one per kernel)",
+    "expand_ratio": "share of input channels to add by splitting, e.g. 0.02; auto: 0 at 8 bits",
+    "weight_clip": "how to clip weights: none, mse, aciq, kl, optimal, percentile",
+    "activation_clip": "how to clip activations; the same choices",
+    "percentile": "for clip percentile, e.g. 99.9",
+    "first_layer_bits": "weight bits of the first layers; none, or same as the others",
+    "last_layer_bits": "weight bits of the last layers; none, or same as the others",
+    "activation_scope": "all, or inputs: only what quantized layers read",
+    "calibration_samples": "use at most this many samples of --data",
+}
+_CONFIG_SWITCHES = {
+    "fold_batch_norm": "multiply batch norms into the layers before them",
+    "quantization_aware": "let the codes of copies add up to the code of the whole weight",
+    "power_of_two": "steps are powers of two",
+    "full_range": "weights may take the lowest code, too",
+    "activation_symmetric": "activation grids are symmetric about 0",
+    "strict": "fail if a layer with a kernel would stay in float unasked",
+}
+_MAY_BE_NONE = ("calibration_samples", *(name for name in _CONFIG_HELP if name.endswith("_bits")))
+
+# The statistics of ImageNet that Keras' applications and others are trained with.
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+_BGR_MEAN = np.array([103.939, 116.779, 123.68], np.float32)
+# The usual input ranges of pretrained Keras models; arrays are 0..255, RGB.
+_PREPROCESS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "none": ("as it is", lambda x: x),
+    "0..1": ("x/255", lambda x: np.asarray(x, np.float32) / 255),
+    "-1..1": ("x/127.5 - 1", lambda x: np.asarray(x, np.float32) / 127.5 - 1),
+    "imagenet": (
+        "x/255, minus the mean and over the deviation of ImageNet",
+        lambda x: (
+            (np.asarray(x, np.float32) / 255 - np.float32([0.485, 0.456, 0.406]))
+            / np.float32([0.229, 0.224, 0.225])
+        ),
+    ),
+    "caffe": (
+        "BGR minus the mean of ImageNet",
+        lambda x: np.asarray(x, np.float32)[..., ::-1] - _BGR_MEAN,
+    ),
+}
+
+# What the library calls an argument, and what the user of the command calls it.
+_RENAMED = (
+    ("`representative_dataset`", "--data"),
+    ("representative_dataset", "--data"),
+    ("overwrite=True", "--overwrite"),
+)
+
+
+class UsageError(ValueError):
+    """A mistake in how the command was called."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One of the commands.
+
+    Attributes:
+        summary: what it does, one sentence.
+        arguments: names of the positional arguments.
+        example: arguments that work.
+        define: declares its flags.
+        run: does it, given the flags and the positional arguments.
+    """
+
+    summary: str
+    arguments: tuple[str, ...]
+    example: str
+    define: Callable[[Flags], None]
+    run: Callable[[Flags, Arguments], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` (default: the process's), and return its exit code.
+
+    0: done. 2: a mistake of the user's, told in one line on stderr. An exception that escapes is a
+    mistake of ours.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        command, values, positional = _parse(arguments)
+        if command is None:
+            return 0
+        with contextlib.nullcontext() if debug else _quiet_stderr():
+            command.run(values, positional)
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"ocs_tf: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(arguments: list[str]) -> tuple[Command | None, Flags, Arguments]:
+    """The command, its flags and positional arguments; no command if help was asked for."""
+    values = Flags()
+    if not arguments:
+        raise UsageError(f"which command? One of {', '.join(COMMANDS)}; see ocs_tf --help.")
+    name, *rest = arguments
+    if name in ("--help", "-h", "-help", "help"):
+        print(_help())
+        return None, values, ()
+    if name == "--version":
+        print(_version())
+        return None, values, ()
+    if name not in COMMANDS:
+        raise UsageError(
+            f"unknown command {name!r}; known: {', '.join(COMMANDS)}. See ocs_tf --help."
+        )
+    command = COMMANDS[name]
+    command.define(values)
+    flags.DEFINE_boolean(
+        "debug", False, "show what libraries log, and where an error comes from", flag_values=values
+    )
+    if {"--help", "-h", "-help"} & set(rest):
+        print(_command_help(name, command, values))
+        return None, values, ()
+    values.set_gnu_getopt(True)  # flags may stand behind positional arguments
+    try:
+        positional = values([name, *rest])[1:]
+    except flags.Error as error:
+        raise UsageError(f"{_one_line(error)}; see ocs_tf {name} --help.") from error
+    if len(positional) != len(command.arguments):
+        wanted = " ".join(command.arguments) or "none"
+        given = " ".join(positional) or "none"
+        raise UsageError(f"{name} takes the arguments {wanted}; given: {given}.")
+    return command, values, positional
+
+
+# Flags -----------------------------------------------------------------------------------------
+
+
+def _define_convert(values: Flags) -> None:
+    for name, text in _CONFIG_HELP.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    for name, text in _CONFIG_SWITCHES.items():
+        flags.DEFINE_boolean(name, None, text, flag_values=values)
+    flags.DEFINE_multi_string(
+        "override",
+        [],
+        "other options for some layers, e.g. name=conv1,weight_bits=4; also regex=..., class=...;"
+        " may be given several times",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean("paper", False, "start from the set-up of the paper", flag_values=values)
+    for name, text in (
+        ("config", "start from the options in this .json file"),
+        ("from_plan", "do what this plan .json says; takes no other options"),
+        ("plan", "write the plan to this .json file"),
+        ("output", "write the quantized model to this .keras file"),
+        ("report", "write the report to this .json, .txt or .html file"),
+    ):
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    _define_data(values)
+    flags.DEFINE_string("tflite", None, "write this .tflite file", flag_values=values)
+    _define_target(values)
+
+
+def _define_export(values: Flags) -> None:
+    flags.DEFINE_string("output", None, "the .tflite file to write (required)", flag_values=values)
+    _define_data(values)
+    _define_target(values)
+
+
+def _define_data(values: Flags) -> None:
+    flags.DEFINE_string(
+        "data", None, "inputs: an .npy or .npz file, or a folder of images", flag_values=values
+    )
+    choices = "; ".join(f"{name}: {text}" for name, (text, _) in _PREPROCESS.items())
+    flags.DEFINE_enum("preprocess", "none", list(_PREPROCESS), choices, flag_values=values)
+
+
+def _define_target(values: Flags) -> None:
+    flags.DEFINE_enum(
+        "target",
+        "int8",
+        ["int8", "float"],
+        "int8 or float: arithmetic of the .tflite file",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "io",
+        "int8",
+        ["int8", "float32"],
+        "int8 or float32: the .tflite file's inputs and outputs",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "dynamic_batch", False, "leave the .tflite file's batch size open", flag_values=values
+    )
+    flags.DEFINE_boolean("overwrite", False, "replace files that exist", flag_values=values)
+
+
+def _define_demo(values: Flags) -> None:
+    flags.DEFINE_enum(
+        "dataset",
+        "digits",
+        ["digits", "mnist", "cifar10"],
+        "digits, mnist or cifar10; all but digits are downloaded",
+        flag_values=values,
+    )
+    flags.DEFINE_string("output", "demo_output", "folder for the files", flag_values=values)
+    flags.DEFINE_integer(
+        "epochs", None, "of training; default: as many as suit the data", flag_values=values
+    )
+
+
+def _config(values: Flags) -> Config:
+    """The `Config` that the flags describe."""
+    options = {
+        name: _value(name, values[name].value)
+        for name in (*_CONFIG_HELP, *_CONFIG_SWITCHES)
+        if values[name].value is not None
+    }
+    overrides = tuple(_override(text) for text in values.override)
+    if values.paper and values.config:
+        raise UsageError("give --paper or --config, not both.")
+    if values.config:
+        base = _from_json(Config, values.config)
+        both = (*overrides, *base.overrides)
+        return dataclasses.replace(base, **options, overrides=both)
+    return (Config.paper if values.paper else Config)(**options, overrides=overrides)
+
+
+def _value(name: str, text: Any) -> Any:
+    """A flag's text as the value of option `name`; `Config` decides whether it is allowed."""
+    if text == "none" and name in _MAY_BE_NONE:
+        return None
+    for kind in (int, float):
+        with contextlib.suppress(ValueError, TypeError):
+            return text if isinstance(text, bool) else kind(text)
+    return text
+
+
+def _override(text: str) -> Override:
+    """An `Override` from text like `name=conv1,weight_bits=4`."""
+    known = ("name", "regex", "class", *(f.name for f in dataclasses.fields(Override)[1:]))
+    # Only a comma before "key=" separates: regular expressions hold commas, too.
+    items = [item.partition("=") for item in re.split(r",(?=\w+=)", text)]
+    unknown = [key for key, _, _ in items if key not in known]
+    if unknown:
+        raise UsageError(
+            f"--override {text!r} has the unknown key {unknown[0]!r}; known: {', '.join(known)}."
+        )
+    names = known[:3]
+    try:
+        return Override.from_dict(
+            {key: value if key in names else _value(key, value) for key, _, value in items}
+        )
+    except (ValueError, re.error) as error:
+        raise UsageError(f"--override {text!r}: {error}") from error
+
+
+# Commands --------------------------------------------------------------------------------------
+
+
+def _convert(values: Flags, arguments: Arguments) -> None:
+    outputs = {
+        "output": (".keras",),
+        "tflite": (".tflite",),
+        "plan": (".json",),
+        "report": (".json", ".txt", ".html"),
+    }
+    if not any(values[name].value for name in outputs):
+        raise UsageError("nothing to write; give --output, --tflite, --plan or --report.")
+    for name, suffixes in outputs.items():
+        _check_output(f"--{name}", values[name].value, suffixes, values.overwrite)
+    source = _existing(arguments[0], "model", _KERAS_SUFFIXES)
+    config = _config(values)
+    if values.from_plan and config != Config():
+        raise UsageError("--from_plan takes no other options; edit the plan instead.")
+    _check_data(values)
+    if values.tflite and values.target == "int8" and not (values.data or values.from_plan):
+        raise UsageError("--tflite with --target int8 needs --data, to measure activations.")
+
+    import ocs_tf
+
+    model = _load_keras(source)
+    dataset = _dataset(values, model)
+    if values.from_plan:
+        plan = _from_json(ocs_tf.Plan, values.from_plan)
+    else:
+        plan = ocs_tf.plan(model, config, representative_dataset=dataset)
+    quantized = ocs_tf.apply(model, plan)
+    report = ocs_tf.report(quantized)
+    print(report)
+    for path, write in (
+        (values.plan, plan.save),
+        (values.report, report.save),
+        (values.output, quantized.save),
+    ):
+        if path:
+            with _replacing(pathlib.Path(path)) as temporary:
+                write(temporary)
+            print(f"Wrote {path} ({_size(path)}).")
+    if values.tflite:
+        _write_tflite(quantized, values.tflite, values, dataset)
+
+
+def _report(values: Flags, arguments: Arguments) -> None:
+    source = _existing(arguments[0], "model", _KERAS_SUFFIXES)
+
+    import ocs_tf
+
+    print(ocs_tf.report(_load_keras(source)))
+
+
+def _export(values: Flags, arguments: Arguments) -> None:
+    if not values.output:
+        raise UsageError("export needs --output, the .tflite file to write.")
+    _check_output("--output", values.output, (".tflite",), values.overwrite)
+    source = _existing(arguments[0], "model", _KERAS_SUFFIXES)
+    _check_data(values)
+    model = _load_keras(source)
+    _write_tflite(model, values.output, values, _dataset(values, model))
+
+
+def _compare(values: Flags, arguments: Arguments) -> None:
+    paths = [_existing(path, "model", (*_KERAS_SUFFIXES, ".tflite")) for path in arguments]
+    if not values.data:
+        raise UsageError("compare needs --data, the inputs to run both models on.")
+    _check_data(values)
+
+    from ocs_tf.compare import TFLiteModel, compare
+
+    reference, other = (
+        TFLiteModel(path) if path.suffix.lower() == ".tflite" else _load_keras(path)
+        for path in paths
+    )
+    results = compare(reference, other, _dataset(values, reference))
+    print(f"{paths[1]} against {paths[0]}")
+    print("\n".join(map(str, results)))
+
+
+def _demo(values: Flags, arguments: Arguments) -> None:
+    from ocs_tf.demo import run
+
+    run(pathlib.Path(values.output), dataset=values.dataset, epochs=values.epochs)
+
+
+COMMANDS: Mapping[str, Command] = {
+    "convert": Command(
+        "Quantize a trained Keras model without training.",
+        ("MODEL",),
+        "model.keras --weight_bits 5 --data images.npy --output model_w5.keras",
+        _define_convert,
+        _convert,
+    ),
+    "report": Command(
+        "Show what was done to each layer of a quantized model, and what it cost.",
+        ("MODEL",),
+        "model_w5.keras",
+        lambda values: None,
+        _report,
+    ),
+    "export": Command(
+        "Write a quantized Keras model to a .tflite file.",
+        ("MODEL",),
+        "model_w5.keras --output model_w5.tflite",
+        _define_export,
+        _export,
+    ),
+    "compare": Command(
+        "Show how close the outputs of two models (.keras or .tflite) are on the same inputs.",
+        ("REFERENCE", "OTHER"),
+        "model.keras model_w5.tflite --data images.npy",
+        _define_data,
+        _compare,
+    ),
+    "demo": Command(
+        "Train a small network, quantize it in several ways, and compare.",
+        (),
+        "",
+        _define_demo,
+        _demo,
+    ),
+}
+
+
+# Files -----------------------------------------------------------------------------------------
+
+
+def _existing(path: str, what: str, suffixes: Sequence[str] = ()) -> pathlib.Path:
+    """`path` if it is a file with one of `suffixes` (any, if there are none)."""
+    found = pathlib.Path(path)
+    if not found.exists():
+        raise UsageError(f"{what} {path} does not exist.")
+    if not found.is_file():
+        raise UsageError(f"{what} {path} is not a file.")
+    if suffixes and found.suffix.lower() not in suffixes:
+        raise UsageError(f"{what} {path} must end in one of {', '.join(suffixes)}.")
+    return found
+
+
+def _check_output(flag: str, path: str | None, suffixes: Sequence[str], overwrite: bool) -> None:
+    if not path:
+        return
+    target = pathlib.Path(path)
+    if target.suffix.lower() not in suffixes:
+        raise UsageError(f"{flag} {path} must end in {' or '.join(suffixes)}.")
+    if not target.parent.is_dir():
+        raise UsageError(f"the folder of {flag} {path} does not exist.")
+    if target.is_dir():
+        raise UsageError(f"{flag} {path} is a folder; name a file.")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{flag} {path} exists; give --overwrite to replace it.")
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new file beside `path`, with its ending, that takes its place if all goes well."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _from_json(kind: Any, path: str) -> Any:
+    """The `Config` or `Plan` in a file."""
+    text = _existing(path, "file", (".json",)).read_text(encoding="utf-8")
+    try:
+        return kind.from_json(text)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path} does not hold a {kind.__name__}: {_one_line(error)}") from error
+
+
+def _size(path: str) -> str:
+    return f"{pathlib.Path(path).stat().st_size:,} bytes"
+
+
+def _load_keras(path: pathlib.Path) -> Any:
+    import keras
+
+    import ocs_tf  # noqa: F401  registers the quantized layers
+
+    try:
+        return keras.models.load_model(path)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be loaded as a Keras model: {_one_line(error)}") from error
+
+
+def _write_tflite(model: Any, path: str, values: Flags, dataset: Any) -> None:
+    import ocs_tf
+
+    result = ocs_tf.export_tflite(
+        model,
+        path,
+        target=values.target,
+        representative_dataset=dataset,
+        io_dtype=values.io,
+        dynamic_batch=values.dynamic_batch,
+        overwrite=values.overwrite,
+    )
+    print(result)
+
+
+# Data ------------------------------------------------------------------------------------------
+
+
+def _check_data(values: Flags) -> None:
+    """Refuse what can be seen to be wrong without opening it."""
+    if not values.data:
+        return
+    path = pathlib.Path(values.data)
+    if path.is_dir():
+        if not _images(path):
+            kinds = ", ".join(_IMAGE_SUFFIXES)
+            raise UsageError(f"--data folder {path} holds no images ({kinds}).")
+        return
+    _existing(values.data, "--data", (".npy", ".npz"))
+
+
+def _images(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+
+
+def _dataset(values: Flags, model: Any) -> Callable[[], Iterator[Any]] | None:
+    """The inputs at `--data` as a callable that yields batches, by input name."""
+    if not values.data:
+        return None
+    preprocess = _PREPROCESS[values.preprocess][1]
+    path = pathlib.Path(values.data)
+    if path.is_dir():
+        shape = _image_shape(model)
+        return lambda: (preprocess(_read_image(image, shape)) for image in _images(path))
+    arrays = _read_arrays(path, model)
+    length = max(map(len, arrays.values()))
+
+    def batches() -> Iterator[dict[str, Any]]:
+        for start in range(0, length, _BATCH):
+            yield {name: preprocess(a[start : start + _BATCH]) for name, a in arrays.items()}
+
+    return batches
+
+
+def _read_arrays(path: pathlib.Path, model: Any) -> dict[str, Any]:
+    """One array with a batch axis for each input of `model`."""
+    try:
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        arrays = content if isinstance(content, np.ndarray) else dict(content)
+    except Exception as error:
+        raise UsageError(f"--data {path} cannot be read: {_one_line(error)}") from error
+    names = [str(tensor.name) for tensor in model.inputs]
+    if isinstance(arrays, np.ndarray):
+        arrays = {path.name: arrays}
+    if len(names) == 1 and len(arrays) == 1:
+        arrays = dict(zip(names, arrays.values(), strict=True))
+    if not set(names) <= set(arrays):
+        raise UsageError(
+            f"--data {path} holds {', '.join(arrays)}, but the model's inputs are"
+            f" {', '.join(names)}."
+        )
+    return {
+        str(tensor.name): array[None] if array.ndim < len(tensor.shape) else array
+        for tensor in model.inputs
+        for array in [arrays[str(tensor.name)]]
+    }
+
+
+def _image_shape(model: Any) -> tuple[int, int, int]:
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 3 or None in shapes[0] or shapes[0][2] not in (1, 3):
+        raise UsageError(
+            "--data is a folder of images, but the model does not take one image of known size:"
+            f" its inputs have the shapes {', '.join(map(str, shapes))}."
+        )
+    return shapes[0]
+
+
+def _read_image(path: pathlib.Path, shape: tuple[int, int, int]) -> Any:
+    """The image, float32 0..255, cut to the model's proportions and scaled to its size."""
+    import keras
+    import tensorflow as tf
+
+    try:
+        image = tf.io.decode_image(path.read_bytes(), shape[2], expand_animations=False)
+    except tf.errors.InvalidArgumentError as error:
+        raise UsageError(f"--data: {path} is not an image that can be read.") from error
+    return np.asarray(keras.preprocessing.image.smart_resize(image, shape[:2]), np.float32)
+
+
+# Messages --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Keep what C++ libraries write to file descriptor 2 from the user, unless there is a bug.
+
+    No setting silences all of it. Python's `sys.stderr` still writes to where it did.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as log, os.fdopen(terminal, "w", buffering=1) as stream:
+        os.dup2(log.fileno(), 2)
+        replaced = contextlib.redirect_stderr(stream) if sys.stderr is sys.__stderr__ else None
+        try:
+            with replaced or contextlib.nullcontext():
+                yield
+        except (ValueError, OSError):
+            raise
+        except BaseException:
+            log.seek(0)
+            stream.write(log.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(terminal, 2)
+
+
+def _one_line(error: BaseException) -> str:
+    """An error's message on one line, in the words of the command."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    for theirs, ours in _RENAMED:
+        text = text.replace(theirs, ours)
+    return text
+
+
+def _version() -> str:
+    import ocs_tf
+
+    return f"ocs_tf {ocs_tf.__version__}"
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = [f"  {name.ljust(width)}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Quantize trained Keras models without training, by outlier channel splitting.",
+            "",
+            "usage: ocs_tf COMMAND [ARGUMENTS] [--FLAGS]",
+            "",
+            *commands,
+            "",
+            "example: ocs_tf convert model.keras --weight_bits 5 --output model_w5.keras",
+            "Flags of a command: ocs_tf COMMAND --help",
+        ]
+    )
+
+
+def _command_help(name: str, command: Command, values: Flags) -> str:
+    usage = " ".join(["ocs_tf", name, *command.arguments, "[--FLAGS]"])
+    example = f"ocs_tf {name} {command.example}".strip()
+    lines = [command.summary, "", f"usage:   {usage}", f"example: {example}", ""]
+    return "\n".join([*lines, *(_flag_help(values[flag]) for flag in _in_order(values))])
+
+
+def _in_order(values: Flags) -> list[str]:
+    """Names of flags in the order of their definition."""
+    return list(values.flag_values_dict())
+
+
+def _flag_help(flag: Any) -> str:
+    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+    default = getattr(Config, flag.name, flag.default)
+    shown = "" if default in (None, False, []) else f" (default {default})"
+    text = re.sub(r"^<.*?>: |;\n.*", "", flag.help)  # what absl adds around it
+    return textwrap.fill(
+        f"{text}{shown}",
+        width=100,
+        initial_indent=f"  {name.ljust(26)} ",
+        subsequent_indent=" " * 29,
+    )

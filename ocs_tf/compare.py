@@ -1,0 +1,247 @@
+"""How close two models' outputs are on the same inputs, Keras or TFLite each; no labels needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from ocs_tf import data
+from ocs_tf.export import _flatbuffer as fb
+
+Array = NDArray[Any]
+
+
+class TFLiteModel:
+    """A `.tflite` file that takes and returns floats, as its Keras model does.
+
+    Attributes:
+        inputs: `keras.KerasTensor`s, in order; integer inputs with a grid are float32 here.
+        input_names, output_names: in order.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open the file at `path`.
+
+        Raises:
+            ValueError: not a TFLite file, or one with an operator that the runtime lacks.
+        """
+        from ai_edge_litert.interpreter import Interpreter
+
+        content = pathlib.Path(path).read_bytes()
+        if content[4:8] != b"TFL3":
+            raise ValueError(f"{path} is not a TFLite file.")
+        try:
+            with fb.quiet():
+                self._interpreter = Interpreter(model_content=content, num_threads=os.cpu_count())
+                self._interpreter.allocate_tensors()
+        except RuntimeError as error:
+            raise ValueError(f"the TFLite runtime refuses {path}: {error}") from error
+        self._inputs, self._outputs = self._details()
+        self._shapes = [tuple(detail["shape"].tolist()) for detail in self._inputs.values()]
+        self.input_names, self.output_names = list(self._inputs), list(self._outputs)
+        self.inputs = [_float_tensor(name, detail) for name, detail in self._inputs.items()]
+
+    def predict_on_batch(self, x: Array | Sequence[Array]) -> Array | list[Array]:
+        """As in Keras: an array for a single input or output, lists of arrays for several."""
+        arrays = [x] if isinstance(x, np.ndarray) else x
+        size = len(arrays[0])
+        batch = _batch_size(next(iter(self._inputs.values()))) or size
+        parts = [
+            self._run([_padded(array[i : i + batch], batch) for array in arrays])
+            for i in range(0, size, batch)
+        ]
+        outputs = [np.concatenate(column)[:size] for column in zip(*parts, strict=True)]
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def _run(self, arrays: Sequence[Array]) -> list[Array]:
+        details = self._inputs.values()
+        shapes = [array.shape for array in arrays]
+        if shapes != self._shapes:
+            for shape, detail in zip(shapes, details, strict=True):
+                self._interpreter.resize_tensor_input(detail["index"], shape)
+            with fb.quiet():
+                self._interpreter.allocate_tensors()
+            self._shapes = shapes
+        for array, detail in zip(arrays, details, strict=True):
+            self._interpreter.set_tensor(detail["index"], _quantized(array, detail))
+        self._interpreter.invoke()
+        return [
+            _dequantized(self._interpreter.get_tensor(detail["index"]), detail)
+            for detail in self._outputs.values()
+        ]
+
+    def _details(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Inputs and outputs by their Keras names, where the file has a signature."""
+        if self._interpreter.get_signature_list():
+            runner = self._interpreter.get_signature_runner()
+            return runner.get_input_details(), runner.get_output_details()
+        both = (self._interpreter.get_input_details(), self._interpreter.get_output_details())
+        inputs, outputs = ({detail["name"]: detail for detail in side} for side in both)
+        return inputs, outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Closeness:
+    """How close one output of a model is to a reference's.
+
+    Attributes:
+        name: of the reference's output.
+        samples: how many were compared.
+        sqnr_db: `10 log10(sum(reference^2) / sum((reference - other)^2))`.
+        max_difference: the largest absolute difference.
+        max_magnitude: the largest magnitude in the reference.
+        agreement: share (0..1) of samples with the same largest class on the last axis; `None`
+            where there is but one number on it.
+    """
+
+    name: str
+    samples: int
+    sqnr_db: float
+    max_difference: float
+    max_magnitude: float
+    agreement: float | None
+
+    def __str__(self) -> str:
+        text = (
+            f"output {self.name!r}: SQNR {self.sqnr_db:.1f} dB, largest difference"
+            f" {self.max_difference:.3g} (values up to {self.max_magnitude:.3g})"
+        )
+        if self.agreement is not None:
+            text += f", same top-1 in {100 * self.agreement:.2f} % of {self.samples}"
+        return text
+
+
+def compare(reference: Any, other: Any, dataset: data.Dataset) -> list[Closeness]:
+    """Run two models on `dataset` and compare their outputs.
+
+    Arguments:
+        reference, other: a `keras.Model` or `TFLiteModel` each.
+        dataset: inputs of `reference`, in any form that `convert` takes.
+
+    Returns:
+        One `Closeness` per output. Outputs of the two are paired by name if the names are the
+        same, else by order.
+
+    Raises:
+        ValueError: the data do not fit, or the models' inputs or outputs differ.
+    """
+    _check_inputs(reference, other)
+    input_order = _order(_input_names(reference), _input_names(other))
+    names = list(reference.output_names)
+    output_order = _order(list(other.output_names), names)
+    if len(output_order) != len(names):
+        raise ValueError(f"the models have {len(names)} and {len(output_order)} outputs.")
+    tallies = [_Tally(name) for name in names]
+    for batch in data.batches(dataset, reference, name="data"):
+        expected = _outputs(reference, batch)
+        got = _outputs(other, [batch[i] for i in input_order])
+        for tally, first, i in zip(tallies, expected, output_order, strict=True):
+            tally.add(first, got[i])
+    return [tally.result() for tally in tallies]
+
+
+class _Tally:
+    """Sums over batches."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.signal = self.noise = self.difference = self.magnitude = 0.0
+        self.samples = self.same = self.decisions = 0
+
+    def add(self, reference: Array, other: Array) -> None:
+        if reference.shape != other.shape:
+            raise ValueError(
+                f"output {self.name!r} has shape {reference.shape} in one model and"
+                f" {other.shape} in the other."
+            )
+        x, y = reference.astype(np.float64), other.astype(np.float64)
+        self.signal += float(np.square(x).sum())
+        self.noise += float(np.square(x - y).sum())
+        self.difference = max(self.difference, float(np.abs(x - y).max()))
+        self.magnitude = max(self.magnitude, float(np.abs(x).max()))
+        self.samples += len(x)
+        if x.ndim > 1 and x.shape[-1] > 1:
+            same = x.argmax(-1) == y.argmax(-1)
+            self.same += int(same.sum())
+            self.decisions += same.size
+
+    def result(self) -> Closeness:
+        ratio = self.signal / self.noise if self.noise else math.inf
+        return Closeness(
+            self.name,
+            self.samples,
+            10 * math.log10(ratio) if ratio else -math.inf,
+            self.difference,
+            self.magnitude,
+            self.same / self.decisions if self.decisions else None,
+        )
+
+
+def _outputs(model: Any, arrays: Sequence[Array]) -> list[Array]:
+    outputs = model.predict_on_batch(list(arrays) if len(arrays) > 1 else arrays[0])
+    return [np.asarray(output) for output in keras.tree.flatten(outputs)]
+
+
+def _input_names(model: Any) -> list[str]:
+    return [str(tensor.name) for tensor in model.inputs]
+
+
+def _check_inputs(reference: Any, other: Any) -> None:
+    shapes = [[tuple(tensor.shape[1:]) for tensor in model.inputs] for model in (reference, other)]
+    if len(shapes[0]) != len(shapes[1]):
+        raise ValueError(f"the models have {len(shapes[0])} and {len(shapes[1])} inputs.")
+    order = _order(_input_names(reference), _input_names(other))
+    for shape, index in zip(shapes[1], order, strict=True):
+        if shape != shapes[0][index]:
+            raise ValueError(f"the models take inputs of shapes {shapes[0][index]} and {shape}.")
+
+
+def _order(names: list[str], wanted: list[str]) -> list[int]:
+    """Positions in `names` of the `wanted` ones; just `0..n-1` if the names differ."""
+    if set(names) == set(wanted):
+        return [names.index(name) for name in wanted]
+    return list(range(len(names)))
+
+
+def _float_tensor(name: str, detail: dict[str, Any]) -> keras.KerasTensor:
+    shape = [None if size < 0 else int(size) for size in detail["shape_signature"]]
+    dtype = "float32" if _has_grid(detail) else np.dtype(detail["dtype"]).name
+    return keras.KerasTensor((None, *shape[1:]), dtype, name=name)
+
+
+def _batch_size(detail: dict[str, Any]) -> int | None:
+    """The fixed batch size, or `None` if it is open."""
+    size = int(detail["shape_signature"][0])
+    return None if size < 0 else size
+
+
+def _padded(array: Array, size: int) -> Array:
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+
+
+def _has_grid(detail: dict[str, Any]) -> bool:
+    return bool(detail["quantization"][0]) and np.dtype(detail["dtype"]).kind in "iu"
+
+
+def _quantized(array: Array, detail: dict[str, Any]) -> Array:
+    if not _has_grid(detail):
+        return np.ascontiguousarray(array, detail["dtype"])
+    scale, zero_point = detail["quantization"]
+    limits = np.iinfo(detail["dtype"])
+    codes = np.rint(array / np.float32(scale)) + zero_point
+    return np.clip(codes, limits.min, limits.max).astype(detail["dtype"])
+
+
+def _dequantized(array: Array, detail: dict[str, Any]) -> Array:
+    if not _has_grid(detail):
+        return array
+    scale, zero_point = detail["quantization"]
+    return (array.astype(np.float32) - zero_point) * np.float32(scale)

@@ -1,0 +1,291 @@
+"""Lowering: a quantized model as a plain float Keras graph with the same function.
+
+Kernels become `codes * scale`, exactly; rounded activations become names with grids. Copies of
+split channels are merged back where the sums of their codes still fit an int8 tensor (at up to 7
+bits, as a rule): the accumulator of an integer convolution sees the same sum. Where they do not
+fit, or are to be kept, the layer that produces the channels produces the copies too; only where its
+output has other readers does a Concatenation of slices duplicate them. There is never a Gather,
+which accelerators such as the Edge TPU do not have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from ocs_tf import layers
+from ocs_tf.export.writer import ExportKernel
+from ocs_tf.graph import adapters, channels
+from ocs_tf.graph.activations import (
+    fuses_into_producer,
+    is_relu6,
+    moves_values,
+    separable_activation,
+)
+from ocs_tf.graph.reader import Graph, Node, batch_norm_affine
+from ocs_tf.graph.rewrite import clone, clone_layer
+from ocs_tf.numerics import ActivationGrid, QuantizedKernel
+from ocs_tf.numerics.grid import code_limit
+from ocs_tf.planning import SMALLEST_CHANNEL
+
+_INT8_LIMIT = code_limit(8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A quantized model, lowered.
+
+    Attributes:
+        model: float Keras model of plain Keras layers.
+        kernels: the integer kernels of `model`'s layers.
+        grids: activation grid by layer name in `model`, in topological order.
+        notes: what a user should know, in plain words.
+    """
+
+    model: keras.Model
+    kernels: list[ExportKernel]
+    grids: dict[str, ActivationGrid]
+    notes: list[str]
+
+
+def lower(
+    model: keras.Model,
+    *,
+    merge_copies: bool = True,
+    integer: bool = True,
+    batch_size: int | None = 1,
+) -> Lowered:
+    """Lower a quantized model.
+
+    Arguments:
+        model: what `convert` returned; it is not modified.
+        merge_copies: add the copies of split channels up wherever that is exact in int8 (for
+            `integer=False`: always).
+        integer: prepare for an integer runtime: batch norms that were not folded become depthwise
+            convolutions with 8-bit kernels, and a ReLU6 by itself a ReLU on a grid that ends at 6.
+        batch_size: of the inputs; `None` leaves it open.
+
+    Raises:
+        ValueError: `model` holds no quantized layer, or a `channels_first` one.
+    """
+    return _Lowering(model, merge_copies, integer, batch_size).run()
+
+
+class _Lowering:
+    def __init__(
+        self, model: keras.Model, merge_copies: bool, integer: bool, batch_size: int | None
+    ) -> None:
+        self.graph = Graph(model, fold_batch_norm=False)
+        self.merge_copies = merge_copies
+        self.integer = integer
+        self.batch_size = batch_size
+        self.kernels: list[ExportKernel] = []
+        self.grids: dict[str, ActivationGrid] = {}
+        self.notes: list[str] = []
+        self.weights: dict[str, list[np.ndarray]] = {}  # of the new layers
+        # The decisions, by layer name: the map of an expanded input; whether the layer in front
+        # makes the copies; how output channels are repeated for a reader; the batch norm that is
+        # taken up.
+        self.expanded: dict[str, np.ndarray] = {}
+        self.fed: set[str] = set()
+        self.repeated: dict[str, np.ndarray] = {}
+        self.norms: dict[str, keras.layers.BatchNormalization] = {}
+        self.tensor_grids: dict[int, ActivationGrid | None] = {}  # of the new graph
+
+    def run(self) -> Lowered:
+        self._check()
+        for node in self.graph.nodes:
+            if isinstance(node.layer, layers.KernelLayer):
+                self._choose_expansion(node)
+                norm = self.graph.foldable_norm(node.layer)
+                if norm is not None and node.layer.output_grid is None:
+                    self.norms[node.layer.name] = norm
+        self.dropped = {norm.name for norm in self.norms.values()}
+        model, twins = clone(self.graph, self._replace, self._call, self.batch_size)
+        for name, weights in self.weights.items():
+            twins[name].set_weights(weights)
+        return Lowered(model, self.kernels, self.grids, self.notes)
+
+    def _check(self) -> None:
+        quantized = [n.layer for n in self.graph.nodes if isinstance(n.layer, layers.KernelLayer)]
+        if not quantized:
+            raise ValueError(
+                f"`model` {self.graph.model.name!r} has no quantized layer; pass what"
+                " ocs_tf.convert returned."
+            )
+        for layer in quantized:
+            if getattr(layer, "data_format", None) == "channels_first":
+                raise ValueError(
+                    f"layer {layer.name!r} is channels_first, which TFLite does not have; build"
+                    " the model with data_format='channels_last'."
+                )
+
+    def _choose_expansion(self, node: Node) -> None:
+        layer = node.layer
+        if not layer.copies or layer.name in self.expanded:
+            return
+        kernel = layer.quantized_kernel()
+        fits = np.abs(kernel.effective_codes()).max(initial=0) <= _INT8_LIMIT
+        if self.merge_copies and (fits or not self.integer):
+            return
+        self.expanded[layer.name] = kernel.channel_map
+        shared = len(self.graph.calls(layer)) > 1
+        chain = None if shared else channels.producers(self.graph, node)
+        if chain is None:
+            self.notes.append(
+                f"{layer.name}: no single layer produces its input (a sum, or one with other"
+                f" readers), so a Concatenation of slices duplicates {layer.copies} channels."
+            )
+        else:
+            self.fed.add(layer.name)
+            self.repeated |= {producer.layer.name: kernel.channel_map for producer in chain}
+
+    # Layers ---------------------------------------------------------------------------------
+
+    def _replace(self, layer: Any) -> Any:
+        layer = channels.inner(layer)
+        if isinstance(layer, layers.KernelLayer):
+            return self._kernel_layer(layer)
+        if isinstance(layer, keras.layers.BatchNormalization) and self._stands_alone(layer):
+            return self._norm_as_depthwise(layer)
+        if self.integer and is_relu6(layer) and not self._fused(layer):
+            return keras.layers.ReLU(name=layer.name)
+        mapping = self.repeated.get(layer.name)
+        if mapping is None or not getattr(layer, "weights", None):
+            return clone_layer(layer)
+        config, weights = self._repeat(layer, layer.get_config(), layer.get_weights())
+        self.weights[layer.name] = weights
+        return type(layer).from_config(config)
+
+    def _kernel_layer(self, layer: layers.KernelLayer) -> Any:
+        """The float layer whose kernel is exactly `codes * scale`."""
+        adapter = adapters.adapter_of_quantized(layer)
+        assert adapter is not None
+        codes, scale, bias = self._integers(layer, layer.quantized_kernel())
+        config = {**adapter.float_config(layer), "use_bias": bias is not None}
+        if separable_activation(layer) is not None:
+            config["activation"] = None
+        arrays = [codes, scale] if bias is None else [codes, scale, bias]
+        config, arrays = self._repeat(layer, config, arrays)
+        codes, scale = arrays[:2]
+        per_output = scale.reshape(codes.shape[-2:]) if _is_depthwise(layer, scale) else scale
+        self.weights[layer.name] = [codes.astype(np.float32) * per_output, *arrays[2:]]
+        if self.integer:
+            kernel = ExportKernel(layer.name, codes.astype(np.int8), scale, adapter.kind)
+            self.kernels.append(kernel)
+        return adapter.layer_class.from_config(config)
+
+    def _integers(
+        self, layer: layers.KernelLayer, kernel: QuantizedKernel
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Codes (int32, the layer's layout), scale and bias, with a batch norm behind taken up."""
+        expanded = layer.name in self.expanded
+        codes = kernel.codes.astype(np.int32) if expanded else kernel.effective_codes()
+        scale = kernel.scale
+        bias = None if layer.bias is None else np.asarray(layer.bias)
+        norm = self.norms.get(layer.name)
+        if norm is not None:
+            # A factor per output channel rescales that channel's step; a negative one turns its
+            # codes around, which a symmetric grid allows.
+            gain, shift = batch_norm_affine(norm)
+            wanted = scale * gain
+            scale = _steps(wanted)
+            factor = wanted / scale  # 1 or -1, but for a channel that is all but dead
+            factor = factor.reshape(codes.shape[-2:]) if _is_depthwise(layer) else factor
+            codes = np.rint(codes * factor).astype(np.int32)
+            bias = (shift + gain * (0 if bias is None else bias)).astype(np.float32)
+        return codes, scale, bias
+
+    def _repeat(
+        self, layer: Any, config: dict[str, Any], weights: list[np.ndarray]
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Configuration and weights of `layer` with repeated output channels, if it has any."""
+        mapping = self.repeated.get(layer.name)
+        if mapping is None:
+            return config, weights
+        adapter = adapters.any_adapter(layer)
+        if adapter is not None and adapter.outputs_option is not None:
+            return adapter.repeat_outputs(config, weights, mapping)
+        return config, channels.repeat_weights(layer, weights, mapping)
+
+    def _stands_alone(self, norm: Any) -> bool:
+        """Whether neither the lowering nor the converter folds `norm` into the layer before it."""
+        calls = self.graph.calls_of(norm.name)
+        before = [self.graph.producer[id(call.inputs[0])].layer for call in calls]
+        folded = any(
+            adapters.any_adapter(layer) is not None and self.graph.foldable_norm(layer) is norm
+            for layer in before
+        )
+        return self.integer and not folded and len(calls[0].inputs[0].shape) == 4
+
+    def _norm_as_depthwise(self, norm: Any) -> Any:
+        """A batch norm as a 1x1 depthwise convolution: 8-bit factors, exact to float rounding.
+
+        A converter would multiply and add in two rounded steps, with one step size for all factors.
+        """
+        gain, shift = batch_norm_affine(norm)
+        scale = _steps(gain / _INT8_LIMIT)
+        codes = np.rint(gain / scale).astype(np.int8).reshape(1, 1, -1, 1)
+        mapping = self.repeated.get(norm.name, np.arange(len(gain)))
+        codes, scale, shift = codes[:, :, mapping], scale[mapping], shift[mapping]
+        self.kernels.append(ExportKernel(norm.name, codes, scale, "depthwise"))
+        kernel = codes.astype(np.float32) * scale.reshape(-1, 1)
+        self.weights[norm.name] = [kernel, shift.astype(np.float32)]
+        return keras.layers.DepthwiseConv2D(1, name=norm.name)
+
+    def _fused(self, layer: Any) -> bool:
+        calls = self.graph.calls_of(layer.name)
+        return all(fuses_into_producer(self.graph, call) for call in calls)
+
+    # Calls ----------------------------------------------------------------------------------
+
+    def _call(self, layer: Any, twin: Any, *args: Any, **kwargs: Any) -> Any:
+        name = layer.name
+        if name in self.dropped:
+            return args[0]
+        if isinstance(layer, layers.FakeQuantize):
+            self._note_grid(args[0]._keras_history.operation.name, args[0], layer.grid)
+            return args[0]
+        if name in self.expanded and name not in self.fed:
+            args = (self._duplicate(args[0], name), *args[1:])
+        outputs = twin(*args, **kwargs)
+        grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
+        function = separable_activation(layer) if isinstance(layer, layers.KernelLayer) else None
+        if function is not None:
+            self._note_grid(name, outputs, layer.preactivation_grid)
+            name = f"{name}_activation"
+            outputs = keras.layers.Activation(function, name=name)(outputs)
+        if grid is None and args and moves_values(layer):
+            self.tensor_grids[id(outputs)] = self.tensor_grids.get(id(args[0]))
+        self._note_grid(name, outputs, grid)
+        return outputs
+
+    def _duplicate(self, tensor: Any, name: str) -> Any:
+        """`tensor` with its channels repeated as layer `name` needs: slices, concatenated."""
+        copies = self.expanded[name][tensor.shape[-1] :]
+        # Neighbours that are copied in order make one slice.
+        runs = np.split(copies, np.flatnonzero(np.diff(copies) != 1) + 1)
+        slices = [tensor[..., int(run[0]) : int(run[-1]) + 1] for run in runs]
+        output = keras.layers.Concatenate(name=f"{name}_copies")([tensor, *slices])
+        self._note_grid(f"{name}_copies", output, self.tensor_grids.get(id(tensor)))
+        return output
+
+    def _note_grid(self, name: str, tensor: Any, grid: ActivationGrid | None) -> None:
+        if grid is not None:
+            self.grids.setdefault(name, grid)
+            self.tensor_grids[id(tensor)] = grid
+
+
+def _steps(values: np.ndarray) -> np.ndarray:
+    """Magnitudes of `values` as float32 steps, none so small that an int32 bias overflows."""
+    magnitudes = np.abs(values)
+    largest = magnitudes.max(initial=0.0) or 1.0
+    return np.maximum(magnitudes, largest * SMALLEST_CHANNEL).astype(np.float32)
+
+
+def _is_depthwise(layer: Any, scale: np.ndarray | None = None) -> bool:
+    """Whether `layer` keeps its output channels on two axes (and `scale`, if given, has both)."""
+    return isinstance(layer, keras.layers.DepthwiseConv2D) and (scale is None or scale.ndim > 0)

@@ -1,0 +1,260 @@
+"""`export_tflite`: a quantized model as a `.tflite` file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from ocs_tf import data
+from ocs_tf.calibration import calibrate
+from ocs_tf.export import edge_tpu, matching, writer
+from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export.lowering import Lowered, lower
+from ocs_tf.graph.activations import Site, all_sites
+from ocs_tf.graph.reader import Graph
+from ocs_tf.numerics import ActivationGrid
+
+TARGETS = ("int8", "float")
+IO_DTYPES = ("int8", "float32")
+
+_MATCHING_SAMPLES = 3
+_BITS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        path: of the file.
+        target: `"int8"` or `"float"`.
+        size: bytes.
+        ops: every operator of the file, and whether the Edge TPU's documentation allows it
+            (`target="int8"` only).
+        notes: what a user should know, in plain words.
+    """
+
+    path: pathlib.Path
+    target: str
+    size: int
+    ops: list[edge_tpu.OpReport]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.target}, {self.size:,} bytes", *self.notes]
+        if self.ops:
+            lines.append(edge_tpu.summary(self.ops))
+        return "\n".join(lines)
+
+
+def export_tflite(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    target: str = "int8",
+    representative_dataset: data.Dataset = None,
+    io_dtype: str = "int8",
+    dynamic_batch: bool = False,
+    merge_copies: bool = True,
+    overwrite: bool = False,
+) -> ExportResult:
+    """Write a quantized model to a `.tflite` file of builtin operators.
+
+    Target `"int8"` is full-integer: int8 kernels with exactly the codes and scales of the Keras
+    layers (below 8 bits with their own step, at no saving in size), int8 activations on exactly
+    the grids of the Keras model, int32 biases. The file is read back, and a difference is an
+    error. Layers that were left in float get ordinary 8-bit kernels. Target `"float"` is the
+    lowered graph in float32: quantized kernels as numbers, activations not rounded.
+
+    Arguments:
+        model: what `convert` returned.
+        path: of the file to write.
+        target: `"int8"` or `"float"`.
+        representative_dataset: inputs, in any form that `convert` takes and can be read twice;
+            needed for `"int8"` where activations of `model` have no grid.
+        io_dtype: of the file's inputs and outputs with `"int8"`: `"int8"` or `"float32"`.
+        dynamic_batch: leave the batch size open instead of fixing it to 1. Runtimes for
+            accelerators and microcontrollers want it fixed.
+        merge_copies: add the copies of split channels up wherever the sum of their codes fits
+            int8; the integers that are accumulated are the same, and the channels cost nothing.
+            `False` keeps every copy a channel of its own.
+        overwrite: replace an existing file.
+
+    Returns:
+        What was written, with the list of operators.
+
+    Raises:
+        ValueError: an argument is not usable, `model` has activations of other than 8 bits with
+            target `"int8"`, or a range of activations is missing and no data are given.
+        FileExistsError: `path` exists and `overwrite` is False.
+        FileNotFoundError: the folder of `path` does not exist.
+        writer.VerificationError: the file would differ from the model, or an operator has no
+            integer form. No file is left behind.
+    """
+    path = pathlib.Path(path)
+    _check(path, target, io_dtype, overwrite)
+    batch_size = None if dynamic_batch else 1
+    integer = target == "int8"
+    if integer:
+        _check_activation_bits(model)
+    lowered = lower(model, merge_copies=merge_copies, integer=integer, batch_size=batch_size)
+    content = convert_float(lowered.model)
+    ops: list[edge_tpu.OpReport] = []
+    if integer:
+        open_batch = lower(model, merge_copies=merge_copies, batch_size=None)
+        grids, ranges = _activations(content, open_batch, representative_dataset)
+        content = writer.write_int8(
+            content, lowered.kernels, grids, ranges, float_io=io_dtype == "float32"
+        )
+        ops = edge_tpu.check(content)
+    write_file(path, content)
+    return ExportResult(path, target, len(content), ops, lowered.notes)
+
+
+def convert_float(model: keras.Model) -> bytes:
+    """A float Keras model as the bytes of a `.tflite` file, without the converter's chatter."""
+    import tensorflow as tf
+
+    with fb.quiet(), contextlib.redirect_stdout(io.StringIO()):
+        return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+
+
+def write_file(path: pathlib.Path, content: bytes) -> None:
+    """Write `content` to `path` in one step: whatever fails, no partial file is left.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _check(path: pathlib.Path, target: str, io_dtype: str, overwrite: bool) -> None:
+    for name, value, choices in (("target", target, TARGETS), ("io_dtype", io_dtype, IO_DTYPES)):
+        if value not in choices:
+            raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(choices)}.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"`path` {path} exists; pass overwrite=True to replace it.")
+    if path.is_dir():
+        raise ValueError(f"`path` {path} is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of `path` {path} does not exist.")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the folder of `path` {path} cannot be written to.")
+
+
+def _check_activation_bits(model: keras.Model) -> None:
+    """Refuse activations that an int8 file cannot hold, before any work."""
+    for layer in model.layers:
+        for attribute in ("grid", "output_grid", "preactivation_grid"):
+            grid = getattr(layer, attribute, None)
+            if grid is not None and grid.bits != _BITS:
+                raise ValueError(
+                    f"layer {layer.name!r} has {grid.bits}-bit activations, which an int8 .tflite"
+                    " cannot hold. Convert with activation_bits=8 (or None, and pass"
+                    " representative_dataset here), or export with target='float'."
+                )
+
+
+def _activations(
+    content: bytes, lowered: Lowered, dataset: data.Dataset
+) -> tuple[dict[str, ActivationGrid], dict[str, tuple[float, float]]]:
+    """Grid or, inside of layers that Keras sees as one, range of each tensor of the file."""
+    sites = [site for site in all_sites(Graph(lowered.model)) if not site.fixed]
+    by_group = _grids_by_group(sites, lowered, dataset)
+    sample = _sample(lowered, dataset)
+    flat = [(site, tensor) for site in sites for tensor in site.tensors]
+    observer = keras.Model(lowered.model.inputs, [tensor for _, tensor in flat])
+    values = keras.tree.flatten(observer.predict_on_batch(list(sample.values())))
+    keys = {}
+    for i, (site, _) in enumerate(flat):
+        keys[site.key if site.key not in keys else f"{site.key}#{i}"] = site
+    arrays = dict(zip(keys, (np.asarray(v) for v in values), strict=True))
+    matches = matching.match_tensors(content, sample, arrays)
+    grids = {name: by_group[keys[key].group] for name, key in matches.items()}
+    missing = sorted(writer.needed_activations(content) - set(grids))
+    if not missing:
+        return grids, {}
+    if dataset is None:
+        raise ValueError(
+            f"the range of {missing[0]!r} (and {len(missing) - 1} more tensors inside of layers)"
+            " is not known; pass representative_dataset."
+        )
+    ranges = matching.measure_ranges(content, _named_batches(lowered, dataset))
+    return grids, {name: ranges[name] for name in missing}
+
+
+def _grids_by_group(
+    sites: list[Site], lowered: Lowered, dataset: data.Dataset
+) -> dict[str, ActivationGrid]:
+    """One grid per group of sites: the model's own, or a measured one where it has none."""
+    grids: dict[str, ActivationGrid] = {}
+    for site in sites:
+        names = [site.key, *(t._keras_history.operation.name for t in site.tensors)]
+        for name in names:
+            given = lowered.grids.get(name)
+            known = grids.get(site.group)
+            if given and (known is None or given.scale > known.scale):
+                grids[site.group] = given
+    missing = [site for site in sites if site.group not in grids]
+    if not missing:
+        return grids
+    if dataset is None:
+        raise ValueError(
+            f"the activations of `model` have no grid at {missing[0].key!r}"
+            f" ({len(missing)} such places): pass representative_dataset to measure them, or"
+            " convert with it and activation_bits=8."
+        )
+    batches = data.batches(dataset, lowered.model)
+    seen = calibrate(lowered.model, {site.key: site.tensors for site in missing}, batches)
+    for group in {site.group for site in missing}:
+        members = [seen[site.key] for site in missing if site.group == group]
+        low, high = min(s.minimum for s in members), max(s.maximum for s in members)
+        grids[group] = ActivationGrid.from_range(low, high, _BITS)
+    return grids
+
+
+def _sample(lowered: Lowered, dataset: data.Dataset) -> Mapping[str, np.ndarray]:
+    """A few inputs by name, to tell tensors apart by: real ones, or noise of the right range."""
+    model = lowered.model
+    if dataset is not None:
+        return next(_named_batches(lowered, dataset, limit=_MATCHING_SAMPLES))
+    rng = np.random.default_rng(0)
+    sample = {}
+    for tensor in model.inputs:
+        grid = lowered.grids.get(tensor.name)
+        low, high = (grid.minimum, grid.maximum) if grid else (-1.0, 1.0)
+        shape = (_MATCHING_SAMPLES, *(size or 1 for size in tensor.shape[1:]))
+        noise = rng.uniform(low, high, shape)
+        sample[tensor.name] = noise.astype(keras.backend.standardize_dtype(tensor.dtype))
+    return sample
+
+
+def _named_batches(
+    lowered: Lowered, dataset: data.Dataset, limit: int | None = None
+) -> Iterator[Mapping[str, Any]]:
+    names = [tensor.name for tensor in lowered.model.inputs]
+    for batch in data.batches(dataset, lowered.model, limit=limit):
+        yield dict(zip(names, batch, strict=True))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,390 @@
+"""`report`: what was done to each layer of a quantized model, and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jinja2
+import keras
+import numpy as np
+
+from ocs_tf import layers
+from ocs_tf.graph import adapters
+from ocs_tf.graph.reader import Graph
+from ocs_tf.numerics import ActivationGrid
+
+FLOAT_BYTES = 4
+SUFFIXES = (".json", ".txt", ".html")
+
+_SIMULATED = (
+    "Keras computes in float with weights that are codes times steps, and rounds activations to the"
+    " grids above in float, too (fake quantization)."
+)
+_FLOAT_ACTIVATIONS = (
+    "Keras computes in float with weights that are codes times steps; activations are not rounded."
+)
+_STORED = (
+    "A .keras file holds the codes as int8; an int8 .tflite file computes with integers throughout."
+)
+_LEGEND = (
+    "Bytes: float32 weights before; after, codes packed at their bits, scales, channel maps and"
+    " float32 biases."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """One layer.
+
+    Attributes:
+        name: the layer's name; `OUTER/INNER` inside a nested model.
+        type: the Keras class it was.
+        kernel_shape: of the original kernel in Keras order; `None` where nothing is quantized.
+        bits: of the codes; `None` for a layer in float.
+        granularity: `"tensor"` or `"channel"`, or `None`.
+        clip_threshold: smallest and largest over the steps, or `None`; equal per tensor.
+        copies: the original input channel of each copy.
+        sqnr_db: of the kernel after quantization, in dB, or `None` if unknown.
+        parameters: numbers in the float layer.
+        codes: integers in the expanded kernel.
+        bytes_before: of the float32 layer.
+        bytes_after: of the quantized one: packed codes, scales, channel map, bias.
+        input_grid, preactivation_grid, output_grid: of the activations, where they are rounded.
+        why_float: the reason why weights stay in float, or `None`.
+    """
+
+    name: str
+    type: str
+    kernel_shape: tuple[int, ...] | None = None
+    bits: int | None = None
+    granularity: str | None = None
+    clip_threshold: tuple[float, float] | None = None
+    copies: tuple[int, ...] = ()
+    sqnr_db: float | None = None
+    parameters: int = 0
+    codes: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    input_grid: ActivationGrid | None = None
+    preactivation_grid: ActivationGrid | None = None
+    output_grid: ActivationGrid | None = None
+    why_float: str | None = None
+
+    @property
+    def kernel_size(self) -> int:
+        """Weights in the original kernel; 0 for a layer in float."""
+        return math.prod(self.kernel_shape) if self.kernel_shape else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was done to a model: `print` it, or see `to_dict` and `save`.
+
+    Attributes:
+        model: the model's name.
+        layers: every layer that has weights or rounds activations; a shared layer once.
+    """
+
+    model: str
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the float model."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def bytes_before(self) -> int:
+        """Of all weights in float32."""
+        return sum(layer.bytes_before for layer in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """Of all weights with the quantized kernels packed."""
+        return sum(layer.bytes_after for layer in self.layers)
+
+    @property
+    def compression(self) -> float:
+        """`bytes_before / bytes_after`."""
+        return self.bytes_before / self.bytes_after
+
+    @property
+    def overhead_percent(self) -> float:
+        """Weights that splitting added to the quantized kernels, in percent of what they had."""
+        codes = sum(layer.codes for layer in self.layers)
+        return 100 * (codes / sum(layer.kernel_size for layer in self.layers) - 1)
+
+    @property
+    def mean_bits(self) -> float:
+        """Bits per weight of the quantized kernels, copies included in the bits."""
+        total = sum(layer.codes * (layer.bits or 0) for layer in self.layers)
+        return total / sum(layer.kernel_size for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: `model`, `totals`, `layers` (the fields of `LayerReport`)."""
+        totals = ["parameters", "bytes_before", "bytes_after", "compression"]
+        totals += ["overhead_percent", "mean_bits"]
+        return {
+            "model": self.model,
+            "totals": {name: getattr(self, name) for name in totals},
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON; an infinite SQNR is the string "inf"."""
+        return json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False)
+
+    def to_html(self) -> str:
+        """A page that needs no other file."""
+        template = jinja2.Environment(autoescape=True).from_string(_HTML)
+        return template.render(
+            title=f"{self.model}, quantized",
+            columns=_COLUMNS,
+            rows=[_row(layer, most=None) for layer in self.layers],
+            totals=self._totals(),
+            notes=self._notes(),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to `path`; its ending chooses .json, .txt or .html.
+
+        Raises:
+            ValueError: another ending.
+        """
+        write = dict(zip(SUFFIXES, (self.to_json, self.__str__, self.to_html), strict=True)).get(
+            pathlib.Path(path).suffix.lower()
+        )
+        if write is None:
+            raise ValueError(f"`path` (={str(path)!r}) must end in one of {', '.join(SUFFIXES)}.")
+        pathlib.Path(path).write_text(write() + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        lines = [f"Model {self.model!r}", "", *_table([_row(layer) for layer in self.layers]), ""]
+        lines += [f"{layer.name}: {layer.why_float}." for layer in self.layers if layer.why_float]
+        return "\n".join([*lines, *self._totals(), *self._notes()])
+
+    def _totals(self) -> list[str]:
+        return [
+            f"{self.parameters:,} parameters; {self.bytes_before:,} bytes in float32,"
+            f" {self.bytes_after:,} quantized: {self.compression:.2f} times smaller.",
+            f"{self.mean_bits:.2f} bits per quantized weight, with the"
+            f" {self.overhead_percent:.2f} % of weights that splitting added.",
+        ]
+
+    def _notes(self) -> list[str]:
+        rounded = any(layer.output_grid or layer.input_grid for layer in self.layers)
+        return [_LEGEND, _SIMULATED if rounded else _FLOAT_ACTIVATIONS, _STORED]
+
+
+def report(model: keras.Model) -> Report:
+    """Describe a quantized model; it may have been saved and loaded.
+
+    Raises:
+        ValueError: `model` has no quantized layer, or is not a functional or Sequential model.
+    """
+    rows = tuple(_layers(model))
+    if not any(row.bits for row in rows):
+        raise ValueError(
+            f"`model` {model.name!r} has no quantized layer, so there is nothing to report; use"
+            " ocs_tf.convert(model) first."
+        )
+    return Report(str(model.name), rows)
+
+
+def _layers(model: keras.Model, prefix: str = "") -> Iterator[LayerReport]:
+    graph = Graph(model, fold_batch_norm=False)
+    seen: set[str] = set()
+    for node in graph.nodes:
+        layer = node.layer
+        if layer.name in seen or not isinstance(layer, keras.layers.Layer):
+            continue
+        seen.add(layer.name)
+        if isinstance(layer, keras.Model) and any(map(_is_quantized, layer._flatten_layers())):
+            yield from _layers(layer, f"{prefix}{layer.name}/")
+            continue
+        sources = [graph.producer[id(tensor)].layer for tensor in node.inputs[:1]]
+        quantizers = [source for source in sources if isinstance(source, layers.FakeQuantize)]
+        input_grid = quantizers[0].grid if quantizers else None
+        row = _layer(layer, prefix + str(layer.name), input_grid)
+        if row.parameters or row.output_grid:
+            yield row
+
+
+def _layer(layer: Any, name: str, input_grid: ActivationGrid | None) -> LayerReport:
+    if isinstance(layer, layers.KernelLayer):
+        return _quantized(layer, name, input_grid)
+    output_grid = None
+    if isinstance(layer, (layers.QuantizedOutput, layers.FakeQuantize)):
+        output_grid = layer.grid
+        layer = getattr(layer, "layer", layer)
+    parameters = sum(math.prod(weight.shape) for weight in layer.weights)
+    why_float = adapters.why_float(layer)
+    if adapters.adapter_for(layer) is not None:
+        why_float = "left in float by the configuration"
+    return LayerReport(
+        name=name,
+        type=type(layer).__name__,
+        parameters=parameters,
+        bytes_before=FLOAT_BYTES * parameters,
+        bytes_after=FLOAT_BYTES * parameters,
+        input_grid=input_grid if parameters else None,
+        output_grid=output_grid,
+        why_float=why_float,
+    )
+
+
+def _quantized(layer: Any, name: str, input_grid: ActivationGrid | None) -> LayerReport:
+    kernel = layer.quantized_kernel()
+    shape = list(kernel.codes.shape)
+    shape[-2] -= layer.copies
+    bias = 0 if layer.bias is None else math.prod(layer.bias.shape)
+    parameters = math.prod(shape) + bias
+    codes = kernel.codes.size
+    numbers = kernel.scale.size + bias + (kernel.channel_map.size if layer.copies else 0)
+    return LayerReport(
+        name=name,
+        type=_float_type(layer),
+        kernel_shape=tuple(shape),
+        bits=layer.weight_bits,
+        granularity=layer.granularity,
+        clip_threshold=(float(kernel.threshold.min()), float(kernel.threshold.max())),
+        copies=tuple(kernel.channel_map[shape[-2] :].tolist()),
+        sqnr_db=layer.kernel_sqnr_db,
+        parameters=parameters,
+        codes=codes,
+        bytes_before=FLOAT_BYTES * parameters,
+        bytes_after=math.ceil(codes * layer.weight_bits / 8) + 4 * numbers,
+        input_grid=input_grid,
+        preactivation_grid=layer.preactivation_grid,
+        output_grid=layer.output_grid,
+    )
+
+
+def _float_type(layer: Any) -> str:
+    adapter = adapters.adapter_of_quantized(layer)
+    return (type(layer) if adapter is None else adapter.layer_class).__name__
+
+
+def _is_quantized(layer: Any) -> bool:
+    return isinstance(layer, layers.KernelLayer)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with infinite numbers as strings, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+
+
+# Text ------------------------------------------------------------------------------------------
+
+_COLUMNS = (
+    "layer",
+    "type",
+    "kernel",
+    "bits",
+    "steps",
+    "clip",
+    "copies",
+    "SQNR/dB",
+    "bytes before",
+    "bytes after",
+    "activations",
+)
+_NUMBERS = ("bits", "SQNR/dB", "bytes before", "bytes after")
+
+
+def _row(layer: LayerReport, most: int | None = 4) -> list[str]:
+    """One text per column; at most `most` channel numbers of copies."""
+    bits = layer.bits or ("float" if layer.parameters else "")
+    return [
+        layer.name,
+        layer.type,
+        "x".join(map(str, layer.kernel_shape or ())),
+        str(bits),
+        f"per {layer.granularity}" if layer.granularity else "",
+        _range_text(layer.clip_threshold),
+        _copies_text(layer.copies, most),
+        "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
+        f"{layer.bytes_before:,}" if layer.parameters else "",
+        f"{layer.bytes_after:,}" if layer.parameters else "",
+        _grids_text(layer),
+    ]
+
+
+def _range_text(limits: tuple[float, float] | None) -> str:
+    if limits is None:
+        return ""
+    low, high = (f"{limit:.3g}" for limit in limits)
+    return low if low == high else f"{low} .. {high}"
+
+
+def _copies_text(copies: Sequence[int], most: int | None) -> str:
+    if not copies:
+        return ""
+    shown = ", ".join(map(str, copies[:most]))
+    more = "" if most is None or len(copies) <= most else ", ..."
+    return f"{len(copies)} (of {shown}{more})"
+
+
+def _grids_text(layer: LayerReport) -> str:
+    grids = {"in": layer.input_grid, "pre": layer.preactivation_grid, "out": layer.output_grid}
+    return "; ".join(
+        f"{where} {grid.bits} bits {grid.minimum:.3g} .. {grid.maximum:.3g}"
+        for where, grid in grids.items()
+        if grid is not None
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned lines, numbers to the right; columns that are empty throughout are left out."""
+    columns = [
+        (head, cells)
+        for head, cells in zip(_COLUMNS, zip(*rows, strict=True), strict=True)
+        if any(cells)
+    ]
+    widths = [max(len(head), *map(len, cells)) for head, cells in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = (
+            cell.rjust(width) if head in _NUMBERS else cell.ljust(width)
+            for cell, width, (head, _) in zip(cells, widths, columns, strict=True)
+        )
+        return "  ".join(aligned).rstrip()
+
+    body = [line(cells) for cells in zip(*(cells for _, cells in columns), strict=True)]
+    return [line([head for head, _ in columns]), "  ".join("-" * w for w in widths), *body]
+
+
+_HTML = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; }
+th { border-bottom: 2px solid #888; }
+</style>
+<h1>{{ title }}</h1>
+{% for line in totals %}<p>{{ line }}</p>
+{% endfor %}
+<div class="wide"><table>
+<tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
+{% for row in rows -%}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor -%}
+</table></div>
+{% for note in notes %}<p>{{ note }}</p>
+{% endfor %}</html>"""

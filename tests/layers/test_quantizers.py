@@ -1,0 +1,92 @@
+"""Fake quantization in Keras against the NumPy grid."""
+
+from __future__ import annotations
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from ocs_tf.layers import FakeQuantize, QuantizedOutput, fake_quantize
+from ocs_tf.numerics import ActivationGrid
+
+GRIDS = {
+    "8bit": ActivationGrid(8, 0.05, -20),
+    "2bit": ActivationGrid(2, 1.0, 0),
+    "one-sided": ActivationGrid(8, 0.02, -128),
+    "symmetric": ActivationGrid(4, 0.3, 0, symmetric=True),
+    "16bit": ActivationGrid(16, 2.0**-12, 0, symmetric=True),
+}
+
+
+@pytest.fixture
+def values(rng: np.random.Generator) -> np.ndarray:
+    ties = np.arange(-20, 20) * 0.025
+    return np.concatenate([rng.normal(0, 4, 1000), ties, [0.0, 1e6, -1e6]]).astype(np.float32)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_equals_the_numpy_grid(grid: ActivationGrid, values: np.ndarray) -> None:
+    got = np.asarray(fake_quantize(keras.ops.convert_to_tensor(values), grid))
+    np.testing.assert_array_equal(got, grid.fake_quantize(values))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_keeps_the_dtype(dtype: str, values: np.ndarray) -> None:
+    grid = ActivationGrid(8, 1e-7, 0)  # in float16 this scale is denormal, its inverse infinite
+    x = keras.ops.cast(values * 1e-6, dtype)
+    got = fake_quantize(x, grid)
+    assert keras.backend.standardize_dtype(got.dtype) == dtype
+    assert np.isfinite(np.asarray(keras.ops.cast(got, "float32"))).all()
+
+
+@pytest.mark.parametrize("as_dict", [False, True], ids=["grid", "dict"])
+def test_layer_rounds_and_keeps_its_config(as_dict: bool, values: np.ndarray) -> None:
+    grid = GRIDS["8bit"]
+    layer = FakeQuantize(grid.to_dict() if as_dict else grid, name="rounding")
+    np.testing.assert_array_equal(np.asarray(layer(values)), grid.fake_quantize(values))
+    twin = FakeQuantize.from_config(layer.get_config())
+    assert (twin.grid, twin.name, twin.trainable) == (grid, "rounding", False)
+    assert layer.compute_output_shape((2, 3)) == (2, 3)
+
+
+def test_wrapper_rounds_the_output_of_its_layer(rng: np.random.Generator) -> None:
+    grid = GRIDS["8bit"]
+    inner = layers.Dense(3)
+    wrapped = QuantizedOutput(inner, grid, name="wrapped")
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+    np.testing.assert_array_equal(np.asarray(wrapped(x)), grid.fake_quantize(np.asarray(inner(x))))
+    twin = QuantizedOutput.from_config(wrapped.get_config())
+    assert twin.grid == grid
+    assert twin.layer.units == 3
+
+
+def test_masks_pass_through() -> None:
+    grid = ActivationGrid(8, 0.01)
+    tokens = keras.Input((6,), dtype="int32")
+    embedded = QuantizedOutput(layers.Embedding(9, 4, mask_zero=True), grid)(tokens)
+    rounded = FakeQuantize(grid)(embedded)
+    pooled = layers.GlobalAveragePooling1D()(rounded)  # averages what is not masked
+    model = keras.Model(tokens, [rounded, pooled])
+    x = np.array([[1, 2, 3, 0, 0, 0]])
+    each, mean = model(x)
+    np.testing.assert_allclose(np.asarray(mean)[0], np.asarray(each)[0, :3].mean(0), rtol=1e-5)
+
+
+def test_training_reaches_the_wrapped_layer() -> None:
+    wrapped = QuantizedOutput(layers.Dropout(0.5), ActivationGrid(8, 0.1))
+    x = np.ones((1, 1000), np.float32)
+    assert (np.asarray(wrapped(x, training=True)) == 0).any()
+    assert not (np.asarray(wrapped(x)) == 0).any()
+
+
+def test_saved_and_loaded_without_custom_objects(tmp_path: pathlib.Path) -> None:
+    inputs = keras.Input((4,))
+    x = FakeQuantize(ActivationGrid(8, 0.1))(inputs)
+    model = keras.Model(inputs, QuantizedOutput(layers.Dense(2), ActivationGrid(8, 0.1))(x))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))

@@ -1,0 +1,124 @@
+"""`compare`: against arithmetic written out, and with files of other shapes and orders."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+import pytest
+
+import ocs_tf
+from ocs_tf.compare import TFLiteModel, compare
+
+
+def dense(kernel: list[list[float]], name: str = "model") -> keras.Model:
+    inputs = keras.Input((len(kernel),), name="x")
+    outputs = keras.layers.Dense(len(kernel[0]), use_bias=False, name="y")(inputs)
+    model = keras.Model(inputs, outputs, name=name)
+    model.set_weights([np.array(kernel, np.float32)])
+    return model
+
+
+def test_numbers_by_hand():
+    reference, other = dense([[2.0, 0.0], [0.0, 1.0]]), dense([[1.0, 0.0], [0.0, 1.0]])
+    # Outputs (2, 0), (2, 1.5) against (1, 0), (1, 1.5).
+    (result,) = compare(reference, other, np.array([[1, 0], [1, 1.5]], np.float32))
+    assert (result.name, result.samples) == ("y", 2)
+    signal, noise = 2**2 + 2**2 + 1.5**2, 1**2 + 1**2
+    assert result.sqnr_db == pytest.approx(10 * math.log10(signal / noise))
+    assert (result.max_difference, result.max_magnitude) == (1, 2)
+    assert result.agreement == 1 / 2
+
+
+def test_batches_add_up():
+    reference, other = dense([[2.0, 1.0]]), dense([[1.9, 1.0]])
+    x = np.random.default_rng(0).normal(size=(77, 1)).astype(np.float32)
+    (whole,) = compare(reference, other, x)
+    (parts,) = compare(reference, other, lambda: ([row] for row in x))
+    assert whole.samples == parts.samples == 77
+    assert whole.sqnr_db == pytest.approx(parts.sqnr_db)
+
+
+def test_equal_models_and_a_single_number():
+    (result,) = compare(dense([[1.0]]), dense([[1.0]]), np.ones((3, 1), np.float32))
+    assert (result.sqnr_db, result.agreement) == (math.inf, None)
+    assert "top-1" not in str(result)
+
+
+def test_silent_reference():
+    (result,) = compare(dense([[0.0]]), dense([[1.0]]), np.ones((3, 1), np.float32))
+    assert result.sqnr_db == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (dense([[1.0, 1.0]]), r"output 'y' has shape \(3, 1\) in one model and \(3, 2\)"),
+        (dense([[1.0], [1.0]]), r"take inputs of shapes \(1,\) and \(2,\)"),
+    ],
+    ids=["outputs", "inputs"],
+)
+def test_models_that_do_not_fit(other, message):
+    with pytest.raises(ValueError, match=message):
+        compare(dense([[1.0]]), other, np.ones((3, 1), np.float32))
+
+
+def two_by_two(swapped: bool = False) -> keras.Model:
+    """Inputs a (2 numbers), b (3); outputs a and b doubled."""
+    inputs = [keras.Input((2,), name="a"), keras.Input((3,), name="b")]
+    outputs = [keras.layers.Rescaling(2.0, name=f"{t.name}_out")(t) for t in inputs]
+    step = -1 if swapped else 1
+    return keras.Model(inputs[::step], outputs[::step])
+
+
+def test_inputs_and_outputs_are_paired_by_name():
+    data = {"a": np.ones((4, 2), np.float32), "b": np.zeros((4, 3), np.float32)}
+    results = compare(two_by_two(), two_by_two(swapped=True), data)
+    assert [(r.name, r.sqnr_db) for r in results] == [("a_out", math.inf), ("b_out", math.inf)]
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5, 5, 2), name="image")
+    x = keras.layers.Conv2D(3, 3, name="conv")(inputs)
+    x = keras.layers.Flatten(name="flatten")(x)
+    return keras.Model(inputs, keras.layers.Dense(4, name="head")(x))
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(7, 5, 5, 2)).astype(np.float32)
+
+
+class TestTFLite:
+    @pytest.mark.parametrize("dynamic_batch", [False, True], ids=["fixed", "open"])
+    @pytest.mark.parametrize("io_dtype", ["int8", "float32"])
+    def test_takes_and_returns_floats(self, model, images, tmp_path, io_dtype, dynamic_batch):
+        quantized = ocs_tf.convert(model, representative_dataset=images)
+        path = tmp_path / "model.tflite"
+        ocs_tf.export_tflite(quantized, path, io_dtype=io_dtype, dynamic_batch=dynamic_batch)
+        runtime = TFLiteModel(path)
+        (tensor,) = runtime.inputs
+        assert (tuple(tensor.shape), tensor.dtype) == ((None, 5, 5, 2), "float32")
+        step = quantized.get_layer("head").output_grid.scale
+        for batch in (images, images[:2]):  # resized on the way
+            expected = quantized.predict_on_batch(batch)
+            np.testing.assert_allclose(runtime.predict_on_batch(batch), expected, atol=2.01 * step)
+
+    def test_reads_fixed_batches_of_several(self, model, images, tmp_path):
+        import tensorflow as tf
+
+        inputs = keras.Input(batch_shape=(3, 5, 5, 2))
+        fixed = keras.Model(inputs, model(inputs))
+        path = tmp_path / "model.tflite"
+        path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(fixed).convert())
+        outputs = TFLiteModel(path).predict_on_batch(images)  # 7 = 3 + 3 + 1
+        np.testing.assert_allclose(outputs, model.predict_on_batch(images), atol=1e-5)
+
+    def test_refuses_other_files(self, tmp_path):
+        path = tmp_path / "model.tflite"
+        path.write_bytes(b"something else")
+        with pytest.raises(ValueError, match=r"model\.tflite is not a TFLite file"):
+            TFLiteModel(path)

@@ -1,0 +1,318 @@
+"""Plans: which options reach which layer, JSON, and what is refused before any work."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import ocs_tf
+from ocs_tf import Config, LayerPlan, Override, Plan
+from ocs_tf.numerics import copy_count, quantize_kernel
+
+
+def network() -> keras.Model:
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(10, 3, name="stem")(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.DepthwiseConv2D(3, name="depthwise")(x)
+    x = layers.Conv2D(20, 1, name="middle")(x)
+    x = layers.Conv2D(20, 1, groups=2, name="grouped")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(5, name="head")(x), name="network")
+
+
+@pytest.fixture
+def model(randomize: Any) -> keras.Model:
+    return randomize(network())
+
+
+def plan(model: keras.Model, config: Config | None = None, **options: Any) -> Plan:
+    return ocs_tf.plan(model, config, verbose=False, **options)
+
+
+def bits(plan: Plan) -> dict[str, int]:
+    return {name: layer.bits for name, layer in plan.layers.items()}
+
+
+def test_defaults(model: keras.Model) -> None:
+    result = plan(model)
+    assert bits(result) == {"stem": 8, "depthwise": 8, "middle": 8, "grouped": 8, "head": 8}
+    assert {layer.granularity for layer in result.layers.values()} == {"channel"}
+    assert all(layer.copies == [] for layer in result.layers.values())
+    assert result.float_layers == {}
+    assert result.activations == {}
+    assert result.fold_batch_norm
+
+
+def test_below_8_bits_all_but_the_first_layer_are_split(model: keras.Model) -> None:
+    result = plan(model, weight_bits=5, last_layer_bits=5)
+    assert bits(result) == {"stem": 8, "depthwise": 5, "middle": 5, "grouped": 5, "head": 5}
+    copies = {name: len(layer.copies) for name, layer in result.layers.items()}
+    assert copies == {
+        "stem": 0,  # first
+        "depthwise": 0,  # not splittable
+        "middle": copy_count(0.02, 10),
+        "grouped": 0,  # not splittable
+        "head": copy_count(0.02, 20),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"weight_bits": 4}, (8, 4, 8)),
+        ({"weight_bits": 4, "first_layer_bits": "same"}, (4, 4, 8)),
+        ({"weight_bits": 4, "last_layer_bits": "same"}, (8, 4, 4)),
+        ({"weight_bits": 4, "first_layer_bits": None, "last_layer_bits": 6}, (None, 4, 6)),
+        ({"weight_bits": None, "last_layer_bits": 6}, (8, None, 6)),
+        ({"weight_bits": 4, "overrides": {"stem": {"weight_bits": 3}}}, (3, 4, 8)),
+        ({"weight_bits": 4, "overrides": {"head": {"weight_bits": None}}}, (8, 4, None)),
+        ({"weight_bits": 4, "overrides": {layers.Conv2D: {"weight_bits": 5}}}, (5, 5, 8)),
+        ({"overrides": [Override(re.compile("[sm].*"), 5), Override("stem", 6)]}, (5, 5, 8)),
+        ({"overrides": [Override(lambda x: x.name == "head", 5)]}, (8, 8, 5)),
+    ],
+    ids=[
+        "defaults",
+        "first-same",
+        "last-same",
+        "first-float",
+        "middle-float",
+        "name",
+        "float-by-name",
+        "class",
+        "first-match-wins",
+        "callable",
+    ],
+)
+def test_bits_of_first_middle_and_last(
+    options: dict[str, Any], expected: tuple[int | None, ...], model: keras.Model
+) -> None:
+    result = plan(model, **options)
+    assert tuple(bits(result).get(n) for n in ("stem", "middle", "head")) == expected
+    floats = {n for n, b in zip(("stem", "middle", "head"), expected, strict=True) if b is None}
+    assert floats <= set(result.float_layers)
+    assert {result.float_layers[n] for n in floats} <= {"left in float by the configuration"}
+
+
+def test_an_override_can_split_the_first_layer(model: keras.Model) -> None:
+    result = plan(model, overrides={"stem": {"expand_ratio": 0.5, "granularity": "tensor"}})
+    assert len(result.layers["stem"].copies) == copy_count(0.5, 3)
+    assert result.layers["stem"].granularity == "tensor"
+    assert result.layers["middle"].granularity == "channel"
+
+
+def test_paper(model: keras.Model) -> None:
+    config = Config.paper(weight_bits=4, expand_ratio=0.1, weight_clip="mse")
+    result = plan(model, config, representative_dataset=np.ones((2, 8, 8, 3), np.float32))
+    assert set(result.layers) == {"middle", "grouped"}
+    assert set(result.float_layers) == {"stem", "norm", "depthwise", "head"}
+    assert not result.fold_batch_norm
+    assert set(result.activations) == {"middle:input", "grouped:input"}
+    assert {grid.symmetric for grid in result.activations.values()} == {True}
+    kernel = np.asarray(model.get_layer("middle").kernel)
+    want = quantize_kernel(kernel, 4, 0.1, "mse", "tensor")
+    got = result.layers["middle"].quantize(kernel)
+    np.testing.assert_array_equal(got.codes, want.codes)
+    np.testing.assert_array_equal(got.scale, want.scale)
+
+
+@pytest.mark.parametrize("clip", ["none", "mse", "aciq", "kl", "percentile", "optimal"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_a_planned_kernel_is_that_of_the_numerics(
+    granularity: str, clip: str, model: keras.Model
+) -> None:
+    options = {"weight_bits": 4, "expand_ratio": 0.3, "weight_clip": clip}
+    result = plan(model, granularity=granularity, percentile=99.0, **options)
+    kernel = np.asarray(model.get_layer("middle").kernel)
+    want = quantize_kernel(kernel, 4, 0.3, clip, granularity, percentile=99.0)
+    got = result.layers["middle"].quantize(kernel)
+    np.testing.assert_array_equal(got.codes, want.codes)
+    np.testing.assert_array_equal(got.scale, want.scale)
+    np.testing.assert_array_equal(got.channel_map, want.channel_map)
+
+
+@pytest.mark.parametrize("scope", ["all", "inputs"])
+def test_json_round_trip(scope: str, model: keras.Model, tmp_path: pathlib.Path) -> None:
+    images = np.random.default_rng(0).uniform(size=(4, 8, 8, 3))
+    result = plan(
+        model,
+        weight_bits=4,
+        expand_ratio=0.2,
+        overrides={"head": {"weight_bits": None}},
+        representative_dataset=images,
+        activation_scope=scope,
+    )
+    assert Plan.from_json(result.to_json()) == result
+    result.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert loaded == result
+    x = images.astype(np.float32)
+    first, second = (ocs_tf.apply(model, p, verbose=False) for p in (result, loaded))
+    np.testing.assert_array_equal(np.asarray(first(x)), np.asarray(second(x)))
+
+
+def test_a_plan_can_be_edited(model: keras.Model) -> None:
+    result = plan(model, weight_bits=8)
+    result.layers["middle"] = LayerPlan(3, 0.5, copies=[4, 4, 1])
+    del result.layers["stem"]
+    quantized = ocs_tf.apply(model, result, verbose=False)
+    middle = quantized.get_layer("middle")
+    assert middle.weight_bits == 3
+    assert np.asarray(middle.channel_map).tolist() == [*range(10), 4, 4, 1]
+    assert float(middle.scale) == pytest.approx(0.5 / (2**2 - 1))
+    assert type(quantized.get_layer("stem")) is layers.Conv2D
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense", "is not a plan, which is JSON text"),
+        ("[]", "not a plan of format 1"),
+        ("{}", "not a plan of format 1"),
+        ('{"format": 99}', "not a plan of format 1"),
+        ('{"format": 1}', "lacks a field or has an unknown one: 'layers'"),
+    ],
+    ids=["no-json", "list", "no-format", "other-format", "no-fields"],
+)
+def test_what_is_no_plan(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Plan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": 9}, r"`bits` \(=9\) must be an integer from 2 to 8"),
+        ({"bits": 16}, r"`bits` \(=16\)"),
+        ({"bites": 8}, r"unknown one: .*'bites'"),
+    ],
+    ids=["9-bits", "16-bits", "unknown-field"],
+)
+def test_a_badly_edited_plan(change: dict[str, Any], message: str, model: keras.Model) -> None:
+    values = json.loads(plan(model).to_json())
+    values["layers"]["middle"].update(change)
+    with pytest.raises(ValueError, match=message):
+        Plan.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("layer_plan", "message"),
+    [
+        (LayerPlan(4, [1.0, 2.0]), "plan has 2 thresholds for 'middle', which has 20"),
+        (LayerPlan(4, 1.0, [10]), r"channel outside 0 \.\. 9"),
+        (LayerPlan(4, -1.0), r"`threshold` \(=-1.0\) must be finite and not negative"),
+    ],
+    ids=["thresholds", "copies", "negative"],
+)
+def test_a_plan_that_does_not_fit(layer_plan: LayerPlan, message: str, model: keras.Model) -> None:
+    with pytest.raises(ValueError, match=message):
+        ocs_tf.apply(model, Plan({"middle": layer_plan}), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (Plan({"conv9": LayerPlan(4, 1.0)}), "quantizes layer 'conv9', which .* 'network' does"),
+        (Plan({"relu": LayerPlan(4, 1.0)}), "layers with a kernel: stem, depthwise, middle"),
+        ("plan.json", "`plan` must be an ocs_tf.Plan, but is a str"),
+    ],
+    ids=["unknown-layer", "no-kernel", "path"],
+)
+def test_a_plan_of_another_model(result: Any, message: str, model: keras.Model) -> None:
+    with pytest.raises(ValueError, match=message):
+        ocs_tf.apply(model, result, verbose=False)
+
+
+@pytest.mark.parametrize("key", ["nowhere", "norm", "relu:input", "stem:preactivation"])
+def test_a_grid_that_would_not_be_used_is_refused(key: str, model: keras.Model) -> None:
+    grid = ocs_tf.numerics.ActivationGrid(8, 0.1)
+    with pytest.raises(ValueError, match=f"rounds activations at '{key}', which .* not"):
+        ocs_tf.apply(model, Plan({}, activations={key: grid}), verbose=False)
+
+
+def with_lstm() -> keras.Model:
+    inputs = keras.Input((5, 4))
+    x = layers.LSTM(3, name="memory")(layers.Dense(4, name="first")(inputs))
+    return keras.Model(inputs, layers.Dense(2, name="head")(x))
+
+
+def test_layers_that_stay_float_are_listed_with_their_reason() -> None:
+    result = plan(with_lstm())
+    assert list(result.float_layers) == ["memory"]
+    assert "LSTM has no quantized form" in result.float_layers["memory"]
+
+
+def test_strict_names_layer_reason_and_remedy() -> None:
+    with pytest.raises(ValueError, match=r"'memory' .* LSTM has no .*weight_bits=None.*strict"):
+        plan(with_lstm(), strict=True)
+    result = plan(with_lstm(), strict=True, overrides={"memory": {"weight_bits": None}})
+    assert result.float_layers == {"memory": "left in float by the configuration"}
+
+
+@pytest.mark.parametrize("config", [Config(strict=True), Config.paper(strict=True)])
+def test_strict_is_content_with_what_was_asked_for(config: Config, model: keras.Model) -> None:
+    assert plan(model, config).layers
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"conv9": {"weight_bits": 4}}, "name 'conv9', which matches no layer; .*: stem, depth"),
+        ({re.compile("block.*"): {}}, r"regex 'block\.\*', which matches no layer"),
+    ],
+    ids=["name", "pattern"],
+)
+def test_an_override_that_matches_nothing(overrides: Any, message: str, model: keras.Model) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(model, overrides=overrides)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("weight", ["kernel", "bias"])
+def test_weights_that_are_not_finite(weight: str, value: float, model: keras.Model) -> None:
+    variable = getattr(model.get_layer("middle"), weight)
+    values = np.asarray(variable).copy()
+    values[..., 3] = value
+    variable.assign(values)
+    with pytest.raises(ValueError, match=f"{weight} of layer '?middle.* must be finite"):
+        plan(model)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25], ids=["zero", "constant"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("clip", ["none", "mse", "aciq", "kl", "percentile", "optimal"])
+def test_zero_and_constant_kernels(
+    clip: str, granularity: str, value: float, model: keras.Model
+) -> None:
+    middle = model.get_layer("middle")
+    middle.kernel.assign(np.full(middle.kernel.shape, value))
+    options = {"weight_bits": 4, "weight_clip": clip, "granularity": granularity}
+    result = plan(model, expand_ratio=0.2, **options)
+    kernel = result.layers["middle"].quantize(np.asarray(middle.kernel)).effective_kernel()
+    np.testing.assert_allclose(kernel, value, atol=0.15 * value)
+    json.loads(result.to_json())
+
+
+def test_one_dead_channel(model: keras.Model) -> None:
+    middle = model.get_layer("middle")
+    kernel = np.asarray(middle.kernel).copy()
+    kernel[..., 7] = 0
+    middle.kernel.assign(kernel)
+    quantized = ocs_tf.apply(model, plan(model, weight_bits=4), verbose=False)
+    assert (np.asarray(quantized.get_layer("middle").codes)[..., 7] == 0).all()
+    assert np.isfinite(np.asarray(quantized.get_layer("middle").scale)).all()
+
+
+def test_no_layer_to_quantize() -> None:
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.ReLU()(inputs))
+    with pytest.raises(ValueError, match="no layer that can be quantized; those are: Dense, Conv"):
+        plan(model)
