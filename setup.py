@@ -34,6 +34,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["ocs_tf", "ocs_tf.*"]),
+    py_modules=["ocs_tf_command"],
     package_data={"ocs_tf": ["py.typed"]},
     install_requires=[
         "absl-py",
@@ -47,7 +48,9 @@ setup(
         "tqdm",
     ],
     extras_require={"demo": DEMO, "test": TEST, "dev": DEV},
-    entry_points={"console_scripts": ["ocs_tf = ocs_tf.cli:main"]},
+    entry_points={"console_scripts": ["ocs_tf = ocs_tf_command:main"]},
+    # The default, "build", is Bazel's file BUILD where file names ignore case.
+    options={"build": {"build_base": "dist/build"}},
     classifiers=[
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",

@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 import ocs_tf
 from benchmarks import common
-from ocs_tf.layers import KernelLayer
 
 BITS = (8, 6, 5, 4, 3)
-RATIOS = ((0.0, 0.02), (0.01, 0.05))  # the first ones are measured before anything else
+RATIOS = (0.0, 0.01, 0.02, 0.05)
+# Parts of the grid, the important one first.
+PASSES = (((8, 5, 4), (0.0, 0.02)), ((6, 3), (0.0, 0.02)), (BITS, (0.01, 0.05)))
 CLIPS = {
     "paper": ("none", "mse", "aciq", "kl"),
-    "released": ("none", "mse", "aciq", "kl"),
     "default": ("none", "mse", "aciq", "kl", "optimal"),
 }
 # Pictures of the whole grid, and of selected rows: DenseNet-40 is the slow one.
@@ -44,11 +44,6 @@ PICTURES = {
 }
 ACTIVATION_ROWS = (8, 5, 4)  # weight bits that are also scored with 8-bit activations
 QUICK_PICTURES = 200
-
-NETWORKS = flags.DEFINE_list("networks", list(PICTURES), "Networks of the zoo to measure.")
-SETUPS = flags.DEFINE_list("setups", list(CLIPS), "Set-ups to measure.")
-LIMIT = flags.DEFINE_integer("limit", None, "Use at most this many pictures of each network.")
-RESUME = flags.DEFINE_bool("resume", True, "Keep the rows that were measured before.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +135,7 @@ class Results:
     def add(self, row: Row) -> None:
         self._rows[row.case] = row
         lines = ",\n".join(json.dumps(dataclasses.asdict(row)) for row in self)
-        common.write_text(self.path, f'{{"rows": [\n{lines}\n]}}\n')
+        _write(self.path, f'{{"rows": [\n{lines}\n]}}\n')
 
     def best_clip(self, network: str, pictures: int, setup: str, bits: int) -> str | None:
         """The clip method of the best top-1 without splitting; None if nothing was measured."""
@@ -166,8 +161,6 @@ class Scorer:
             self.entry.model, config(case), representative_dataset=data, verbose=False
         )
         seconds = time.perf_counter() - start
-        if case.setup == "released":
-            use_lowest_code(model, self.entry.model, case.expand_ratio)
         labels = self._labels(model, case.pictures)
         row = self._row(case, labels, ocs_tf.report(model).bytes_after, seconds)
         del model
@@ -196,9 +189,7 @@ class Scorer:
 
 def config(case: Case) -> ocs_tf.Config:
     """The options of a case."""
-    make: Callable[..., ocs_tf.Config] = ocs_tf.Config
-    if case.setup != "default":
-        make = ocs_tf.Config.paper
+    make = ocs_tf.Config.paper if case.setup == "paper" else ocs_tf.Config
     return make(
         weight_bits=case.weight_bits,
         activation_bits=case.activation_bits,
@@ -207,30 +198,18 @@ def config(case: Case) -> ocs_tf.Config:
     )
 
 
-def use_lowest_code(model: keras.Model, original: keras.Model, ratio: float) -> None:
-    """Round the kernels of `model` again, with codes down to `-2^(b-1)` on the same grid.
-
-    The released code allows that code, one below the paper's `2^b - 1` levels. Only clipped
-    weights reach it.
-    """
-    for layer in model.layers:
-        if isinstance(layer, KernelLayer):
-            step, limit = np.asarray(layer.scale), 2 ** (layer.weight_bits - 1)
-            kernel = np.asarray(original.get_layer(layer.name).kernel)
-            expanded = ocs_tf.numerics.split_channels(kernel, ratio, step).kernel
-            layer.codes.assign(np.clip(np.rint(expanded / step), -limit, limit - 1))
-
-
 # Which rows ---------------------------------------------------------------------------------------
 
 Stage = tuple[str, str, Iterable[Case]]  # network, title, cases
 
 
-def grid(network: str, pictures: int, setup: str, ratios: Sequence[float]) -> list[Case]:
-    """Weights only: all bits and clip methods of a set-up."""
+def grid(
+    network: str, pictures: int, setup: str, bits: Sequence[int], ratios: Sequence[float]
+) -> list[Case]:
+    """Weights only, with all clip methods of a set-up."""
     return [
-        Case(network, pictures, setup, bits, None, clip, ratio)
-        for bits, clip, ratio in itertools.product(BITS, CLIPS[setup], ratios)
+        Case(network, pictures, setup, b, None, clip, ratio)
+        for b, clip, ratio in itertools.product(bits, CLIPS[setup], ratios)
     ]
 
 
@@ -240,21 +219,18 @@ def is_slow(case: Case) -> bool:
 
 
 def compared(network: str, pictures: int) -> list[Case]:
-    """The rows to compare with the released code, in its set-up."""
-    return [
-        dataclasses.replace(reference.case, setup="released", pictures=pictures)
-        for reference in REFERENCES
-        if reference.case.network == network
-    ]
+    """The rows to compare with the released code."""
+    cases = [reference.case for reference in REFERENCES if reference.case.network == network]
+    return [dataclasses.replace(case, pictures=pictures) for case in cases]
 
 
 def with_activations(network: str, pictures: int, setup: str, results: Results) -> Iterator[Case]:
-    """Activations in 8 bits, with the clip method that was best and the library's default."""
+    """Activations in 8 bits, with the clip method that was best."""
     for bits in ACTIVATION_ROWS:
-        best = results.best_clip(network, pictures, setup, bits)
-        clips = {best, "optimal"} if setup == "default" else {best}
-        for clip, ratio in itertools.product(sorted(clips - {None}), RATIOS[0]):
-            yield Case(network, pictures, setup, bits, 8, clip, ratio)
+        clip = results.best_clip(network, pictures, setup, bits)
+        if clip:
+            for ratio in (0.0, 0.02):
+                yield Case(network, pictures, setup, bits, 8, clip, ratio)
 
 
 def more_pictures(
@@ -265,7 +241,7 @@ def more_pictures(
         best = results.best_clip(network, few, setup, bits)
         clip = "optimal" if setup == "default" else best
         if clip:
-            for ratio in RATIOS[0]:
+            for ratio in (0.0, 0.02):
                 yield Case(network, many, setup, bits, None, clip, ratio)
     if setup == "default":
         for bits in ACTIVATION_ROWS:
@@ -277,24 +253,23 @@ def stages(
 ) -> Iterator[Stage]:
     """All rows, the important ones first; some depend on the results of earlier ones."""
     sizes = {n: [min(size, limit or size) for size in PICTURES[n]] for n in networks}
-    searched = [(s, n, *sizes[n]) for s in setups if s != "released" for n in networks]
+    both = [(setup, network, *sizes[network]) for setup in setups for network in networks]
     for network, (few, many) in sizes.items():
         yield network, "float", [Case(network, size) for size in sorted({few, many})]
-        if "released" in setups:
-            yield network, "released", compared(network, few)
-    for ratios in RATIOS:
-        for setup, network, few, _ in searched:
-            rows = itertools.filterfalse(is_slow, grid(network, few, setup, ratios))
-            yield network, setup, rows
-        for setup, network, few, many in searched:
+        if "paper" in setups:
+            yield network, "compared", compared(network, few)
+    for part in PASSES:
+        for setup, network, few, _ in both:
+            rows = grid(network, few, setup, *part)
+            yield network, setup, itertools.filterfalse(is_slow, rows)
+        for setup, network, few, many in both:
             yield network, f"{setup} A8", with_activations(network, few, setup, results)
             if many > few:
                 rest = more_pictures(network, few, many, setup, results)
                 yield network, f"{setup} all pictures", rest
-    for ratios in RATIOS:
-        for setup, network, few, _ in searched:
-            rows = filter(is_slow, grid(network, few, setup, ratios))
-            yield network, f"{setup} kl", rows
+    for part in PASSES:
+        for setup, network, few, _ in both:
+            yield network, f"{setup} kl", filter(is_slow, grid(network, few, setup, *part))
 
 
 def quick_stages(setups: Sequence[str], pictures: int) -> Iterator[Stage]:
@@ -302,12 +277,11 @@ def quick_stages(setups: Sequence[str], pictures: int) -> Iterator[Stage]:
     case = Case("resnet20_cifar10", pictures)
     cases = [case]
     for setup in setups:
-        if setup != "released":
-            cases += [
-                dataclasses.replace(case, setup=setup, weight_bits=b, clip=c, expand_ratio=r)
-                for b, c, r in itertools.product((8, 4), ("none", "mse"), (0.0, 0.02))
-            ]
-            cases.append(dataclasses.replace(case, setup=setup, weight_bits=8, activation_bits=8))
+        cases += [
+            dataclasses.replace(case, setup=setup, weight_bits=b, clip=c, expand_ratio=r)
+            for b, c, r in itertools.product((8, 4), ("none", "mse"), (0.0, 0.02))
+        ]
+        cases.append(dataclasses.replace(case, setup=setup, weight_bits=8, activation_bits=8))
     yield case.network, "quick", cases
 
 
@@ -332,14 +306,16 @@ TITLES = {
     "default": "The default set-up",
 }
 NOTES = """\
-Every score is that of the Keras model `ocs_tf.convert` returns: weights are integer codes, and the
-arithmetic is float. "A8" rounds activations to 8-bit grids, also in float: a simulation of an
-integer runtime. Set-ups: the *paper's* is `Config.paper(...)` (one step per kernel; first
-convolution, depthwise kernels and `Dense` layers in float; batch norm not folded); the *default*
-is `Config(...)` (one step per output channel, first and last layer in 8 bits, batch norm folded).
-`r` is the expand ratio. *Agreement* is the share of pictures that get the float network's label; it
-is far less noisy than top-1. Weight bytes count everything the model stores: packed codes, steps,
-channel maps, and what stays float. An empty cell was not measured.
+Every score is that of the Keras model which `ocs_tf.convert` returns; its weights are integer
+codes. "A8" rounds activations to 8-bit grids as well, a simulation of integer arithmetic in
+float. Set-ups: the *paper's* is `Config.paper(...)`: one step per kernel, the first convolution,
+depthwise kernels and `Dense` layers in float, batch norm not folded, activations rounded where
+quantized layers read them; the *default* is `Config(...)`: one step per output channel, first and
+last layer in 8 bits, batch norm folded, all activations rounded as an int8 TFLite runtime holds
+them. `r` is the expand ratio. *Agreement* is the share of pictures that get the float network's
+label; it is far less noisy than top-1. Weight bytes count all that the model stores: packed
+codes, steps, channel maps, biases, and the layers that stay float. An empty cell was not
+measured.
 """
 
 
@@ -360,26 +336,27 @@ def _command(results: Results) -> str:
 def _compared(results: Results) -> list[str]:
     lines = []
     for reference in REFERENCES:
-        case, released = reference.case, dataclasses.replace(reference.case, setup="released")
-        if case in results and released in results:
-            ours, theirs = results[case].top1, results[released].top1
+        case = reference.case
+        if case in results:
+            ours = results[case].top1
+            name = f"W{case.weight_bits} {reference.what}"
             scores = [reference.top1, f"{ours:.2f}", f"{ours - reference.top1:+.2f}"]
-            scores += [f"{theirs:.2f}", f"{theirs - reference.top1:+.2f}"]
-            lines.append([case.network, f"W{case.weight_bits} {reference.what}", *scores])
+            lines.append([case.network, case.pictures, name, *scores])
     if not lines:
         return []
-    header = ["network", "weights only", "released code", "paper's set-up", "difference"]
-    header += ["with its extra code", "difference"]
+    header = ["network", "pictures", "weights only", "released code", "ours", "difference"]
     return [
         "## Against the released code",
         "",
-        "Top-1 on the same pictures. The released code rounds to `-2^(b-1) .. 2^(b-1)-1`, one code"
-        " more than the paper's (and our) grid has; clipped weights use it. The last two columns"
-        " are the paper's set-up with that code allowed.",
+        "Top-1 of the code released with the paper, and of `Config.paper`, on the same pictures.",
         "",
-        *common.markdown_table(header, lines),
+        *_table(header, lines),
         "",
     ]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    return common.markdown_table(header, rows).splitlines()
 
 
 def _network(results: Results, network: str, pictures: int) -> list[str]:
@@ -424,7 +401,7 @@ def _pivot(
         bold = (f"**{t}**" if s == top and best else t for s, t in zip(scores, texts, strict=True))
         lines.append([f"W{bits}", *bold])
     header = ["", *(f"{clip} {f'r={ratio:g}' if ratio else ''}".strip() for clip, ratio in columns)]
-    return [*common.markdown_table(header, lines), ""]
+    return [*_table(header, lines), ""]
 
 
 def _bytes(rows: Sequence[Row]) -> list[str]:
@@ -438,7 +415,7 @@ def _bytes(rows: Sequence[Row]) -> list[str]:
     return [
         "Weight bytes:",
         "",
-        *common.markdown_table(["", *(f"r={ratio:g}" for ratio in ratios)], lines),
+        *_table(["", *(f"r={ratio:g}" for ratio in ratios)], lines),
         "",
     ]
 
@@ -451,28 +428,67 @@ def _rounded(rows: Sequence[Row], results: Results) -> list[str]:
         other = ["", ""] if twin is None else [f"{twin.top1:.1f}", f"{twin.agreement:.1f}"]
         name = f"W{row.weight_bits} {row.clip} r={row.expand_ratio:g}"
         lines.append([name, f"{row.top1:.1f}", other[0], f"{row.agreement:.1f}", other[1]])
-    return [*common.markdown_table(header, lines), ""]
+    return [*_table(header, lines), ""]
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    folder = pathlib.Path(common.OUTPUT_DIR.value)
-    path = folder / ("accuracy_quick.json" if common.QUICK.value else "accuracy.json")
-    results = Results(path, RESUME.value)
-    limit = LIMIT.value
-    if common.QUICK.value:
+def benchmark(
+    folder: pathlib.Path = common.RESULTS,
+    quick: bool = False,
+    networks: Sequence[str] = tuple(PICTURES),
+    setups: Sequence[str] = tuple(CLIPS),
+    limit: int | None = None,
+    resume: bool = True,
+    zoo: str | None = None,
+) -> Results:
+    """Measure what is missing, and write `accuracy[_quick].json` and `.md` to `folder`."""
+    path = folder / ("accuracy_quick.json" if quick else "accuracy.json")
+    results = Results(path, resume)
+    if quick:
         limit = limit or QUICK_PICTURES
-        todo = quick_stages(SETUPS.value, limit)
+        todo = quick_stages(setups, limit)
     else:
-        todo = stages(NETWORKS.value, SETUPS.value, results, limit)
+        todo = stages(networks, setups, results, limit)
     findings = path.with_name(path.stem + "_findings.md")
     try:
-        run(common.load_zoo(common.ZOO.value), results, todo, limit)
+        run(common.load_zoo(zoo), results, todo, limit)
     finally:  # an interrupted run reports what it has
         text = findings.read_text(encoding="utf-8") if findings.exists() else ""
-        common.write_text(path.with_suffix(".md"), markdown(results, text))
+        _write(path.with_suffix(".md"), markdown(results, text))
+    return results
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """Write a file in one step, so that an interruption leaves the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def main() -> None:
+    quick = flags.DEFINE_bool("quick", False, "A few rows on few pictures, in about a minute.")
+    networks = flags.DEFINE_list("networks", list(PICTURES), "Networks of the zoo to measure.")
+    setups = flags.DEFINE_list("setups", list(CLIPS), "Set-ups to measure.")
+    limit = flags.DEFINE_integer("limit", None, "Use at most this many pictures of each network.")
+    resume = flags.DEFINE_bool("resume", True, "Keep the rows that were measured before.")
+    folder = flags.DEFINE_string("output_dir", str(common.RESULTS), "Folder of the results.")
+    zoo = flags.DEFINE_string("zoo", None, "Folder of the zoo; else $OCS_TF_ZOO or ../shared/zoo.")
+
+    def run_flags(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}")
+        benchmark(
+            pathlib.Path(folder.value),
+            quick.value,
+            networks.value,
+            setups.value,
+            limit.value,
+            resume.value,
+            zoo.value,
+        )
+
+    app.run(run_flags)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -1,37 +1,53 @@
-"""What benchmarks share: the zoo of pretrained networks, flags, and results on disk."""
+"""What the benchmarks share: results as JSON and Markdown, and the machine they ran on."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-import pathlib
+import platform
 from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from absl import flags
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+_PACKAGES = ("numpy", "scipy", "keras", "tensorflow")
 
 
-def default_zoo() -> pathlib.Path:
-    """The folder named by the environment variable OCS_TF_ZOO, or `../shared/zoo`."""
-    return pathlib.Path(os.environ.get("OCS_TF_ZOO") or ROOT.parent / "shared" / "zoo")
+def save_json(path: str | Path, payload: Any) -> None:
+    """Write `payload` to `path` as indented JSON, making the folder where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(payload, indent=1) + "\n")
 
 
-ZOO = flags.DEFINE_string("zoo", None, "Folder of the zoo (default: $OCS_TF_ZOO or ../shared/zoo).")
-OUTPUT_DIR = flags.DEFINE_string("output_dir", str(RESULTS), "Where results are written.")
-QUICK = flags.DEFINE_bool("quick", False, "A small part of the benchmark, in about a minute.")
+def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; cells are shown by `str`."""
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-def load_zoo(folder: str | pathlib.Path | None = None) -> ModuleType:
-    """The module `zoo.py` of the zoo in `folder`.
+def machine() -> dict[str, Any]:
+    """CPU model, cores this process may use, and versions; no names and no paths."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+    }
+
+
+def load_zoo(folder: str | Path | None = None) -> ModuleType:
+    """The module `zoo.py` of the zoo in `folder`, else in $OCS_TF_ZOO, else in `../shared/zoo`.
 
     Raises:
         FileNotFoundError: there is no zoo.
     """
-    path = pathlib.Path(folder or default_zoo()).resolve() / "zoo.py"
+    folder = folder or os.environ.get("OCS_TF_ZOO") or ROOT.parent / "shared" / "zoo"
+    path = Path(folder).resolve() / "zoo.py"
     if not path.exists():
         raise FileNotFoundError(f"no zoo at {path.parent}; set OCS_TF_ZOO or give --zoo.")
     spec = importlib.util.spec_from_file_location("zoo", path)
@@ -42,15 +58,16 @@ def load_zoo(folder: str | pathlib.Path | None = None) -> ModuleType:
     return module
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a file in one step, so that an interruption leaves the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
-def markdown_table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """Lines of a markdown table; the first column to the left, the others to the right."""
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,8 +1,4 @@
-"""The `ocs_tf` command: convert, report, export, compare, demo.
-
-TensorFlow takes seconds to import, so it is imported only by what needs it: help and mistakes in
-flags are answered at once.
-"""
+"""The `ocs_tf` command: convert, report, export, compare, demo."""
 
 from __future__ import annotations
 
@@ -63,10 +59,7 @@ _PREPROCESS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "-1..1": ("x/127.5 - 1", lambda x: np.asarray(x, np.float32) / 127.5 - 1),
     "imagenet": (
         "x/255, minus the mean and over the deviation of ImageNet",
-        lambda x: (
-            (np.asarray(x, np.float32) / 255 - np.float32([0.485, 0.456, 0.406]))
-            / np.float32([0.229, 0.224, 0.225])
-        ),
+        lambda x: (np.asarray(x, np.float32) / 255 - _MEAN) / _DEVIATION,
     ),
     "caffe": (
         "BGR minus the mean of ImageNet",

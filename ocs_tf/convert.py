@@ -15,8 +15,13 @@ from ocs_tf.config import Config
 from ocs_tf.graph.activations import all_sites, input_sites
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rewrite import Replacement, rewrite
-from ocs_tf.numerics import sqnr_db
-from ocs_tf.planning import PROGRESS_DELAY, Plan, activation_grids, plan_kernels
+from ocs_tf.planning import (
+    PROGRESS_DELAY,
+    Plan,
+    activation_grids,
+    check_not_quantized,
+    plan_kernels,
+)
 
 
 def convert(
@@ -110,13 +115,14 @@ def apply(model: keras.Model, plan: Plan, *, verbose: bool = True) -> keras.Mode
     if not isinstance(plan, Plan):
         raise ValueError(f"`plan` must be an ocs_tf.Plan, but is a {type(plan).__name__}.")
     graph = Graph(model, plan.fold_batch_norm)
+    check_not_quantized(graph)
     _check_fits(plan, graph)
     kernels = {}
     bar = tqdm(plan.layers.items(), "Quantizing", delay=PROGRESS_DELAY, disable=not verbose)
     for name, layer_plan in bar:
         kernel, bias = graph.kernels[name].weights()
         quantized = layer_plan.quantize(kernel, name)
-        quality = sqnr_db(kernel, quantized.effective_kernel())
+        quality = quantized.sqnr_db(kernel)
         kernels[name] = Replacement(quantized, bias, quality)
     result = rewrite(graph, kernels, plan.activations)
     if isinstance(model, keras.Sequential):

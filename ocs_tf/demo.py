@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -81,10 +82,14 @@ def run(
     images = load(dataset)
     folder.mkdir(parents=True, exist_ok=True)
     model = train(images, dataset, epochs)
-    accuracy = evaluate(model, images)
-    print(f"\nFloat model: {accuracy:.2f} % of {len(images.test[0]):,} test images right.\n")
+    accuracy, count = evaluate(model, images), len(images.test[0])
+    print(f"\nFloat model: {accuracy:.2f} % of {count:,} test images right.\n")
     print("\n".join(_tables(_compare_ways(model, images, bits), bits)))
     print(f"\n{_EXPLANATION}\n")
+    chance = 2 * math.sqrt(accuracy * (100 - accuracy) / count)
+    print(
+        f"One image is {100 / count:.2f} %; differences below about {chance:.1f} % may be chance.\n"
+    )
     _export(model, images, folder)
 
 

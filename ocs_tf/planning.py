@@ -20,7 +20,7 @@ from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel, copy_count, symmetric_step
 from ocs_tf.numerics.grid import check_bits
 from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS, check_kernel, choose_threshold, encode
-from ocs_tf.numerics.splitting import choose_copies, copies_of_map
+from ocs_tf.numerics.splitting import check_finite, choose_copies, copies_of_map
 
 PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
 
@@ -136,7 +136,7 @@ def plan_kernels(graph: Graph, config: Config, verbose: bool = True) -> Plan:
         ValueError: an override matches no layer; there is no layer to quantize; a kernel holds NaN
             or infinity; with `config.strict`, a layer would stay in float unasked.
     """
-    _check_not_quantized(graph)
+    check_not_quantized(graph)
     _check_overrides(graph, config)
     first, last = graph.first_kernels(), graph.last_kernels()
     options = {
@@ -151,8 +151,6 @@ def plan_kernels(graph: Graph, config: Config, verbose: bool = True) -> Plan:
         raise ValueError(f"`model` has no layer that can be quantized; those are: {known}.")
     float_layers |= {name: _ON_PURPOSE for name, o in options.items() if o.weight_bits is None}
     chosen = [name for name, o in options.items() if o.weight_bits is not None]
-    for name in chosen:
-        _check_bias(graph.kernels[name])
     layers = {
         name: _plan_layer(graph.kernels[name], options[name], config)
         for name in tqdm(chosen, "Planning", delay=PROGRESS_DELAY, disable=not verbose, leave=False)
@@ -209,7 +207,10 @@ def _plan_layer(site: KernelSite, options: Override, config: Config) -> LayerPla
     assert clip is not None
     assert granularity is not None
     assert isinstance(options.expand_ratio, (int, float))
-    kernel = check_kernel(site.weights()[0], f"kernel of layer {site.name}")
+    kernel, bias = site.weights()
+    kernel = check_kernel(kernel, f"kernel of layer {site.name}")
+    if bias is not None:
+        check_finite(bias, f"bias of layer {site.name}")
     count = copy_count(options.expand_ratio, kernel.shape[-2])
     threshold = choose_threshold(
         kernel, bits, count, clip, granularity, percentile=config.percentile
@@ -252,21 +253,14 @@ def _refuse_skipped(graph: Graph, float_layers: Mapping[str, str]) -> None:
             )
 
 
-def _check_not_quantized(graph: Graph) -> None:
+def check_not_quantized(graph: Graph) -> None:
+    """Raise `ValueError` if a layer of the model is quantized already."""
     for node in graph.nodes:
         if adapters.adapter_of_quantized(node.layer) is not None:
             raise ValueError(
                 f"`model` {graph.model.name!r} is quantized already: layer {node.layer.name!r} is"
                 f" a {type(node.layer).__name__}. Convert the float model instead."
             )
-
-
-def _check_bias(site: KernelSite) -> None:
-    bias = site.weights()[1]
-    if bias is not None and not np.isfinite(bias).all():
-        raise ValueError(
-            f"the bias of layer {site.name!r} must be finite, but holds NaN or infinity."
-        )
 
 
 def _check_overrides(graph: Graph, config: Config) -> None:

@@ -338,11 +338,16 @@ class TestStderr:
         with pytest.raises(cli.UsageError):
             run("report missing.keras --debug")
 
-    def test_module_and_exit_code(self):
+    @pytest.mark.parametrize("module", ["ocs_tf", "ocs_tf_command"])
+    def test_of_the_process(self, module):
+        root = pathlib.Path(ocs_tf.__file__).parents[1]
         done = subprocess.run(
-            [sys.executable, "-m", "ocs_tf", "report", "missing.keras"],
+            [sys.executable, "-m", module, "report", "missing.keras"],
             capture_output=True,
             text=True,
+            cwd=root,
         )
-        assert done.returncode == 2
-        assert done.stderr.splitlines()[-1] == "ocs_tf: model missing.keras does not exist."
+        message = "ocs_tf: model missing.keras does not exist."
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, message)
+        if module == "ocs_tf_command":  # what the installed command runs
+            assert done.stderr == f"{message}\n"

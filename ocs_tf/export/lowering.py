@@ -215,10 +215,12 @@ class _Lowering:
         """Whether neither the lowering nor the converter folds `norm` into the layer before it."""
         calls = self.graph.calls_of(norm.name)
         before = [self.graph.producer[id(call.inputs[0])].layer for call in calls]
+        # The converter multiplies a batch norm into a float layer; quantized ones were dealt with.
         folded = any(
-            adapters.any_adapter(layer) is not None and self.graph.foldable_norm(layer) is norm
+            adapters.adapter_for(layer) is not None and self.graph.foldable_norm(layer) is norm
             for layer in before
         )
+        folded = folded or norm.name in self.dropped
         return self.integer and not folded and len(calls[0].inputs[0].shape) == 4
 
     def _norm_as_depthwise(self, norm: Any) -> Any:

@@ -16,12 +16,15 @@ import numpy as np
 
 from ocs_tf import data
 from ocs_tf.calibration import calibrate
-from ocs_tf.export import edge_tpu, matching, writer
 from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import edge_tpu, matching, writer
 from ocs_tf.export.lowering import Lowered, lower
+from ocs_tf.export.writer import VerificationError
 from ocs_tf.graph.activations import Site, all_sites
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid
+
+__all__ = ["ExportResult", "VerificationError", "export_tflite"]
 
 TARGETS = ("int8", "float")
 IO_DTYPES = ("int8", "float32")
@@ -97,7 +100,7 @@ def export_tflite(
             target `"int8"`, or a range of activations is missing and no data are given.
         FileExistsError: `path` exists and `overwrite` is False.
         FileNotFoundError: the folder of `path` does not exist.
-        writer.VerificationError: the file would differ from the model, or an operator has no
+        VerificationError: the file would differ from the model, or an operator has no
             integer form. No file is left behind.
     """
     path = pathlib.Path(path)

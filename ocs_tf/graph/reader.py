@@ -41,7 +41,8 @@ class KernelSite:
         if self.batch_norm is None:
             return kernel, bias
         gain, shift = batch_norm_affine(self.batch_norm)
-        folded = (kernel * gain.astype(np.float64)).astype(np.float32)
+        folded = np.empty(kernel.shape, np.float32)
+        np.multiply(kernel, gain, out=folded, casting="same_kind")  # in float64, piece by piece
         return folded, (shift + gain * (0 if bias is None else bias)).astype(np.float32)
 
 

@@ -92,7 +92,7 @@ def rewrite(
         elif name not in graph.folded:
             original = graph.calls_of(name)[0]
             _check_copied(original.layer, inner)
-            if isinstance(inner, keras.layers.BatchNormalization) and name in grids:
+            if isinstance(inner, keras.layers.BatchNormalization):
                 _round_shift(inner, known.get(id(original.inputs[0])))
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ocs_tf.numerics import clipping, grid, splitting
 
 MAX_WEIGHT_BITS = 8
 GRANULARITIES = ("tensor", "channel")
+_BLOCK = 1 << 20  # weights looked at together, where a whole kernel would take much memory
 _BLOCK_SIZE = 2**16
 
 
@@ -62,6 +64,20 @@ class QuantizedKernel:
     def effective_kernel(self) -> NDArray[np.float32]:
         """float32 kernel `[..., C, F]` on the original channels."""
         return grid.dequantize(self.effective_codes(), self.scale)
+
+    def sqnr_db(self, kernel: NDArray[Any]) -> float:
+        """Signal to quantization noise ratio of the effective kernel against float `kernel`.
+
+        Some output channels at a time: no copy of the whole kernel is made.
+        """
+        columns = max(1, _BLOCK * kernel.shape[-1] // kernel.size)
+        parts = (slice(i, i + columns) for i in range(0, kernel.shape[-1], columns))
+        return _sqnr_db((kernel[..., part], self._outputs(part)) for part in parts)
+
+    def _outputs(self, part: slice) -> NDArray[np.float32]:
+        scale = self.scale[part] if self.scale.ndim else self.scale
+        outputs = dataclasses.replace(self, codes=self.codes[..., part], scale=scale)
+        return outputs.effective_kernel()
 
 
 def quantize_kernel(
@@ -186,9 +202,15 @@ def sqnr_db(reference: ArrayLike, approximation: ArrayLike) -> float:
 
     Infinite where the two are equal.
     """
-    x = np.asarray(reference, np.float64)
-    noise = np.square(x - np.asarray(approximation, np.float64)).sum()
-    signal = np.square(x).sum()
+    return _sqnr_db([(np.asarray(reference), np.asarray(approximation))])
+
+
+def _sqnr_db(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> float:
+    signal = noise = 0.0
+    for reference, approximation in pairs:
+        x = reference.astype(np.float64)
+        signal += float(np.square(x).sum())
+        noise += float(np.square(x - approximation).sum())
     if noise == 0:
         return float("inf")
     return float(10 * np.log10(signal / noise)) if signal else float("-inf")

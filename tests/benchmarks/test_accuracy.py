@@ -5,14 +5,9 @@ import json
 import pathlib
 import sys
 
-import keras
-import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-import ocs_tf
 from benchmarks import accuracy
 
 FIELDS = {
@@ -30,16 +25,9 @@ FIELDS = {
 }
 
 
-def run_quick(folder: pathlib.Path) -> accuracy.Results:
-    flags.FLAGS(["accuracy"])
-    with flagsaver.flagsaver(quick=True, output_dir=str(folder)):
-        accuracy.main(["accuracy"])
-    return accuracy.Results(folder / "accuracy_quick.json")
-
-
 @pytest.fixture(scope="module")
 def results(zoo, tmp_path_factory):
-    return run_quick(tmp_path_factory.mktemp("accuracy"))
+    return accuracy.benchmark(tmp_path_factory.mktemp("accuracy"), quick=True)
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +85,12 @@ def test_resume_measures_only_what_is_missing(zoo, results, tmp_path, monkeypatc
     monkeypatch.setattr(
         accuracy.Scorer, "measure", lambda self, case: seen.append(case) or measure(self, case)
     )
-    again = run_quick(tmp_path)
+    again = accuracy.benchmark(tmp_path, quick=True)
     assert [dataclasses.asdict(case) for case in seen] == [
         {name: last[name] for name in dataclasses.asdict(seen[0])}
     ]
     assert {row.case: row.top1 for row in again} == {row.case: row.top1 for row in results}
-    run_quick(tmp_path)
+    accuracy.benchmark(tmp_path, quick=True)
     assert len(seen) == 1
 
 
@@ -136,20 +124,29 @@ def test_best_clip_is_the_best_without_splitting(tmp_path):
     assert results.best_clip("any", 100, "paper", 8) is None
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.1])
-@pytest.mark.parametrize("clip", ["none", "mse"])
-def test_lowest_code(clip, ratio):
-    """It changes the codes of clipped negative weights, and nothing else."""
-    rng = np.random.default_rng(0)
-    model = keras.Sequential(
-        [keras.Input((8, 8, 3)), keras.layers.Conv2D(16, 3), keras.layers.Conv2D(16, 3)]
-    )
-    model.set_weights([rng.standard_t(3, size=weight.shape) for weight in model.get_weights()])
-    config = ocs_tf.Config.paper(weight_bits=4, weight_clip=clip, expand_ratio=ratio)
-    quantized = ocs_tf.convert(model, config)
-    before = [np.asarray(layer.codes) for layer in quantized.layers[1:]]
-    accuracy.use_lowest_code(quantized, model, ratio)
-    for old, layer in zip(before, quantized.layers[1:], strict=True):
-        new = np.asarray(layer.codes)
-        np.testing.assert_array_equal(np.maximum(new, -7), old)
-        assert (new.min() == -8) == (clip == "mse")
+def test_important_rows_come_first(tmp_path):
+    """The rows that are compared, then 8, 5 and 4 bits without and with r = 0.02."""
+    results = accuracy.Results(tmp_path / "rows.json")
+    order = [
+        case
+        for _, _, cases in accuracy.stages(["resnet20_cifar10"], ["paper"], results)
+        for case in cases
+    ]
+    references = [
+        reference.case
+        for reference in accuracy.REFERENCES
+        if reference.case.network == "resnet20_cifar10"
+    ]
+    assert order[0] == accuracy.Case("resnet20_cifar10", 5000)
+    assert order[1:8] == references
+    first = order[8:32]
+    assert {case.weight_bits for case in first} == {8, 5, 4}
+    assert {case.expand_ratio for case in first} == {0.0, 0.02}
+    # 5 bit widths, 4 clip methods, 4 ratios; the compared rows are among them.
+    assert len(set(order)) == 1 + 5 * 4 * 4
+
+
+def test_limit_cuts_the_pictures(tmp_path):
+    results = accuracy.Results(tmp_path / "rows.json")
+    stages = accuracy.stages(list(accuracy.PICTURES), ["paper"], results, limit=100)
+    assert {case.pictures for _, _, cases in stages for case in cases} == {100}

@@ -220,6 +220,15 @@ def test_optimal_is_as_good_as_a_dense_scan(draw, one_sided, n, bits) -> None:
     assert error <= 1.005 * dense_scan(values, bits, one_sided) + rounding
 
 
+@pytest.mark.parametrize(("n", "seed"), [(3000, 3), (5000, 10), (8000, 10)])
+def test_optimal_looks_between_the_thresholds_it_scanned_first(n, seed) -> None:
+    """At 8 bits the error is rugged even for thousands of values."""
+    values = np.random.default_rng(seed).normal(size=n).astype(np.float32)
+    thresholds = np.abs(values).max().astype(np.float64) * np.linspace(0.3, 1, 700)
+    best = min(squared_error(values, t, 8) for t in thresholds)
+    assert squared_error(values, optimal_thresholds(values[:, None], 8)[0], 8) <= 1.005 * best
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @each_side
 def test_optimal_of_weighted_columns(one_sided, bits) -> None:

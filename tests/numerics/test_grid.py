@@ -260,6 +260,13 @@ def test_activation_codes_in_any_dtype(dtype) -> None:
     np.testing.assert_array_equal(g.quantize(values), expected)
 
 
+def test_half_precision_activations_get_full_precision_codes() -> None:
+    g = ActivationGrid.from_range(0.0, 2000.0, 16)
+    values = np.arange(0, 2001, 7).astype(np.float16)  # exact, but 2^16 codes are not
+    exact = [float(Fraction(float(v)) / Fraction(g.scale)) - 2**15 for v in values]
+    assert np.abs(g.quantize(values) - np.array(exact)).max() <= 0.51
+
+
 def test_zero_point_of_the_tflite_formula() -> None:
     g = ActivationGrid.from_range(-1.0, 3.0, 8)
     assert g.scale == np.float32((3 - -1) / (2**8 - 1))

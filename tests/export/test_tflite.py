@@ -1,0 +1,443 @@
+"""The exported file, run in both interpreters, against the Keras model it was made from."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import warnings
+from collections.abc import Callable
+
+import ai_edge_litert.interpreter as litert
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import ocs_tf
+from ocs_tf.export import tflite
+
+RNG = np.random.default_rng(7)
+INTERPRETERS = {"litert": litert.Interpreter, "tf.lite": tf.lite.Interpreter}
+
+
+def run(path: pathlib.Path, inputs: dict[str, np.ndarray], runtime: str = "litert") -> list:
+    """Outputs of a .tflite file, sample by sample, as float32, in the order of the signature."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tf.lite.Interpreter announces its retirement
+        interpreter = INTERPRETERS[runtime](str(path))
+    runner = interpreter.get_signature_runner()
+    given, made = runner.get_input_details(), runner.get_output_details()
+    rows = []
+    for i in range(len(next(iter(inputs.values())))):
+        feed = {n: _to_codes(inputs[n][i : i + 1], d) for n, d in given.items()}
+        rows.append({n: _to_values(v, made[n]) for n, v in runner(**feed).items()})
+    return [np.concatenate([row[name] for row in rows]) for name in sorted(made)]
+
+
+def _to_codes(x: np.ndarray, detail: dict) -> np.ndarray:
+    if detail["dtype"] == np.float32:
+        return x
+    scale, zero_point = detail["quantization"]
+    return np.clip(np.rint(x / scale) + zero_point, -128, 127).astype(np.int8)
+
+
+def _to_values(x: np.ndarray, detail: dict) -> np.ndarray:
+    if detail["dtype"] == np.float32:
+        return x
+    scale, zero_point = detail["quantization"]
+    return (x.astype(np.float32) - zero_point) * np.float32(scale)
+
+
+def randomize(model: keras.Model, outlier: float = 4.0) -> keras.Model:
+    """Give batch norms real statistics and kernels an outlier channel."""
+    rng = np.random.default_rng(3)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            shape = layer.moving_mean.shape
+            layer.set_weights(
+                [
+                    rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape),
+                    rng.normal(0, 0.2, shape),
+                    rng.normal(0, 0.2, shape),
+                    rng.uniform(0.5, 1.5, shape),
+                ]
+            )
+        elif getattr(layer, "bias", None) is not None:
+            layer.bias.assign(rng.normal(0, 0.2, layer.bias.shape))
+        kernel = getattr(layer, "kernel", None)
+        if kernel is not None and kernel.shape[-2] > 1:
+            scaled = np.asarray(kernel).copy()
+            scaled[..., kernel.shape[-2] // 2, :] *= outlier
+            kernel.assign(scaled)
+    return model
+
+
+def single(build: Callable, shape: tuple[int, ...] = (8, 8, 6)) -> keras.Model:
+    inputs = keras.Input(shape, name="x")
+    return randomize(keras.Model(inputs, build(inputs)))
+
+
+def _residual(x):
+    a = layers.Conv2D(6, 3, padding="same", name="a")(x)
+    a = layers.ReLU()(layers.BatchNormalization()(a))
+    b = layers.Conv2D(6, 3, padding="same", name="b")(a)
+    b = layers.ReLU()(layers.Add()([layers.BatchNormalization()(b), x]))
+    return layers.Dense(4, name="head")(layers.GlobalAveragePooling2D()(b))
+
+
+def _dense_block(x):
+    for i in range(3):
+        y = layers.Conv2D(4, 3, padding="same", name=f"c{i}")(layers.ReLU()(x))
+        x = layers.Concatenate()([x, y])
+    x = layers.ReLU()(layers.BatchNormalization()(layers.AveragePooling2D(2)(x)))
+    return layers.Dense(4, name="head")(layers.Flatten()(x))
+
+
+def _mobile(x):
+    for i in range(2):
+        x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"dw{i}")(x)
+        x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+        x = layers.Conv2D(8, 1, use_bias=False, name=f"pw{i}")(x)
+        x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    return layers.Softmax()(layers.Flatten()(layers.Conv2D(5, 1, name="head")(x)))
+
+
+def _shared(x):
+    conv = layers.Conv2D(6, 3, padding="same", activation="relu", name="shared")
+    return layers.Dense(3, name="head")(layers.Flatten()(conv(conv(x))))
+
+
+MODELS: dict[str, Callable[[], keras.Model]] = {
+    "residual": lambda: single(_residual),
+    "dense-block": lambda: single(_dense_block),
+    "mobile": lambda: single(_mobile),
+    "shared-layer": lambda: single(_shared),
+    "softmax-in-dense": lambda: single(
+        lambda x: layers.Dense(5, activation="softmax", name="head")(
+            layers.Flatten()(layers.Conv2D(4, 3, strides=2, activation="relu", name="c")(x))
+        )
+    ),
+    "swish": lambda: single(
+        lambda x: layers.Conv2D(4, 3, name="d")(
+            layers.Conv2D(6, 3, dilation_rate=2, activation="silu", name="c")(x)
+        )
+    ),
+    "groups-and-multiplier": lambda: single(
+        lambda x: layers.Conv2D(6, 3, groups=3, name="g")(
+            layers.DepthwiseConv2D(3, depth_multiplier=2, name="dw", activation="relu")(x)
+        )
+    ),
+    "relu6-alone": lambda: single(
+        lambda x: layers.Conv2D(4, 3, name="c")(
+            layers.ReLU(6.0)(layers.Concatenate()([x, layers.Conv2D(3, 1, name="b")(x)]))
+        )
+    ),
+    "padding-and-max-pool": lambda: single(
+        lambda x: layers.Conv2D(4, 3, name="d")(
+            layers.ZeroPadding2D(2)(
+                layers.MaxPooling2D()(layers.Conv2D(6, 3, name="c", activation="relu")(x))
+            )
+        )
+    ),
+    "dense-on-3d": lambda: single(
+        lambda x: layers.Dense(3, name="e")(layers.Dense(5, activation="relu", name="d")(x)),
+        (4, 6),
+    ),
+    "sliced": lambda: single(
+        lambda x: layers.Conv2D(3, 3, name="c")(x[..., 1:4] + x[..., 2:5]),
+    ),
+}
+
+
+# Output steps, and share of outputs that differ, where the simulation is not exact: a shared layer
+# whose calls have inputs on different grids, and what the runtime rounds inside of a silu.
+LOOSER = {"shared-layer": (3, 0.7), "swish": (2, 0.2)}
+
+
+def samples(model: keras.Model, count: int = 24) -> dict[str, np.ndarray]:
+    return {t.name: RNG.normal(size=(count, *t.shape[1:])).astype(np.float32) for t in model.inputs}
+
+
+def worst_step(expected: np.ndarray, got: np.ndarray, step: float) -> tuple[float, float]:
+    """Largest difference in output steps, and the share of values that differ at all."""
+    difference = np.abs(expected - got) / step
+    return float(difference.max()), float((difference > 0.5).mean())
+
+
+def output_step(path: pathlib.Path) -> float:
+    return litert.Interpreter(str(path)).get_output_details()[0]["quantization"][0]
+
+
+@pytest.mark.parametrize("runtime", INTERPRETERS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_bits": 5, "expand_ratio": 0.2},
+        {"weight_bits": 8, "expand_ratio": 0.2, "granularity": "tensor"},
+        {"weight_bits": 3, "fold_batch_norm": False},
+    ],
+    ids=["w8", "w5-split", "w8-split-tensor", "w3-unfolded"],
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_file_computes_what_the_keras_model_does(name, options, runtime, tmp_path):
+    model = MODELS[name]()
+    data = samples(model)
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False, **options)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, representative_dataset=data)
+    (got,) = run(path, data, runtime)
+    worst, share = worst_step(quantized.predict_on_batch(data["x"]), got, output_step(path))
+    steps, most = LOOSER.get(name, (1, 0.02))
+    assert worst <= steps + 0.01, f"{worst:.2f} output steps apart"
+    assert share <= most, f"{share:.1%} of the outputs differ"
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_every_width_is_exact(bits, granularity, tmp_path):
+    model = MODELS["mobile"]()
+    data = samples(model)
+    quantized = ocs_tf.convert(
+        model,
+        representative_dataset=data,
+        weight_bits=bits,
+        granularity=granularity,
+        first_layer_bits="same",
+        last_layer_bits="same",
+        verbose=False,
+    )
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path)
+    stored = stored_kernels(path)
+    for layer in quantized.layers:
+        if isinstance(layer, ocs_tf.layers.KernelLayer):
+            kernel = layer.quantized_kernel()
+            codes = kernel.effective_codes()
+            assert np.abs(kernel.codes).max() <= 2 ** (bits - 1) - 1
+            assert any(np.array_equal(found, tflite_layout(layer, codes)) for found in stored), (
+                f"codes of {layer.name} are not in the file"
+            )
+
+
+def stored_kernels(path: pathlib.Path) -> list[np.ndarray]:
+    """Every int8 tensor of the file that is quantized and constant, by the interpreter's word."""
+    interpreter = litert.Interpreter(
+        str(path),
+        experimental_op_resolver_type=litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    return [
+        interpreter.get_tensor(d["index"]).astype(np.int32)
+        for d in interpreter.get_tensor_details()
+        if d["dtype"] == np.int8 and len(d["shape"]) == 4
+    ]
+
+
+def tflite_layout(layer: keras.layers.Layer, codes: np.ndarray) -> np.ndarray:
+    if isinstance(layer, layers.DepthwiseConv2D):
+        return codes.reshape(1, *codes.shape[:2], -1)
+    return codes.transpose(3, 0, 1, 2)
+
+
+@pytest.mark.parametrize("name", ["residual", "mobile", "dense-block"])
+def test_merged_and_expanded_copies_give_the_same_integers(name, tmp_path):
+    model = MODELS[name]()
+    data = samples(model)
+    quantized = ocs_tf.convert(
+        model, representative_dataset=data, weight_bits=5, expand_ratio=0.3, verbose=False
+    )
+    outputs, sizes = [], []
+    for merge in (True, False):
+        path = tmp_path / f"{merge}.tflite"
+        result = ocs_tf.export_tflite(quantized, path, merge_copies=merge)
+        outputs.append(run(path, data)[0])
+        sizes.append(result.size)
+        assert all(op.op not in ("GATHER", "GATHER_ND") for op in result.ops)
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    assert sizes[0] < sizes[1]
+
+
+def test_weights_only_model_is_calibrated_at_export(tmp_path):
+    model = MODELS["residual"]()
+    data = samples(model)
+    quantized = ocs_tf.convert(model, verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, representative_dataset=data)
+    (got,) = run(path, data)
+    expected = quantized.predict_on_batch(data["x"])
+    assert ocs_tf.numerics.sqnr_db(expected, got) > 25
+
+
+def test_paper_set_up_is_exported_with_its_batch_norms_unfolded(tmp_path):
+    model = MODELS["residual"]()
+    data = samples(model)
+    config = ocs_tf.Config.paper(weight_bits=6, expand_ratio=0.1, activation_bits=8)
+    quantized = ocs_tf.convert(model, config, representative_dataset=data, verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, representative_dataset=data)
+    (got,) = run(path, data)
+    assert ocs_tf.numerics.sqnr_db(quantized.predict_on_batch(data["x"]), got) > 20
+
+
+def test_several_inputs_and_outputs(tmp_path):
+    a, b = keras.Input((6,), name="alpha"), keras.Input((4,), name="beta")
+    x = layers.Concatenate()([layers.Dense(5, name="da")(a), layers.Dense(5, name="db")(b)])
+    model = randomize(
+        keras.Model({"alpha": a, "beta": b}, [layers.Dense(3, name="o1")(x), layers.ReLU()(x)])
+    )
+    data = samples(model)
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, io_dtype="float32")
+    for expected, got in zip(quantized.predict_on_batch(data), run(path, data), strict=True):
+        assert ocs_tf.numerics.sqnr_db(expected, got) > 35
+
+
+@pytest.mark.parametrize("io_dtype", ["int8", "float32"])
+def test_types_of_inputs_and_outputs(io_dtype, tmp_path):
+    model = MODELS["mobile"]()
+    quantized = ocs_tf.convert(model, representative_dataset=samples(model), verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, io_dtype=io_dtype)
+    interpreter = litert.Interpreter(str(path))
+    for detail in (*interpreter.get_input_details(), *interpreter.get_output_details()):
+        assert detail["dtype"] == np.dtype(io_dtype)
+
+
+def test_dynamic_batch(tmp_path):
+    model = MODELS["residual"]()
+    data = samples(model, 6)
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, dynamic_batch=True, io_dtype="float32")
+    interpreter = litert.Interpreter(str(path))
+    index = interpreter.get_input_details()[0]["index"]
+    interpreter.resize_tensor_input(index, data["x"].shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(index, data["x"])
+    interpreter.invoke()
+    got = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    assert ocs_tf.numerics.sqnr_db(quantized.predict_on_batch(data["x"]), got) > 35
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_float_target_has_the_quantized_kernels(merge, tmp_path):
+    model = MODELS["residual"]()
+    data = samples(model)
+    quantized = ocs_tf.convert(model, weight_bits=4, expand_ratio=0.2, verbose=False)
+    path = tmp_path / "model.tflite"
+    result = ocs_tf.export_tflite(quantized, path, target="float", merge_copies=merge)
+    assert result.ops == []
+    np.testing.assert_allclose(
+        run(path, data)[0], quantized.predict_on_batch(data["x"]), rtol=1e-4, atol=1e-4
+    )
+
+
+def quantized_model(**options) -> keras.Model:
+    model = MODELS["mobile"]()
+    data = None if options.get("activation_bits", 8) is None else samples(model)
+    return ocs_tf.convert(model, representative_dataset=data, verbose=False, **options)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 7, 16])
+def test_activations_that_int8_cannot_hold_are_refused(bits, tmp_path):
+    model = quantized_model(activation_bits=bits)
+    with pytest.raises(ValueError, match=f"{bits}-bit activations.*activation_bits=8.*'float'"):
+        ocs_tf.export_tflite(model, tmp_path / "model.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "int7"}, r"`target` \(='int7'\) must be one of int8, float"),
+        ({"io_dtype": "uint8"}, r"`io_dtype` \(='uint8'\) must be one of int8, float32"),
+    ],
+    ids=["target", "io_dtype"],
+)
+def test_unknown_options(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        ocs_tf.export_tflite(quantized_model(), tmp_path / "model.tflite", **options)
+
+
+def test_float_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no quantized layer; pass what ocs_tf.convert"):
+        ocs_tf.export_tflite(MODELS["mobile"](), tmp_path / "model.tflite")
+
+
+def test_channels_first_is_refused(tmp_path):
+    inputs = keras.Input((6, 8, 8))
+    x = layers.Conv2D(4, 3, data_format="channels_first", name="cf")(inputs)
+    quantized = ocs_tf.convert(keras.Model(inputs, x), verbose=False)
+    with pytest.raises(ValueError, match="'cf' is channels_first, which TFLite does not have"):
+        ocs_tf.export_tflite(quantized, tmp_path / "model.tflite", target="float")
+
+
+def test_missing_ranges_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"have no grid at 'x'.*pass representative_dataset"):
+        ocs_tf.export_tflite(quantized_model(activation_bits=None), tmp_path / "model.tflite")
+
+
+def test_ranges_inside_of_a_layer_are_named(tmp_path):
+    model = MODELS["swish"]()
+    quantized = ocs_tf.convert(model, representative_dataset=samples(model), verbose=False)
+    model = single(lambda x: layers.LayerNormalization()(layers.Conv2D(4, 3, name="c")(x)))
+    quantized = ocs_tf.convert(model, representative_dataset=samples(model), verbose=False)
+    with pytest.raises(ValueError, match="is not known; pass representative_dataset"):
+        ocs_tf.export_tflite(quantized, tmp_path / "model.tflite")
+
+
+def test_operator_without_integer_form_is_refused(tmp_path):
+    model = single(lambda x: layers.LeakyReLU()(layers.Conv2D(4, 3, name="c")(x)))
+    data = samples(model)
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    with pytest.raises(tflite.VerificationError, match="LEAKY_RELU"):
+        ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", representative_dataset=data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_file_is_kept_unless_told(tmp_path):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"precious")
+    model = quantized_model()
+    with pytest.raises(FileExistsError, match="exists; pass overwrite=True"):
+        ocs_tf.export_tflite(model, path)
+    assert path.read_bytes() == b"precious"
+    result = ocs_tf.export_tflite(model, path, overwrite=True)
+    assert path.stat().st_size == result.size
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"folder of `path` .* does not exist"):
+        ocs_tf.export_tflite(quantized_model(), tmp_path / "nowhere" / "model.tflite")
+
+
+def test_folder_as_path_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a folder; name a file in it"):
+        ocs_tf.export_tflite(quantized_model(), tmp_path, overwrite=True)
+
+
+def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"precious")
+
+    def fail(handle, mode):
+        os.close(handle)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tflite.os, "fdopen", fail)
+    with pytest.raises(OSError, match="No space left"):
+        tflite.write_file(path, b"new content")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.tflite"]
+    assert path.read_bytes() == b"precious"
+
+
+def test_result_says_what_was_written(tmp_path):
+    result = ocs_tf.export_tflite(quantized_model(), tmp_path / "model.tflite")
+    text = str(result)
+    assert f"{result.size:,} bytes" in text
+    assert f"Edge TPU: {len(result.ops)} of {len(result.ops)} operators" in text

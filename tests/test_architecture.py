@@ -1,0 +1,86 @@
+"""Who may import whom: no import runs upwards, and the arithmetic knows neither TF nor Keras."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ocs_tf"
+# From the ground up; docs/architecture.md shows the same list. Rooms on one line do not know each
+# other.
+FLOORS = (
+    ("numerics",),
+    ("config", "layers"),
+    ("graph",),
+    ("data", "calibration"),
+    ("planning",),
+    ("convert",),
+    ("export", "report"),
+    ("compare",),
+    ("__init__",),
+    ("cli", "demo"),
+    ("__main__",),
+)
+HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
+FRAMEWORKS = {"tensorflow", "keras", "ai_edge_litert", "ai_edge_quantizer"}
+ALLOWED = {("cli", "demo")}  # the command runs the demo
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: pathlib.Path) -> str:
+    """The room that a module is in: its folder below `ocs_tf`, or its own name."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(path: pathlib.Path) -> Iterator[str]:
+    """Full names of what a module imports, wherever in it; submodules as `package.submodule`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} has a relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                parts = name.split(".")[1:]
+                found = PACKAGE.joinpath(*parts)
+                is_module = found.is_dir() or found.with_suffix(".py").exists()
+                yield name if is_module else str(node.module)
+
+
+def imported_rooms(path: pathlib.Path) -> set[str]:
+    names = [name.split(".") for name in imported_modules(path)]
+    return {(parts[1:] or ["__init__"])[0] for parts in names if parts[0] == "ocs_tf"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_import_runs_upwards(path: pathlib.Path) -> None:
+    room = room_of(path)
+    for other in imported_rooms(path) - {room}:
+        below = HEIGHT[other] < HEIGHT[room] or (room, other) in ALLOWED
+        assert below, f"{room} imports {other}, which is not below it"
+
+
+def test_no_circle_within_a_room() -> None:
+    """Modules of one room import each other in one direction, too."""
+    names = {
+        ".".join(("ocs_tf", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in MODULES
+    }
+    graph = {name: {n for n in imported_modules(p) if n in names} for name, p in names.items()}
+    while graph:
+        free = [name for name, needs in graph.items() if not needs & set(graph)]
+        assert free, f"these import each other in a circle: {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+@pytest.mark.parametrize("room", ["numerics", "config"])
+def test_the_arithmetic_knows_no_framework(room: str) -> None:
+    for path in (path for path in MODULES if room_of(path) == room):
+        frameworks = {name.split(".")[0] for name in imported_modules(path)} & FRAMEWORKS
+        assert not frameworks, f"{path.relative_to(PACKAGE)} imports {frameworks}"
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(path) for path in MODULES} <= set(HEIGHT)

@@ -1,0 +1,423 @@
+"""`convert` from end to end: numbers, promises, and every documented error."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import ocs_tf
+from ocs_tf.layers import FakeQuantize, KernelLayer
+from ocs_tf.numerics import ActivationGrid
+
+CHECKOUT = pathlib.Path(ocs_tf.__file__).resolve().parents[1]
+SHAPE = (8, 8, 3)
+
+
+def network() -> keras.Model:
+    inputs = keras.Input(SHAPE, name="image")
+    x = layers.Conv2D(8, 3, name="stem")(inputs)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(x))
+    x = layers.Add(name="sum")([x, layers.Conv2D(8, 1, activation="relu", name="middle")(x)])
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(4, activation="softmax", name="head")(x))
+
+
+@pytest.fixture
+def model(randomize: Any) -> keras.Model:
+    return randomize(network())
+
+
+@pytest.fixture
+def images(rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(0, 1, (64, *SHAPE)).astype(np.float32)
+
+
+def convert(model: Any, *args: Any, **options: Any) -> keras.Model:
+    return ocs_tf.convert(model, *args, verbose=False, **options)
+
+
+def predict(model: keras.Model, x: Any) -> np.ndarray:
+    return np.asarray(model.predict(x, verbose=0))
+
+
+# Numbers --------------------------------------------------------------------------------------
+
+
+def integer_dense(codes: np.ndarray, grid: ActivationGrid, layer: KernelLayer) -> np.ndarray:
+    """What integer hardware adds up: int64 sums of codes and a bias on their step."""
+    step = np.asarray(layer.scale, np.float64) * grid.scale
+    bias = np.rint(np.asarray(layer.bias, np.float64) / step).astype(np.int64)
+    kernel = layer.quantized_kernel().effective_codes().astype(np.int64)
+    return ((codes.astype(np.int64) - grid.zero_point) @ kernel + bias) * step
+
+
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_equals_integer_arithmetic_by_hand(
+    bits: int, symmetric: bool, randomize: Any, rng: np.random.Generator
+) -> None:
+    model = randomize(
+        keras.Sequential(
+            [
+                keras.Input((20,)),
+                layers.Dense(30, activation="relu", name="a"),
+                layers.Dense(10, activation="softmax", name="b"),
+            ]
+        )
+    )
+    x = rng.normal(size=(200, 20)).astype(np.float32)
+    quantized = convert(
+        model,
+        weight_bits=5,
+        activation_bits=bits,
+        expand_ratio=0.1,
+        last_layer_bits="same",
+        activation_symmetric=symmetric,
+        representative_dataset=x,
+    )
+    (w1, b1), (w2, b2) = (model.get_layer(name).get_weights() for name in "ab")
+    hidden = np.maximum(x @ w1 + b1, 0)
+    ranges = [x, hidden, hidden @ w2 + b2]
+    grids = [ActivationGrid.from_range(v.min(), v.max(), bits, symmetric) for v in ranges]
+    a, b = (quantized.get_layer(name) for name in "ab")
+
+    h = np.maximum(integer_dense(grids[0].quantize(x), grids[0], a), 0)
+    logits = grids[2].fake_quantize(integer_dense(grids[1].quantize(h), grids[1], b))
+    odds = np.exp(logits - logits.max(-1, keepdims=True))
+    levels = 2**bits
+    want = np.rint(odds / odds.sum(-1, keepdims=True) * levels).clip(0, levels - 1) / levels
+    difference = np.abs(predict(quantized, x) - want)
+    assert (difference > 1e-6).mean() < 0.01  # a tie in the ranges or sums, now and then
+    assert difference.max() < 3 / levels
+
+
+def test_paper_equals_a_pass_by_hand(randomize: Any, rng: np.random.Generator) -> None:
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, activation="relu", name="stem")(inputs)
+    x = layers.Conv2D(6, 1, name="conv")(x)
+    model = randomize(keras.Model(inputs, layers.Dense(4, name="head")(layers.Flatten()(x))))
+    images = rng.normal(size=(50, 6, 6, 3)).astype(np.float32)
+    config = ocs_tf.Config.paper(
+        weight_bits=4, activation_bits=6, expand_ratio=0.1, weight_clip="mse"
+    )
+    quantized = convert(model, config, representative_dataset=images)
+
+    stem = keras.Model(inputs, model.get_layer("stem").output)
+    hidden = predict(stem, images)
+    grid = ActivationGrid.from_range(hidden.min(), hidden.max(), 6, symmetric=True)
+    kernel, bias = model.get_layer("conv").get_weights()
+    effective = ocs_tf.numerics.quantize_kernel(kernel, 4, 0.1, "mse").effective_kernel()[0, 0]
+    features = grid.fake_quantize(hidden) @ effective
+    (head, head_bias) = model.get_layer("head").get_weights()
+    want = (features + bias).reshape(50, -1) @ head + head_bias
+    # The bias of an integer convolution is rounded to the step of its sums.
+    step = grid.scale * float(np.asarray(quantized.get_layer("conv").scale))
+    allowed = 0.5 * step * np.abs(head).sum(0).max() + 1e-4
+    assert np.abs(predict(quantized, images) - want).max() <= allowed
+
+
+def test_more_bits_are_closer(model: keras.Model, images: np.ndarray) -> None:
+    want = predict(model, images)
+    errors = [
+        np.abs(
+            predict(
+                convert(model, weight_bits=b, first_layer_bits="same", last_layer_bits="same"),
+                images,
+            )
+            - want
+        ).mean()
+        for b in (2, 4, 6, 8)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.005
+
+
+def test_16_bit_activations_are_closer_than_8(model: keras.Model, images: np.ndarray) -> None:
+    quantized = {
+        bits: convert(model, activation_bits=bits, representative_dataset=images)
+        for bits in (None, 8, 16)
+    }
+    float_activations = predict(quantized[None], images)
+    errors = {b: np.abs(predict(quantized[b], images) - float_activations).mean() for b in (8, 16)}
+    assert errors[16] < errors[8] / 20
+
+
+def test_splitting_helps_a_kernel_with_outliers(randomize: Any, rng: np.random.Generator) -> None:
+    model = randomize(keras.Sequential([keras.Input((100,)), layers.Dense(50, name="layer")]))
+    kernel = np.asarray(model.layers[0].kernel).copy()
+    kernel[[3, 50], 7] = 10 * np.abs(kernel).max()
+    model.layers[0].kernel.assign(kernel)
+    x = rng.normal(size=(100, 100)).astype(np.float32)
+    errors = [
+        np.square(
+            predict(
+                convert(
+                    model,
+                    overrides={"layer": {"weight_bits": 4, "expand_ratio": ratio}},
+                    granularity="tensor",
+                    weight_clip="none",
+                ),
+                x,
+            )
+            - predict(model, x)
+        ).mean()
+        for ratio in (0.0, 0.1)
+    ]
+    assert errors[1] < errors[0] / 2
+
+
+# An ordinary Keras model ------------------------------------------------------------------------
+
+
+def test_is_an_ordinary_model(model: keras.Model, images: np.ndarray) -> None:
+    quantized = convert(model, weight_bits=5, representative_dataset=images)
+    assert type(quantized) is type(model)
+    kept = [layer.name for layer in quantized.layers if not isinstance(layer, FakeQuantize)]
+    assert kept == [layer.name for layer in model.layers if layer.name != "norm"]
+    assert quantized.output_names == model.output_names
+    assert quantized.predict({"image": images}, verbose=0).shape == (64, 4)
+    assert quantized.count_params() > 0
+    quantized.summary(print_fn=lambda *_: None)
+
+
+def compiled(model: keras.Model) -> keras.Model:
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+@pytest.mark.parametrize("kind", ["functional", "sequential"])
+def test_a_compiled_model_comes_out_compiled(
+    kind: str, model: keras.Model, images: np.ndarray, rng: np.random.Generator
+) -> None:
+    if kind == "sequential":
+        model = keras.Sequential(
+            [keras.Input(SHAPE), layers.Flatten(), layers.Dense(4, activation="softmax")]
+        )
+    quantized = convert(compiled(model))
+    labels = rng.integers(0, 4, 64)
+    got, want = (m.evaluate(images, labels, verbose=0) for m in (quantized, model))
+    assert got == pytest.approx(want, abs=0.05)
+    assert quantized.optimizer is not model.optimizer
+
+
+def test_an_uncompiled_model_stays_uncompiled(model: keras.Model) -> None:
+    assert not convert(model).compiled
+
+
+def test_a_loss_that_cannot_be_copied_is_reported(model: keras.Model) -> None:
+    model.compile("adam", lambda y, p: keras.ops.mean((y - p) ** 2))
+    with pytest.warns(UserWarning, match=r"is not compiled.*call compile\(\) on it"):
+        quantized = convert(model)
+    assert not quantized.compiled
+
+
+def test_every_verbosity_and_option_form(
+    model: keras.Model, images: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = ocs_tf.Config(weight_bits=5)
+    first = ocs_tf.convert(model, config, verbose=True)
+    second = ocs_tf.convert(model, weight_bits=5, verbose=False)
+    np.testing.assert_array_equal(predict(first, images), predict(second, images))
+    assert "Planning" not in capfd.readouterr().err  # only what takes long shows progress
+
+
+def test_calibration_samples(model: keras.Model, images: np.ndarray) -> None:
+    outlier = images.copy()
+    outlier[40:] *= 100
+    options = {"representative_dataset": outlier, "verbose": False}
+    few = ocs_tf.plan(model, calibration_samples=40, **options)
+    same = ocs_tf.plan(model, representative_dataset=images[:40], verbose=False)
+    assert few == same
+    assert ocs_tf.plan(model, **options).activations["image"].maximum > 50
+
+
+@pytest.mark.parametrize("scope", ["all", "inputs"])
+def test_the_form_of_the_data_does_not_matter(
+    scope: str, model: keras.Model, images: np.ndarray
+) -> None:
+    def singles() -> Iterator[list[np.ndarray]]:
+        return ([image[None]] for image in images)
+
+    plans = [
+        ocs_tf.plan(model, representative_dataset=d, activation_scope=scope, verbose=False)
+        for d in (images, {"image": images}, singles)
+    ]
+    assert plans[0] == plans[1] == plans[2]
+
+
+# Saving, determinism ----------------------------------------------------------------------------
+
+IN_A_NEW_PROCESS = """
+import pathlib, sys
+import keras, numpy as np, ocs_tf
+folder = pathlib.Path(sys.argv[1])
+x = np.load(folder / "x.npy")
+loaded = keras.models.load_model(folder / "quantized.keras")
+np.save(folder / "loaded.npy", loaded.predict(x, verbose=0))
+model = keras.models.load_model(folder / "float.keras")
+plan = ocs_tf.plan(model, weight_bits=5, expand_ratio=0.2, representative_dataset=x)
+(folder / "plan.json").write_text(plan.to_json())
+again = ocs_tf.apply(model, plan)
+np.savez(folder / "again.npz", *again.get_weights())
+"""
+
+
+def digest(arrays: list[np.ndarray]) -> str:
+    return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
+
+
+def test_a_new_process_with_one_thread_gives_the_same_bits(
+    model: keras.Model, images: np.ndarray, tmp_path: pathlib.Path
+) -> None:
+    plan = ocs_tf.plan(
+        model, weight_bits=5, expand_ratio=0.2, representative_dataset=images, verbose=False
+    )
+    quantized = ocs_tf.apply(model, plan, verbose=False)
+    model.save(tmp_path / "float.keras")
+    quantized.save(tmp_path / "quantized.keras")
+    np.save(tmp_path / "x.npy", images)
+    one_thread = {
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "12345",
+        "PYTHONPATH": str(CHECKOUT),
+    }
+    subprocess.run(
+        [sys.executable, "-c", IN_A_NEW_PROCESS, str(tmp_path)],
+        env={**os.environ, **one_thread},
+        check=True,
+        capture_output=True,
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "loaded.npy"), predict(quantized, images))
+    assert (tmp_path / "plan.json").read_text() == plan.to_json()
+    again = np.load(tmp_path / "again.npz")
+    assert digest([again[key] for key in again.files]) == digest(quantized.get_weights())
+
+
+def test_the_file_is_a_quarter(tmp_path: pathlib.Path, randomize: Any) -> None:
+    model = randomize(keras.Sequential([keras.Input((500,)), layers.Dense(500), layers.Dense(500)]))
+    model.save(tmp_path / "float.keras")
+    convert(model).save(tmp_path / "quantized.keras")
+    sizes = [(tmp_path / f"{n}.keras").stat().st_size for n in ("quantized", "float")]
+    assert sizes[0] / sizes[1] < 0.28
+
+
+PEAK_MEMORY = """
+import resource
+import keras, numpy as np, ocs_tf
+from keras import layers
+
+def convert(size):
+    model = keras.Sequential([keras.Input((size,)), layers.Dense(size), layers.Dense(size)])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ocs_tf.convert(model, last_layer_bits=5, expand_ratio=0.02, weight_clip="none")
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (8 * size**2)
+
+convert(4)  # what TensorFlow sets up at the first use
+print(convert(3000))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kilobytes on Linux only")
+def test_peak_memory_is_below_twice_the_model() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK_MEMORY],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert float(run.stdout) < 2
+
+
+# Errors -----------------------------------------------------------------------------------------
+
+
+def bad(images: Any = None, **options: Any) -> dict[str, Any]:
+    return {**options, **({} if images is None else {"representative_dataset": images})}
+
+
+IMAGES = np.ones((4, *SHAPE), np.float32)
+ERRORS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown-option": (bad(weight_bit=4), "unknown option 'weight_bit'; known: activation_bits"),
+    "bits": (bad(weight_bits=1), r"`weight_bits` \(=1\) must be an integer from 2 to 8"),
+    "ratio": (bad(expand_ratio=1.5), r"`expand_ratio` \(=1.5\) must be a number from 0 to 1"),
+    "no-data": (bad(activation_bits=8), r"`activation_bits` \(=8\) needs `representative_dataset`"),
+    "empty": (bad(IMAGES[:0]), "`representative_dataset` is empty"),
+    "shape": (bad(IMAGES[:, :4]), r"has shape \(4, 4, 8, 3\), but input 'image' takes"),
+    "name": (bad({"picture": IMAGES}), r"the keys \['picture'\], but the inputs are \['image'\]"),
+    "nan": (bad(np.nan * IMAGES), "holds NaN or infinity, for input 'image'"),
+    "not-data": (bad(3.5), r"\(a float\) must be an array"),
+    "override": (bad(overrides={"conv9": {}}), "name 'conv9', which matches no layer"),
+    "override-option": (bad(overrides={"stem": {"bits": 3}}), "unknown option 'bits'"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), ERRORS.values(), ids=ERRORS)
+def test_bad_input(options: dict[str, Any], message: str, model: keras.Model) -> None:
+    before = [w.copy() for w in model.get_weights()]
+    with pytest.raises(ValueError, match=message):
+        convert(model, **options)
+    assert digest(before) == digest(model.get_weights())
+
+
+def test_config_and_options_together(model: keras.Model) -> None:
+    with pytest.raises(ValueError, match=r"either `config` or options.*got weight_bits beside"):
+        convert(model, ocs_tf.Config(), weight_bits=4)
+    with pytest.raises(ValueError, match=r"`config` must be an ocs_tf.Config, but is \{'weight"):
+        convert(model, {"weight_bits": 4})
+
+
+def late_failure() -> Iterator[np.ndarray]:
+    yield from IMAGES
+    raise RuntimeError("camera unplugged")
+
+
+def test_a_generator_that_raises(model: keras.Model) -> None:
+    with pytest.raises(ValueError, match=r"RuntimeError\('camera unplugged'\) after 4 elements"):
+        convert(model, representative_dataset=late_failure)
+
+
+def test_bad_data_is_noticed_before_the_kernels_are_planned(
+    model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("planned before the data was looked at")
+
+    monkeypatch.setattr(sys.modules["ocs_tf.convert"], "plan_kernels", never)
+    with pytest.raises(ValueError, match="has shape"):
+        convert(model, representative_dataset=IMAGES[:, :4])
+
+
+def test_an_activation_that_overflows_is_named(model: keras.Model) -> None:
+    for name in ("stem", "middle"):
+        model.get_layer(name).bias.assign([3e38] * 8)
+    with pytest.raises(ValueError, match=r"NaN or infinity at '.*', on the calibration data"):
+        convert(model, fold_batch_norm=False, representative_dataset=IMAGES)
+
+
+@pytest.mark.parametrize("again", ["convert", "apply"])
+def test_a_quantized_model_is_not_quantized_twice(again: str, model: keras.Model) -> None:
+    quantized = convert(model)
+    functions: dict[str, Callable[[], Any]] = {
+        "convert": lambda: convert(quantized),
+        "apply": lambda: ocs_tf.apply(quantized, ocs_tf.Plan({}), verbose=False),
+    }
+    with pytest.raises(ValueError, match="quantized already: layer 'stem' is a QuantizedConv2D"):
+        functions[again]()
+
+
+def test_an_unbuilt_model() -> None:
+    with pytest.raises(ValueError, match="is not built"):
+        convert(keras.Sequential([layers.Dense(2)]))

@@ -1,0 +1,75 @@
+"""Real networks with real data: what a user gets, on few pictures."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ocs_tf
+
+LIMIT = {"resnet20_cifar10": 400, "densenet40_cifar10": 100, "mobilenet_v1_075_imagenet": 60}
+
+
+@pytest.fixture
+def entry(request: pytest.FixtureRequest, zoo: ModuleType) -> Any:
+    return load(zoo, request.param)
+
+
+@functools.cache
+def load(zoo: ModuleType, name: str) -> tuple[Any, np.ndarray]:
+    """A network, and its float outputs."""
+    network = zoo.load(name, limit=LIMIT.get(name, 5))
+    return network, network.predict(network.model)
+
+
+def agreement(network: Any, want: np.ndarray, **options: Any) -> float:
+    """Share of pictures on which the quantized network predicts what the float one does."""
+    quantized = ocs_tf.convert(network.model, verbose=False, **options)
+    got = network.predict(quantized).reshape(len(want), -1)
+    return float((got.argmax(-1) == want.reshape(len(want), -1).argmax(-1)).mean())
+
+
+images = pytest.mark.parametrize("entry", LIMIT, indirect=True)
+
+
+@images
+def test_8_bit_weights_hardly_change_a_prediction(entry: Any) -> None:
+    assert agreement(*entry) >= 0.9
+
+
+@images
+def test_8_bit_weights_and_activations(entry: Any) -> None:
+    network, want = entry
+    data = network.calibration[:32]
+    assert agreement(network, want, representative_dataset=data) >= 0.85
+
+
+@pytest.mark.parametrize("entry", ["resnet20_cifar10"], indirect=True)
+def test_fewer_bits_cost_more(entry: Any) -> None:
+    same = {"first_layer_bits": "same", "last_layer_bits": "same"}
+    scores = [agreement(*entry, weight_bits=b, **same) for b in (8, 4, 2)]
+    assert scores[0] > scores[1] > scores[2]
+
+
+@pytest.mark.parametrize("entry", ["resnet20_cifar10"], indirect=True)
+def test_splitting_helps_as_in_the_paper(entry: Any) -> None:
+    paper = functools.partial(ocs_tf.Config.paper, weight_bits=4)
+    plain, split = (agreement(*entry, config=paper(expand_ratio=r)) for r in (0.0, 0.1))
+    assert split > plain
+
+
+@pytest.mark.parametrize("entry", ["charlstm_shakespeare"], indirect=True)
+def test_a_recurrent_network_keeps_its_cells_in_float(entry: Any) -> None:
+    network, want = entry
+    plan = ocs_tf.plan(network.model, verbose=False)
+    assert len(plan.layers) == 1  # the Dense behind the cells
+    assert len(plan.float_layers) == 3  # an Embedding, two LSTMs
+    quantized = ocs_tf.apply(network.model, plan, verbose=False)
+    score, float_score = (
+        network.score_outputs(outputs) for outputs in (network.predict(quantized), want)
+    )
+    assert score == pytest.approx(float_score, abs=0.02)  # bits per character
