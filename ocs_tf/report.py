@@ -23,8 +23,8 @@ FLOAT_BYTES = 4
 SUFFIXES = (".json", ".txt", ".html")
 
 _SIMULATED = (
-    "Keras computes in float with weights that are codes times steps, and rounds activations to the"
-    " grids above in float, too (fake quantization)."
+    "Keras holds everything in float32, but adds up whole codes and rounds to the grids above, as"
+    " integer hardware does."
 )
 _FLOAT_ACTIVATIONS = (
     "Keras computes in float with weights that are codes times steps; activations are not rounded."

@@ -102,6 +102,13 @@ def test_bits_of_first_middle_and_last(
     assert {result.float_layers[n] for n in floats} <= {"left in float by the configuration"}
 
 
+def test_the_first_layer_is_not_split_whatever_its_bits(model: keras.Model) -> None:
+    result = plan(model, weight_bits=4, first_layer_bits="same", expand_ratio=0.5)
+    assert result.layers["stem"].bits == 4
+    assert result.layers["stem"].copies == []
+    assert len(result.layers["middle"].copies) == copy_count(0.5, 10)
+
+
 def test_an_override_can_split_the_first_layer(model: keras.Model) -> None:
     result = plan(model, overrides={"stem": {"expand_ratio": 0.5, "granularity": "tensor"}})
     assert len(result.layers["stem"].copies) == copy_count(0.5, 3)

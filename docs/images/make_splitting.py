@@ -39,7 +39,7 @@ def draw(axes: Axes, kernel: NDArray[np.float32], ratio: float, marked: set[int]
         axes.axvline(level, color="#2e6f95", linewidth=0.8, alpha=0.75, zorder=0)
     axes.hist(
         parts,
-        bins=np.linspace(-0.7, 0.7, 141),
+        bins=np.linspace(-0.7, 0.7, 141).tolist(),
         stacked=True,
         color=[GREY, RED],
         label=["other channels", "the channels that are split"],

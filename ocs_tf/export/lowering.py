@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from ocs_tf import layers
-from ocs_tf.export.writer import ExportKernel
+from ocs_tf.export.assignment import ExportKernel
 from ocs_tf.graph import adapters, channels
 from ocs_tf.graph.activations import (
     fuses_into_producer,

@@ -19,7 +19,7 @@ from ocs_tf.calibration import calibrate
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import edge_tpu, matching, writer
 from ocs_tf.export.lowering import Lowered, lower
-from ocs_tf.export.writer import VerificationError
+from ocs_tf.export.verification import VerificationError
 from ocs_tf.graph.activations import Site, all_sites
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid

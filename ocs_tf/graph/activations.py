@@ -138,7 +138,7 @@ class _SiteFinder:
             for tensor in node.inputs:
                 self._unite(name, self._group(tensor))
             self._add(name, output, name)
-        elif _relu_limit(layer) is not None and _feeds_pool(self.graph, node):
+        elif is_relu(layer) and _feeds_pool(self.graph, node):
             self._add(name, output, self._group(node.inputs[0]))
         elif _fixed_function(layer) is not None:
             self._add(name, output, name, _fixed_function(layer))
@@ -184,10 +184,10 @@ class _SiteFinder:
 
     def _fused_into_relu(self, tensor: Any, layer: Any = None) -> bool:
         """Whether `tensor` vanishes in a kernel that applies the ReLU behind it."""
-        if layer is not None and not isinstance(layer, _FUSES_RELU):
+        if layer is not None and not _fuses_relu(layer):
             return False
         reader = self.graph.only_consumer(tensor)
-        return reader is not None and _relu_limit(reader.layer) is not None
+        return reader is not None and is_relu(reader.layer)
 
 
 def kernel_output_grid(
@@ -203,7 +203,7 @@ def kernel_output_grid(
     norm = graph.kernels[layer.name].batch_norm
     calls = graph.calls(layer if norm is None else norm)
     reader = graph.only_consumer(calls[0].outputs[0]) if len(calls) == 1 else None
-    if reader is None or _relu_limit(reader.layer) is None or len(graph.calls(reader.layer)) > 1:
+    if reader is None or not is_relu(reader.layer) or len(graph.calls(reader.layer)) > 1:
         return None
     return grids.get(reader.layer.name)
 
@@ -230,7 +230,11 @@ def fuses_into_producer(graph: Graph, node: Node) -> bool:
     """Whether a runtime computes the ReLU `node` together with the layer in front of it."""
     before = graph.producer[id(node.inputs[0])].layer
     before = getattr(before, "layer", before)  # of a wrapper
-    return isinstance(before, _FUSES_RELU) and graph.only_consumer(node.inputs[0]) is node
+    return _fuses_relu(before) and graph.only_consumer(node.inputs[0]) is node
+
+
+def _fuses_relu(layer: Any) -> bool:
+    return isinstance(layer, _FUSES_RELU) and activation_function(layer) is None
 
 
 def separable_activation(layer: Any) -> Any:
@@ -240,7 +244,13 @@ def separable_activation(layer: Any) -> Any:
 
 def is_relu6(layer: Any) -> bool:
     """Whether `layer` is nothing but a ReLU that ends at 6."""
-    return isinstance(layer, (_LAYERS.ReLU, _LAYERS.Activation)) and _relu_limit(layer) == 6
+    return is_relu(layer) and _relu_limit(layer) == 6
+
+
+def is_relu(layer: Any) -> bool:
+    """Whether `layer` is nothing but a ReLU, unbounded or up to 6."""
+    alone = isinstance(layer, (_LAYERS.ReLU, _LAYERS.Activation))
+    return alone and _relu_limit(layer) is not None
 
 
 def without_activation(layer: Any, input_shape: Any) -> Any:

@@ -127,7 +127,7 @@ def why_float(layer: Any) -> str | None:
     if isinstance(layer, keras.Model):
         return "a nested model is kept as it is; quantize it on its own before nesting it"
     if isinstance(layer, keras.layers.BatchNormalization):
-        return "a batch norm that no layer before it can take up"
+        return "a batch norm that is not folded into a layer before it"
     if _is_keras_quantized(layer):
         return f"Keras has quantized it already (quantization_mode={layer.quantization_mode!r})"
     known = ", ".join(adapter.layer_class.__name__ for adapter in ADAPTERS)

@@ -137,7 +137,7 @@ class KernelLayer(keras.layers.Layer):
         sums = self.apply_kernel(x, self.effective_codes())
         if self.bias is not None and self.input_grid is not None:
             sums = sums + self._per_channel(ops.round(self.bias / step), sums)
-        if self._requantizes_directly():
+        if self.output_grid is not None and self._requantizes_directly():
             outputs = requantize(sums, self._per_channel(step, sums), self.output_grid)
         else:
             outputs = sums * self._per_channel(step, sums)
@@ -156,8 +156,7 @@ class KernelLayer(keras.layers.Layer):
 
         A ReLU may follow that step as well as precede it: 0 is on the grid.
         """
-        integers = self.input_grid is not None and self.output_grid is not None
-        return integers and self.activation in (
+        return self.input_grid is not None and self.activation in (
             None,
             keras.activations.linear,
             keras.activations.relu,

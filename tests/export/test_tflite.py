@@ -142,6 +142,15 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
             )
         )
     ),
+    "relus-inside": lambda: single(
+        lambda x: layers.Dense(4, name="c")(
+            layers.Flatten()(
+                layers.Conv2D(5, 3, activation="relu6", name="b")(
+                    layers.Conv2D(6, 3, activation="relu", name="a")(x)
+                )
+            )
+        )
+    ),
     "dense-on-3d": lambda: single(
         lambda x: layers.Dense(3, name="e")(layers.Dense(5, activation="relu", name="d")(x)),
         (4, 6),

@@ -22,9 +22,11 @@ from ai_edge_quantizer.utils import constrained_ops_utils
 from keras import layers
 
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export import writer
+from ocs_tf.export import grid_rules, writer
+from ocs_tf.export.assignment import ExportKernel
 from ocs_tf.export.matching import measure_ranges
-from ocs_tf.export.writer import ExportKernel, VerificationError, write_int8
+from ocs_tf.export.verification import VerificationError
+from ocs_tf.export.writer import write_int8
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 KINDS = {layers.DepthwiseConv2D: "depthwise", layers.Conv2D: "conv", layers.Dense: "dense"}
@@ -170,13 +172,13 @@ def on_grids(float_model: bytes, kernels, data) -> Case:
     model = fb.read(float_model)
     grids = {name: Grid.of(*span) for name, span in ranges.items()}
     for kind, inputs, outputs in activations_of_ops(model):
-        rule = writer.grid_rule(kind)
+        rule = grid_rules.grid_rule(kind)
         if rule == "fixed":
-            grids.update((name, Grid(*writer.fixed_output_grid(kind))) for name in outputs)
+            grids.update((name, Grid(*grid_rules.fixed_output_grid(kind))) for name in outputs)
         elif inputs and rule == "input":
             grids.update((name, grids[inputs[0]]) for name in outputs)
     for kind, inputs, outputs in reversed(activations_of_ops(model)):
-        if inputs and writer.grid_rule(kind) == "output":  # not the integer ones of a shape
+        if inputs and grid_rules.grid_rule(kind) == "output":  # not the integer ones of a shape
             common = Grid.of(
                 min(ranges[name][0] for name in inputs), max(ranges[name][1] for name in inputs)
             )
@@ -512,8 +514,8 @@ def test_rules_are_those_of_the_quantizer():
         }.items()
     }
     for rule, ops in known.items():
-        assert {writer.grid_rule(op.value) for op in ops} == {rule}
-    stated = set(writer._RULES)
+        assert {grid_rules.grid_rule(op.value) for op in ops} == {rule}
+    stated = set(grid_rules._RULES)
     assert stated == {op.value for rule in ("input", "output", "fixed") for op in known[rule]}
 
 
@@ -522,11 +524,11 @@ def test_rules_are_those_of_the_quantizer():
     [("SOFTMAX", (1 / 256, -128)), ("LOGISTIC", (1 / 256, -128)), ("TANH", (1 / 128, 0))],
 )
 def test_fixed_output_grid(op, grid):
-    assert writer.fixed_output_grid(op) == grid
+    assert grid_rules.fixed_output_grid(op) == grid
 
 
 def test_fixed_output_grid_of_others_is_none():
-    assert writer.fixed_output_grid("CONV_2D") is None
+    assert grid_rules.fixed_output_grid("CONV_2D") is None
 
 
 def test_what_is_given_for_a_fixed_output_does_not_matter():

@@ -193,6 +193,13 @@ def test_input_sites_are_what_quantized_layers_read() -> None:
     assert sites[1].tensors[0] is graph.calls_of("relu")[0].outputs[0]
 
 
+def test_input_sites_are_in_the_order_of_the_model() -> None:
+    names = [f"layer{i}" for i in range(12)]  # a set of so many is never in order by chance
+    model = chain(*(layers.Dense(4, name=name) for name in names), shape=(4,))
+    sites = input_sites(Graph(model), set(names))
+    assert [site.key for site in sites] == [f"{name}:input" for name in names]
+
+
 def test_input_site_of_a_shared_layer_has_all_its_inputs() -> None:
     graph = Graph(shared())
     (site,) = input_sites(graph, {"both"})

@@ -133,7 +133,7 @@ def built(layer: Any, *shape: int | None) -> Any:
     [
         (lambda: built(layers.ReLU(), None, 3), None),
         (lambda: built(layers.Dropout(0.1), None, 3), None),
-        (lambda: built(layers.BatchNormalization(), None, 3), "batch norm that no layer"),
+        (lambda: built(layers.BatchNormalization(), None, 3), "batch norm that is not folded"),
         (lambda: built(layers.LSTM(2), None, 3, 4), "LSTM has no quantized form; .* Dense, Conv2D"),
         (lambda: built(OwnDense(2), None, 3), "OwnDense has no quantized form"),
         (lambda: built(layers.Conv1D(2, 1), None, 3, 4), "Conv1D has no quantized form"),

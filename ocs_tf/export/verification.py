@@ -1,0 +1,159 @@
+"""Reading a written int8 .tflite file back: is it what was asked for?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export.assignment import KERNEL_OPS, ExportKernel, layout
+from ocs_tf.export.grid_rules import Grid, fixed_output_grid, grid_rule
+
+BORDER_OPS = ("QUANTIZE", "DEQUANTIZE")
+
+
+class VerificationError(RuntimeError):
+    """The written file is not what was asked for; no file is returned."""
+
+
+def verify(
+    model: Any,
+    result: Any,
+    assigned: Mapping[int, ExportKernel],
+    grids: Mapping[str, Grid],
+    float_io: bool,
+) -> None:
+    """Raise VerificationError unless `result` is the float `model` with what was given."""
+    float_ops = model.subgraphs[0].operators
+    ops = [op for op in result.subgraphs[0].operators if fb.op_name(result, op) not in BORDER_OPS]
+    if [fb.op_name(model, op) for op in float_ops] != [fb.op_name(result, op) for op in ops]:
+        raise VerificationError("the written operators are not those of the float model, in order")
+    for index, op in enumerate(ops):
+        _verify_integer(result, op)
+        if index in assigned:
+            _verify_kernel(result, op, assigned[index])
+        if fb.op_name(result, op) in KERNEL_OPS:
+            _verify_bias(model, float_ops[index], result, op)
+    _verify_borders(result, float_io)
+    fixed = _fixed(model)
+    producers = {
+        fb.name(model.subgraphs[0].tensors[i]): fb.op_name(model, op)
+        for op in float_ops
+        for i in op.outputs
+    }
+    for name, grid in grids.items():
+        _verify_activation(result, name, grid, fixed.get(name), producers.get(name))
+
+
+def _verify_integer(result: Any, op: Any) -> None:
+    """No float tensor may touch a computing operator; a SHAPE computes nothing."""
+    tensors = result.subgraphs[0].tensors
+    if fb.op_name(result, op) == "SHAPE":
+        return
+    if any(i >= 0 and tensors[i].type == fb.FLOAT32 for i in (*op.inputs, *op.outputs)):
+        raise VerificationError(
+            f"operator {fb.op_name(result, op)} computing {fb.name(tensors[op.outputs[0]])!r} is"
+            " left in float: ai-edge-quantizer has no int8 form of it"
+        )
+
+
+def _verify_kernel(result: Any, op: Any, kernel: ExportKernel) -> None:
+    """The operator's weights are the kernel's codes and scale, bit for bit."""
+    weights = result.subgraphs[0].tensors[op.inputs[1]]
+    placed = layout(kernel, fb.op_name(result, op))
+    grid = fb.grid(weights)
+    assert placed is not None  # it was assigned
+    if fb.type_name(weights) != "int8" or grid is None:
+        raise VerificationError(
+            f"kernel of layer {kernel.layer!r}: tensor {fb.name(weights)!r} is"
+            f" {fb.type_name(weights)}, not int8"
+        )
+    wrong = int(np.count_nonzero(fb.constant(result, weights) != placed[0]))
+    if wrong:
+        raise VerificationError(
+            f"kernel of layer {kernel.layer!r}: {wrong} of {kernel.codes.size} codes differ in"
+            f" tensor {fb.name(weights)!r}"
+        )
+    scale, zero_point = grid
+    if not np.array_equal(scale, np.broadcast_to(kernel.scale, scale.shape)) or zero_point.any():
+        raise VerificationError(
+            f"kernel of layer {kernel.layer!r}: scale {scale} and zero point {zero_point} in tensor"
+            f" {fb.name(weights)!r}, given {kernel.scale} and 0"
+        )
+
+
+def _verify_bias(model: Any, float_op: Any, result: Any, op: Any) -> None:
+    """The int32 bias holds the float bias to within one of its steps: it has not overflowed."""
+    if len(op.inputs) < 3 or op.inputs[2] < 0:
+        return
+    bias = result.subgraphs[0].tensors[op.inputs[2]]
+    grid = fb.grid(bias)
+    given = fb.constant(model, model.subgraphs[0].tensors[float_op.inputs[2]]).astype(np.float64)
+    step = np.ones(1) if grid is None else grid[0].astype(np.float64)
+    if np.any(np.abs(fb.constant(result, bias) * step - given) > step + 1e-6 * np.abs(given)):
+        raise VerificationError(
+            f"bias {fb.name(bias)!r}: values up to {np.max(np.abs(given)):.6g} do not fit int32 in"
+            f" steps of input scale x kernel scale (down to {step.min():.3g}); use larger steps"
+        )
+
+
+def _verify_borders(result: Any, float_io: bool) -> None:
+    """Inputs and outputs are float32 or int8, as asked."""
+    graph = result.subgraphs[0]
+    wanted = "float32" if float_io else "int8"
+    for index in (*graph.inputs, *graph.outputs):
+        tensor = graph.tensors[index]
+        if fb.type_name(tensor) not in (wanted, "int32", "int64"):
+            raise VerificationError(
+                f"input or output {fb.name(tensor)!r} is {fb.type_name(tensor)}, not {wanted}"
+            )
+
+
+def _fixed(model: Any) -> dict[str, tuple[float, int]]:
+    """Grids that TFLite fixes, by tensor name, followed through what only moves the data."""
+    tensors = model.subgraphs[0].tensors
+    fixed: dict[str, tuple[float, int]] = {}
+    for op in model.subgraphs[0].operators:
+        kind = fb.op_name(model, op)
+        grid = fixed_output_grid(kind)
+        if grid is None and grid_rule(kind) == "input":
+            inherited = (fixed.get(fb.name(tensors[i])) for i in op.inputs if i >= 0)
+            grid = next((g for g in inherited if g is not None), None)
+        if grid is not None:
+            fixed.update((fb.name(tensors[i]), grid) for i in op.outputs)
+    return fixed
+
+
+def _verify_activation(
+    result: Any, name: str, grid: Grid, fixed: tuple[float, int] | None, producer: str | None
+) -> None:
+    """The tensor has the given grid, or the one that TFLite fixes for it."""
+    expected = fixed or (grid.scale, grid.zero_point)
+    found = list(_grids_of(result, name))
+    if expected in found:
+        return
+    if grid_rule(producer or "") == "input":
+        rule = f"{producer} takes its input's grid"
+    else:
+        rule = "a CONCATENATION or the like that alone reads it sets its grid"
+    raise VerificationError(
+        f"activation {name!r}: (scale, zero point) {found[0] if found else 'none'} in the file,"
+        f" given {expected} ({rule}; see grid_rule)"
+    )
+
+
+def _grids_of(result: Any, name: str) -> Iterator[tuple[float, int]]:
+    """The grid of a tensor; of a float input, those of the QUANTIZE operators that read it."""
+    graph = result.subgraphs[0]
+    index = next(i for i, tensor in enumerate(graph.tensors) if fb.name(tensor) == name)
+    readers = [
+        op.outputs[0]
+        for op in graph.operators
+        if fb.op_name(result, op) == "QUANTIZE" and op.inputs[0] == index
+    ]
+    for i in [index] if fb.grid(graph.tensors[index]) else readers:
+        grid = fb.grid(graph.tensors[i])
+        if grid is not None and fb.type_name(graph.tensors[i]) == "int8":
+            yield float(grid[0][0]), int(grid[1][0])
