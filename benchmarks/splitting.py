@@ -6,9 +6,9 @@ For every kernel and expand ratio, `split_channels` is timed against
 - the direct algorithm: after every split, look at all channels again for the largest.
 
 Times are CPU time of the one thread that works (waiting for a busy machine does not count), from
-alternating runs; ratios are taken within each run. The direct algorithm's time is measured whole where it is short;
-elsewhere a few of its splits are timed and multiplied by their number, which is stated.
-Peak memory is what NumPy allocates, as `tracemalloc` sees it, plus the kernel itself.
+alternating runs; ratios are taken within each run. The direct algorithm's time is measured whole
+where it is short; elsewhere some of its splits are timed and multiplied by their number, which is
+stated. Peak memory is what NumPy allocates, as `tracemalloc` sees it, plus the kernel itself.
 
     python -m benchmarks.splitting [--quick] [--output_dir=DIR]
 """
@@ -59,25 +59,21 @@ def make_kernel(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def direct_split(
-    kernel: NDArray[np.float32], count: int, step: float | None, splits: int | None = None
-) -> NDArray[np.float32]:
-    """The algorithm as it reads: scan all channels, split the largest, `count` times.
+    expanded: NDArray[np.float32], channels: int, count: int, step: float | None
+) -> None:
+    """The algorithm as it reads, in place: scan all channels, split the largest, `count` times.
 
-    Room for the copies is made beforehand, so that the scans are all that it is slower by.
-    `splits` stops after so many of the `count` splits.
+    `expanded` holds `channels` channels and has room for the copies, so that the scans are all
+    that the algorithm is slower by.
     """
     shift = np.float32(0.0 if step is None else step / 4)
-    channels = kernel.shape[-2]
-    expanded = np.empty((*kernel.shape[:-2], channels + count, kernel.shape[-1]), np.float32)
-    expanded[..., :channels, :] = kernel
-    axes = tuple(i for i in range(kernel.ndim) if i != kernel.ndim - 2)
-    for end in range(channels, channels + (count if splits is None else splits)):
+    axes = tuple(i for i in range(expanded.ndim) if i != expanded.ndim - 2)
+    for end in range(channels, channels + count):
         current = expanded[..., :end, :]
         largest = np.argmax(np.maximum(current.max(axes), -current.min(axes)))
         half = current[..., largest, :] / 2
         expanded[..., largest, :] = half - shift
         expanded[..., end, :] = half + shift
-    return expanded
 
 
 def copy_expanded(kernel: NDArray[np.float32], count: int) -> NDArray[np.float32]:
@@ -125,13 +121,13 @@ def measure(
     row: dict[str, Any] = {key: statistics.median(s[key] for s in samples) for key in samples[0]}
 
     direct = []
+    channels = kernel.shape[-2]
     for _ in range(min(runs, 3)):
         split = seconds(lambda: split_channels(kernel, ratio, step))
-        whole = seconds(lambda: direct_split(kernel, count, step, timed))
-        if timed < count:
-            # The array is set up once, whatever the number of splits.
-            set_up = seconds(lambda: direct_split(kernel, count, step, 0))
-            whole = set_up + max(whole - set_up, 0) / timed * count
+        set_up = seconds(lambda: copy_expanded(kernel, count))
+        expanded = copy_expanded(kernel, count)
+        splits = seconds(lambda room=expanded: direct_split(room, channels, timed, step))
+        whole = set_up + splits / timed * count
         direct.append((whole, whole / split))
     row["direct"], row["direct_over_split"] = (
         statistics.median(d[i] for d in direct) for i in (0, 1)
@@ -151,7 +147,9 @@ def measure(
 def check_same(kernel: NDArray[np.float32], ratio: float, step: float | None) -> None:
     """Both algorithms must give the same kernel, or their times say nothing."""
     split = split_channels(kernel, ratio, step).kernel
-    direct = direct_split(kernel, copy_count(ratio, kernel.shape[-2]), step)
+    count = copy_count(ratio, kernel.shape[-2])
+    direct = copy_expanded(kernel, count)
+    direct_split(direct, kernel.shape[-2], count, step)
     np.testing.assert_allclose(split, direct, rtol=1e-5, atol=1e-6)
 
 

@@ -162,7 +162,7 @@ class TestActivations:
 
     def test_text_says_what_is_simulated(self, model, images, quantized):
         both = ocs_tf.convert(model, representative_dataset=images)
-        assert "fake quantization" in str(report(both))
+        assert "adds up whole codes" in str(report(both))
         assert "activations are not rounded" in str(report(quantized))
 
 
