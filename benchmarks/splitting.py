@@ -6,7 +6,7 @@ For every kernel and expand ratio, `split_channels` is timed against
 - the direct algorithm: after every split, look at all channels again for the largest.
 
 Times are CPU time of the one thread that works (waiting for a busy machine does not count), from
-alternating runs; ratios are taken within each run. The direct algorithm's time is measured whole
+alternating runs; the ratio to the floor is taken within each run. The direct algorithm's time is measured whole
 where it is short; elsewhere some of its splits are timed and multiplied by their number, which is
 stated. Peak memory is what NumPy allocates, as `tracemalloc` sees it, plus the kernel itself.
 
@@ -20,6 +20,7 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +122,12 @@ def measure(
     row: dict[str, Any] = {key: statistics.median(s[key] for s in samples) for key in samples[0]}
 
     direct = []
-    channels = kernel.shape[-2]
     for _ in range(min(runs, 3)):
-        split = seconds(lambda: split_channels(kernel, ratio, step))
-        set_up = seconds(lambda: copy_expanded(kernel, count))
         expanded = copy_expanded(kernel, count)
-        splits = seconds(lambda room=expanded: direct_split(room, channels, timed, step))
-        whole = set_up + splits / timed * count
-        direct.append((whole, whole / split))
-    row["direct"], row["direct_over_split"] = (
-        statistics.median(d[i] for d in direct) for i in (0, 1)
-    )
+        splits = seconds(partial(direct_split, expanded, kernel.shape[-2], timed, step))
+        direct.append(row["copy"] + splits / timed * count)
+    row["direct"] = statistics.median(direct)
+    row["direct_over_split"] = row["direct"] / row["split"]
     return {
         "kernel": name,
         "ratio": ratio,
@@ -181,13 +177,13 @@ def to_markdown(rows: list[dict[str, Any]], about: dict[str, Any], command: str)
 Made by `{command}`. Machine: {versions}.
 
 `split_channels`, float32 kernels, CPU time, medians of {about["runs"]} runs (direct: at most 3);
-ratios are medians of the ratios within each run. *Over floor*: `split_channels` over one
+*Over floor*: median of the ratios, within each run, of `split_channels` to one
 `np.abs(kernel).max()` pass (which makes a temporary of the kernel's size; `split_channels` makes
 none) plus writing an array of the expanded kernel's size; target below {TARGET_TIME}x on kernels
 of millions of weights, the worst row has {slowest:.2f}x. *Memory*: peak of the kernel and all that
 `split_channels` allocates (`tracemalloc`) over the kernel's bytes; target below {TARGET_MEMORY}x,
-the worst row has {largest:.2f}x. *Direct*: all channels scanned again after every split; `*`: not
-run whole, but the time of a split, measured over the first few, times their number
+the worst row has {largest:.2f}x. *Direct*: all channels scanned again after every split (*over
+split*: ratio of the two times); `*`: not run whole, but the time of a split, measured over the first few, times their number
 (`direct_splits_timed` in the JSON). Quantization-aware splits are on the {BITS}-bit grid of the
 kernel's largest magnitude.
 

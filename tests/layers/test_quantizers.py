@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from keras import layers
 
-from ocs_tf.layers import FakeQuantize, QuantizedOutput, fake_quantize
+from ocs_tf.layers import (
+    FakeQuantize,
+    QuantizedAveragePooling,
+    QuantizedOutput,
+    fake_quantize,
+)
+from ocs_tf.layers.quantizers import requantize
 from ocs_tf.numerics import ActivationGrid
 
 GRIDS = {
@@ -90,3 +96,27 @@ def test_saved_and_loaded_without_custom_objects(tmp_path: pathlib.Path) -> None
     loaded = keras.models.load_model(tmp_path / "m.keras")
     x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("pool", [2, 3])
+def test_average_pooling_takes_the_mean_of_codes(pool: int, rng: np.random.Generator) -> None:
+    grid = ActivationGrid(8, 0.1, zero_point=-20)
+    codes = rng.integers(-128, 128, (2, 6, 6, 3))
+    layer = QuantizedAveragePooling(layers.AveragePooling2D(pool), grid)
+    got = grid.quantize(np.asarray(layer(grid.dequantize(codes))))
+    # The mean of whole numbers, ties away from code 0: in integers, without a rounding error.
+    size = 6 // pool
+    windows = codes[:, : size * pool, : size * pool].reshape(2, size, pool, size, pool, 3)
+    sums, count = windows.sum((2, 4)), pool * pool
+    expected = np.sign(sums) * ((2 * np.abs(sums) + count) // (2 * count))
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_requantize_is_one_rounding_of_integer_sums(rng: np.random.Generator) -> None:
+    grid = ActivationGrid(8, 0.037, zero_point=5)
+    sums = rng.integers(-(2**20), 2**20, (50, 4))
+    step = rng.uniform(1e-7, 1e-5, 4).astype(np.float32)
+    factor = (step.astype(np.float64) / grid.scale).astype(np.float32)
+    expected = np.clip(np.rint(sums.astype(np.float32) * factor) + 5, -128, 127)
+    got = requantize(sums.astype(np.float32), step, grid)
+    np.testing.assert_array_equal(grid.quantize(np.asarray(got)), expected)
