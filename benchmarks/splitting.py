@@ -6,9 +6,10 @@ For every kernel and expand ratio, `split_channels` is timed against
 - the direct algorithm: after every split, look at all channels again for the largest.
 
 Times are CPU time of the one thread that works (waiting for a busy machine does not count), from
-alternating runs; the ratio to the floor is taken within each run. The direct algorithm's time is measured whole
-where it is short; elsewhere some of its splits are timed and multiplied by their number, which is
-stated. Peak memory is what NumPy allocates, as `tracemalloc` sees it, plus the kernel itself.
+alternating runs; the ratio to the floor is taken within each run. The direct algorithm's time is
+measured whole where it is short; elsewhere some of its splits are timed and multiplied by their
+number, which is stated. Peak memory is what NumPy allocates, as `tracemalloc` sees it, plus the
+kernel itself.
 
     python -m benchmarks.splitting [--quick] [--output_dir=DIR]
 """
@@ -176,16 +177,16 @@ def to_markdown(rows: list[dict[str, Any]], about: dict[str, Any], command: str)
 
 Made by `{command}`. Machine: {versions}.
 
-`split_channels`, float32 kernels, CPU time, medians of {about["runs"]} runs (direct: at most 3);
+`split_channels`, float32 kernels, CPU time, medians of {about["runs"]} runs (direct: at most 3).
 *Over floor*: median of the ratios, within each run, of `split_channels` to one
 `np.abs(kernel).max()` pass (which makes a temporary of the kernel's size; `split_channels` makes
 none) plus writing an array of the expanded kernel's size; target below {TARGET_TIME}x on kernels
 of millions of weights, the worst row has {slowest:.2f}x. *Memory*: peak of the kernel and all that
 `split_channels` allocates (`tracemalloc`) over the kernel's bytes; target below {TARGET_MEMORY}x,
 the worst row has {largest:.2f}x. *Direct*: all channels scanned again after every split (*over
-split*: ratio of the two times); `*`: not run whole, but the time of a split, measured over the first few, times their number
-(`direct_splits_timed` in the JSON). Quantization-aware splits are on the {BITS}-bit grid of the
-kernel's largest magnitude.
+split*: ratio of the two times); `*`: not run whole, but the time of a split, measured over the
+first few, times their number (`direct_splits_timed` in the JSON). Quantization-aware splits are on
+the {BITS}-bit grid of the kernel's largest magnitude.
 
 {table}
 ![Time of split_channels](splitting.png)

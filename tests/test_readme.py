@@ -84,8 +84,12 @@ def test_links_resolve(page: pathlib.Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     links = re.findall(r"\]\(([^)\s]+)\)", text)
     for link in links:
-        if not link.startswith(("https://", "#")):
-            assert (page.parent / link.partition("#")[0]).exists(), link
+        name, _, section = link.partition("#")
+        if not link.startswith("https://"):
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8") if section else "", re.M)
+            assert not section or section in {t.lower().replace(" ", "-") for t in titles}, link
 
 
 @pages
@@ -93,6 +97,8 @@ def test_named_files_exist(page: pathlib.Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:ocs_tf|tests|benchmarks|docs|notebooks)/[\w/.]+)`", text):
         assert (ROOT / name).exists(), name
+    for name in re.findall(r"python -m ([\w.]+)", text):
+        assert (ROOT / name.replace(".", "/")).with_suffix(".py").exists(), name
 
 
 def test_the_options_table_is_complete() -> None:

@@ -29,6 +29,9 @@ __all__ = ["ExportResult", "VerificationError", "export_tflite"]
 TARGETS = ("int8", "float")
 IO_DTYPES = ("int8", "float32")
 
+# Before this TensorFlow, `from_keras_model` kills the process on a Keras 3 model. The way around,
+# by a SavedModel, turns dilated convolutions into operators without an integer form.
+_KERAS_3_CONVERTS = (2, 17)
 _MATCHING_SAMPLES = 3
 _BITS = 8
 
@@ -128,7 +131,11 @@ def convert_float(model: keras.Model) -> bytes:
     import tensorflow as tf
 
     with fb.quiet(), contextlib.redirect_stdout(io.StringIO()):
-        return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+        if tuple(map(int, tf.__version__.split(".")[:2])) >= _KERAS_3_CONVERTS:
+            return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+        with tempfile.TemporaryDirectory() as folder:
+            model.export(folder)
+            return bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
 
 
 def write_file(path: pathlib.Path, content: bytes) -> None:
