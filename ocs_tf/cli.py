@@ -645,7 +645,8 @@ def _in_order(values: Flags) -> list[str]:
 
 def _flag_help(flag: Any) -> str:
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-    default = getattr(Config, flag.name, flag.default)
+    fields = {field.name: field.default for field in dataclasses.fields(Config)}
+    default = fields.get(flag.name, flag.default)
     shown = "" if default in (None, False, []) else f" (default {default})"
     text = re.sub(r"^<.*?>: |;\n.*", "", flag.help)  # what absl adds around it
     return textwrap.fill(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ocs_tf import data
 from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.graph.reader import as_functional
 
 Array = NDArray[Any]
 
@@ -133,6 +134,7 @@ def compare(reference: Any, other: Any, dataset: data.Dataset) -> list[Closeness
     Raises:
         ValueError: the data do not fit, or the models' inputs or outputs differ.
     """
+    reference, other = (_with_names(model) for model in (reference, other))
     _check_inputs(reference, other)
     input_order = _order(_input_names(reference), _input_names(other))
     names = list(reference.output_names)
@@ -188,6 +190,11 @@ class _Tally:
 def _outputs(model: Any, arrays: Sequence[Array]) -> list[Array]:
     outputs = model.predict_on_batch(list(arrays) if len(arrays) > 1 else arrays[0])
     return [np.asarray(output) for output in keras.tree.flatten(outputs)]
+
+
+def _with_names(model: Any) -> Any:
+    """`model`, as a functional one if it is from Keras: a Sequential has no output names."""
+    return model if isinstance(model, TFLiteModel) else as_functional(model)
 
 
 def _input_names(model: Any) -> list[str]:

@@ -31,6 +31,12 @@ def test_numbers_by_hand():
     assert result.agreement == 1 / 2
 
 
+def test_sequential_model():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="y")])
+    (result,) = compare(model, model, np.eye(2, dtype=np.float32))
+    assert (result.name, result.sqnr_db) == ("y", math.inf)
+
+
 def test_batches_add_up():
     reference, other = dense([[2.0, 1.0]]), dense([[1.9, 1.0]])
     x = np.random.default_rng(0).normal(size=(77, 1)).astype(np.float32)
