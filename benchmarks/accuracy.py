@@ -324,7 +324,8 @@ def markdown(results: Results, findings: str = "") -> str:
     lines = ["# Accuracy", "", f"Made by `python -m {_command(results)}`.", "", NOTES]
     lines += [findings, ""] if findings else []
     lines += _compared(results)
-    for network, pictures in dict.fromkeys((row.network, row.pictures) for row in results):
+    parts = {(row.network, row.pictures) for row in results}
+    for network, pictures in sorted(parts, key=lambda p: (list(PICTURES).index(p[0]), p[1])):
         lines += _network(results, network, pictures)
     return "\n".join(lines).rstrip() + "\n"
 

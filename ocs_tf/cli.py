@@ -13,17 +13,26 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from ocs_tf.config import Config, Override
+from ocs_tf.export.verification import VerificationError
+from ocs_tf.files import (
+    PREPROCESS,
+    UsageError,
+    check_data,
+    check_output,
+    existing,
+    load_keras,
+    one_line,
+    read_data,
+    replacing,
+)
 
 Flags = flags.FlagValues
 Arguments = Sequence[str]
 
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
-_BATCH = 32
 
 _CONFIG_HELP = {
     "weight_bits": "bits of weights, 2..8, or none for float",
@@ -47,36 +56,6 @@ _CONFIG_SWITCHES = {
     "strict": "fail if a layer with a kernel would stay in float unasked",
 }
 _MAY_BE_NONE = ("calibration_samples", *(name for name in _CONFIG_HELP if name.endswith("_bits")))
-
-# The statistics of ImageNet that Keras' applications and others are trained with.
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
-_BGR_MEAN = np.array([103.939, 116.779, 123.68], np.float32)
-# The usual input ranges of pretrained Keras models; arrays are 0..255, RGB.
-_PREPROCESS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "none": ("as it is", lambda x: x),
-    "0..1": ("x/255", lambda x: np.asarray(x, np.float32) / 255),
-    "-1..1": ("x/127.5 - 1", lambda x: np.asarray(x, np.float32) / 127.5 - 1),
-    "imagenet": (
-        "x/255, minus the mean and over the deviation of ImageNet",
-        lambda x: (np.asarray(x, np.float32) / 255 - _MEAN) / _DEVIATION,
-    ),
-    "caffe": (
-        "BGR minus the mean of ImageNet",
-        lambda x: np.asarray(x, np.float32)[..., ::-1] - _BGR_MEAN,
-    ),
-}
-
-# What the library calls an argument, and what the user of the command calls it.
-_RENAMED = (
-    ("`representative_dataset`", "--data"),
-    ("representative_dataset", "--data"),
-    ("overwrite=True", "--overwrite"),
-)
-
-
-class UsageError(ValueError):
-    """A mistake in how the command was called."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,10 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         with contextlib.nullcontext() if debug else _quiet_stderr():
             command.run(values, positional)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, VerificationError) as error:
         if debug:
             raise
-        print(f"ocs_tf: {_one_line(error)}", file=sys.stderr)
+        print(f"ocs_tf: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -148,7 +127,7 @@ def _parse(arguments: list[str]) -> tuple[Command | None, Flags, Arguments]:
     try:
         positional = values([name, *rest])[1:]
     except flags.Error as error:
-        raise UsageError(f"{_one_line(error)}; see ocs_tf {name} --help.") from error
+        raise UsageError(f"{one_line(error)}; see ocs_tf {name} --help.") from error
     if len(positional) != len(command.arguments):
         wanted = " ".join(command.arguments) or "none"
         given = " ".join(positional) or "none"
@@ -195,8 +174,8 @@ def _define_data(values: Flags) -> None:
     flags.DEFINE_string(
         "data", None, "inputs: an .npy or .npz file, or a folder of images", flag_values=values
     )
-    choices = "; ".join(f"{name}: {text}" for name, (text, _) in _PREPROCESS.items())
-    flags.DEFINE_enum("preprocess", "none", list(_PREPROCESS), choices, flag_values=values)
+    choices = "; ".join(f"{name}: {text}" for name, (text, _) in PREPROCESS.items())
+    flags.DEFINE_enum("preprocess", "none", list(PREPROCESS), choices, flag_values=values)
 
 
 def _define_target(values: Flags) -> None:
@@ -293,19 +272,19 @@ def _convert(values: Flags, arguments: Arguments) -> None:
     if not any(values[name].value for name in outputs):
         raise UsageError("nothing to write; give --output, --tflite, --plan or --report.")
     for name, suffixes in outputs.items():
-        _check_output(f"--{name}", values[name].value, suffixes, values.overwrite)
-    source = _existing(arguments[0], "model", _KERAS_SUFFIXES)
+        check_output(f"--{name}", values[name].value, suffixes, values.overwrite)
+    source = existing(arguments[0], "model", _KERAS_SUFFIXES)
     config = _config(values)
     if values.from_plan and config != Config():
         raise UsageError("--from_plan takes no other options; edit the plan instead.")
-    _check_data(values)
+    check_data(values.data)
     if values.tflite and values.target == "int8" and not (values.data or values.from_plan):
         raise UsageError("--tflite with --target int8 needs --data, to measure activations.")
 
     import ocs_tf
 
-    model = _load_keras(source)
-    dataset = _dataset(values, model)
+    model = load_keras(source)
+    dataset = read_data(values.data, values.preprocess, model)
     if values.from_plan:
         plan = _from_json(ocs_tf.Plan, values.from_plan)
     else:
@@ -319,7 +298,7 @@ def _convert(values: Flags, arguments: Arguments) -> None:
         (values.output, quantized.save),
     ):
         if path:
-            with _replacing(pathlib.Path(path)) as temporary:
+            with replacing(pathlib.Path(path)) as temporary:
                 write(temporary)
             print(f"Wrote {path} ({_size(path)}).")
     if values.tflite:
@@ -327,36 +306,36 @@ def _convert(values: Flags, arguments: Arguments) -> None:
 
 
 def _report(values: Flags, arguments: Arguments) -> None:
-    source = _existing(arguments[0], "model", _KERAS_SUFFIXES)
+    source = existing(arguments[0], "model", _KERAS_SUFFIXES)
 
     import ocs_tf
 
-    print(ocs_tf.report(_load_keras(source)))
+    print(ocs_tf.report(load_keras(source)))
 
 
 def _export(values: Flags, arguments: Arguments) -> None:
     if not values.output:
         raise UsageError("export needs --output, the .tflite file to write.")
-    _check_output("--output", values.output, (".tflite",), values.overwrite)
-    source = _existing(arguments[0], "model", _KERAS_SUFFIXES)
-    _check_data(values)
-    model = _load_keras(source)
-    _write_tflite(model, values.output, values, _dataset(values, model))
+    check_output("--output", values.output, (".tflite",), values.overwrite)
+    source = existing(arguments[0], "model", _KERAS_SUFFIXES)
+    check_data(values.data)
+    model = load_keras(source)
+    _write_tflite(model, values.output, values, read_data(values.data, values.preprocess, model))
 
 
 def _compare(values: Flags, arguments: Arguments) -> None:
-    paths = [_existing(path, "model", (*_KERAS_SUFFIXES, ".tflite")) for path in arguments]
+    paths = [existing(path, "model", (*_KERAS_SUFFIXES, ".tflite")) for path in arguments]
     if not values.data:
         raise UsageError("compare needs --data, the inputs to run both models on.")
-    _check_data(values)
+    check_data(values.data)
 
     from ocs_tf.compare import TFLiteModel, compare
 
     reference, other = (
-        TFLiteModel(path) if path.suffix.lower() == ".tflite" else _load_keras(path)
+        TFLiteModel(path) if path.suffix.lower() == ".tflite" else load_keras(path)
         for path in paths
     )
-    results = compare(reference, other, _dataset(values, reference))
+    results = compare(reference, other, read_data(values.data, values.preprocess, reference))
     print(f"{paths[1]} against {paths[0]}")
     print("\n".join(map(str, results)))
 
@@ -409,65 +388,17 @@ COMMANDS: Mapping[str, Command] = {
 # Files -----------------------------------------------------------------------------------------
 
 
-def _existing(path: str, what: str, suffixes: Sequence[str] = ()) -> pathlib.Path:
-    """`path` if it is a file with one of `suffixes` (any, if there are none)."""
-    found = pathlib.Path(path)
-    if not found.exists():
-        raise UsageError(f"{what} {path} does not exist.")
-    if not found.is_file():
-        raise UsageError(f"{what} {path} is not a file.")
-    if suffixes and found.suffix.lower() not in suffixes:
-        raise UsageError(f"{what} {path} must end in one of {', '.join(suffixes)}.")
-    return found
-
-
-def _check_output(flag: str, path: str | None, suffixes: Sequence[str], overwrite: bool) -> None:
-    if not path:
-        return
-    target = pathlib.Path(path)
-    if target.suffix.lower() not in suffixes:
-        raise UsageError(f"{flag} {path} must end in {' or '.join(suffixes)}.")
-    if not target.parent.is_dir():
-        raise UsageError(f"the folder of {flag} {path} does not exist.")
-    if target.is_dir():
-        raise UsageError(f"{flag} {path} is a folder; name a file.")
-    if target.exists() and not overwrite:
-        raise UsageError(f"{flag} {path} exists; give --overwrite to replace it.")
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new file beside `path`, with its ending, that takes its place if all goes well."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _from_json(kind: Any, path: str) -> Any:
     """The `Config` or `Plan` in a file."""
-    text = _existing(path, "file", (".json",)).read_text(encoding="utf-8")
+    text = existing(path, "file", (".json",)).read_text(encoding="utf-8")
     try:
         return kind.from_json(text)
     except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} does not hold a {kind.__name__}: {_one_line(error)}") from error
+        raise UsageError(f"{path} does not hold a {kind.__name__}: {one_line(error)}") from error
 
 
 def _size(path: str) -> str:
     return f"{pathlib.Path(path).stat().st_size:,} bytes"
-
-
-def _load_keras(path: pathlib.Path) -> Any:
-    import keras
-
-    import ocs_tf  # noqa: F401  registers the quantized layers
-
-    try:
-        return keras.models.load_model(path)
-    except Exception as error:
-        raise UsageError(f"{path} cannot be loaded as a Keras model: {_one_line(error)}") from error
 
 
 def _write_tflite(model: Any, path: str, values: Flags, dataset: Any) -> None:
@@ -483,91 +414,6 @@ def _write_tflite(model: Any, path: str, values: Flags, dataset: Any) -> None:
         overwrite=values.overwrite,
     )
     print(result)
-
-
-# Data ------------------------------------------------------------------------------------------
-
-
-def _check_data(values: Flags) -> None:
-    """Refuse what can be seen to be wrong without opening it."""
-    if not values.data:
-        return
-    path = pathlib.Path(values.data)
-    if path.is_dir():
-        if not _images(path):
-            kinds = ", ".join(_IMAGE_SUFFIXES)
-            raise UsageError(f"--data folder {path} holds no images ({kinds}).")
-        return
-    _existing(values.data, "--data", (".npy", ".npz"))
-
-
-def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
-
-
-def _dataset(values: Flags, model: Any) -> Callable[[], Iterator[Any]] | None:
-    """The inputs at `--data` as a callable that yields batches, by input name."""
-    if not values.data:
-        return None
-    preprocess = _PREPROCESS[values.preprocess][1]
-    path = pathlib.Path(values.data)
-    if path.is_dir():
-        shape = _image_shape(model)
-        return lambda: (preprocess(_read_image(image, shape)) for image in _images(path))
-    arrays = _read_arrays(path, model)
-    length = max(map(len, arrays.values()))
-
-    def batches() -> Iterator[dict[str, Any]]:
-        for start in range(0, length, _BATCH):
-            yield {name: preprocess(a[start : start + _BATCH]) for name, a in arrays.items()}
-
-    return batches
-
-
-def _read_arrays(path: pathlib.Path, model: Any) -> dict[str, Any]:
-    """One array with a batch axis for each input of `model`."""
-    try:
-        content = np.load(path, mmap_mode="r", allow_pickle=False)
-        arrays = content if isinstance(content, np.ndarray) else dict(content)
-    except Exception as error:
-        raise UsageError(f"--data {path} cannot be read: {_one_line(error)}") from error
-    names = [str(tensor.name) for tensor in model.inputs]
-    if isinstance(arrays, np.ndarray):
-        arrays = {path.name: arrays}
-    if len(names) == 1 and len(arrays) == 1:
-        arrays = dict(zip(names, arrays.values(), strict=True))
-    if not set(names) <= set(arrays):
-        raise UsageError(
-            f"--data {path} holds {', '.join(arrays)}, but the model's inputs are"
-            f" {', '.join(names)}."
-        )
-    return {
-        str(tensor.name): array[None] if array.ndim < len(tensor.shape) else array
-        for tensor in model.inputs
-        for array in [arrays[str(tensor.name)]]
-    }
-
-
-def _image_shape(model: Any) -> tuple[int, int, int]:
-    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
-    if len(shapes) != 1 or len(shapes[0]) != 3 or None in shapes[0] or shapes[0][2] not in (1, 3):
-        raise UsageError(
-            "--data is a folder of images, but the model does not take one image of known size:"
-            f" its inputs have the shapes {', '.join(map(str, shapes))}."
-        )
-    return shapes[0]
-
-
-def _read_image(path: pathlib.Path, shape: tuple[int, int, int]) -> Any:
-    """The image, float32 0..255, cut to the model's proportions and scaled to its size."""
-    import keras
-    import tensorflow as tf
-
-    try:
-        image = tf.io.decode_image(path.read_bytes(), shape[2], expand_animations=False)
-    except tf.errors.InvalidArgumentError as error:
-        raise UsageError(f"--data: {path} is not an image that can be read.") from error
-    return np.asarray(keras.preprocessing.image.smart_resize(image, shape[:2]), np.float32)
 
 
 # Messages --------------------------------------------------------------------------------------
@@ -588,7 +434,7 @@ def _quiet_stderr() -> Iterator[None]:
         try:
             with replaced or contextlib.nullcontext():
                 yield
-        except (ValueError, OSError):
+        except (ValueError, OSError, VerificationError):
             raise
         except BaseException:
             log.seek(0)
@@ -596,16 +442,6 @@ def _quiet_stderr() -> Iterator[None]:
             raise
         finally:
             os.dup2(terminal, 2)
-
-
-def _one_line(error: BaseException) -> str:
-    """An error's message on one line, in the words of the command."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        text = f"{error.filename}: {error.strerror}"
-    for theirs, ours in _RENAMED:
-        text = text.replace(theirs, ours)
-    return text
 
 
 def _version() -> str:

@@ -19,7 +19,7 @@ FLOORS = (
     ("planning",),
     ("convert",),
     ("export", "report"),
-    ("compare",),
+    ("compare", "files"),
     ("__init__",),
     ("cli", "demo"),
     ("__main__",),

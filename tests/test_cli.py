@@ -63,6 +63,17 @@ def run(folder, tmp_path, monkeypatch, capsys):
     return call
 
 
+def test_model_without_integer_form_is_one_line(run, tmp_path):
+    inputs = keras.Input(SHAPE)
+    outputs = keras.layers.LeakyReLU()(keras.layers.Conv2D(2, 3)(inputs))
+    ocs_tf.convert(keras.Model(inputs, outputs), verbose=False).save(tmp_path / "leaky.keras")
+    code, _, error = run("export leaky.keras --output leaky.tflite --data {}/scaled.npy")
+    assert code == 2
+    assert error.startswith("ocs_tf: operator LEAKY_RELU")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "leaky.tflite").exists()
+
+
 class TestConvert:
     def test_keras_tflite_plan_and_report(self, run, tmp_path):
         code, out, err = run(
