@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from ai_edge_litert import interpreter as litert
 
 import ocs_tf
 
@@ -46,6 +49,32 @@ def test_8_bit_weights_and_activations(entry: Any) -> None:
     network, want = entry
     data = network.calibration[:32]
     assert agreement(network, want, representative_dataset=data) >= 0.85
+
+
+@images
+@pytest.mark.parametrize("bits", [8, 5])
+def test_exported_file_predicts_what_keras_does(
+    entry: Any, bits: int, tmp_path: pathlib.Path
+) -> None:
+    network, _ = entry
+    quantized = ocs_tf.convert(
+        network.model,
+        weight_bits=bits,
+        representative_dataset=network.calibration[:32],
+        verbose=False,
+    )
+    path = tmp_path / "model.tflite"
+    result = ocs_tf.export_tflite(quantized, path, io_dtype="float32")
+    want = network.predict(quantized).reshape(len(network.inputs), -1).argmax(-1)
+    for library in (litert, tf.lite):
+        runner = library.Interpreter(str(path)).get_signature_runner()
+        (name,) = runner.get_input_details()
+        got = [
+            next(iter(runner(**{name: image[None]}).values())).argmax() for image in network.inputs
+        ]
+        assert np.mean(got == want) >= 0.99
+    # What a float border costs aside, every operator is one that Coral documents.
+    assert [op.op for op in result.ops if not op.supported] in ([], ["QUANTIZE", "DEQUANTIZE"])
 
 
 @pytest.mark.parametrize("entry", ["resnet20_cifar10"], indirect=True)

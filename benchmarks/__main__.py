@@ -1,0 +1,23 @@
+"""All benchmarks, one after the other: `python -m benchmarks [--quick] [--output_dir FOLDER]`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BENCHMARKS = ("splitting", "accuracy", "runtimes")
+
+
+def main() -> int:
+    """Run each benchmark in a process of its own, with the same flags; 0 if all went well."""
+    codes = []
+    for name in BENCHMARKS:
+        print(f"== {name}", flush=True)
+        codes.append(
+            subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]]).returncode
+        )
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
