@@ -30,7 +30,7 @@ clean:
 
 # A stamp is older than setup.py once the dependencies may have changed.
 $(VENV)/%.stamp: setup.py pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 
 $(VENV)/bin/python:
