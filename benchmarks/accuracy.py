@@ -307,8 +307,9 @@ TITLES = {
 }
 NOTES = """\
 Every score is that of the Keras model which `ocs_tf.convert` returns; its weights are integer
-codes. "A8" rounds activations to 8-bit grids as well, a simulation of integer arithmetic in
-float. Set-ups: the *paper's* is `Config.paper(...)`: one step per kernel, the first convolution,
+codes. "A8" rounds activations to 8-bit grids as well and adds up integers, held in float32; how
+near the exported files come is in runtimes.md. Set-ups: the *paper's* is `Config.paper(...)`: one
+step per kernel, the first convolution,
 depthwise kernels and `Dense` layers in float, batch norm not folded, activations rounded where
 quantized layers read them; the *default* is `Config(...)`: one step per output channel, first and
 last layer in 8 bits, batch norm folded, all activations rounded as an int8 TFLite runtime holds
