@@ -222,7 +222,7 @@ def _layer(layer: Any, name: str, input_grid: ActivationGrid | None) -> LayerRep
     output_grid = None
     if isinstance(layer, (layers.QuantizedOutput, layers.FakeQuantize)):
         output_grid = layer.grid
-        layer = getattr(layer, "layer", layer)
+        layer = layers.unwrapped(layer)
     parameters = sum(math.prod(weight.shape) for weight in layer.weights)
     why_float = adapters.why_float(layer)
     if adapters.adapter_for(layer) is not None:

@@ -146,7 +146,7 @@ class _Lowering:
     # Layers ---------------------------------------------------------------------------------
 
     def _replace(self, layer: Any) -> Any:
-        layer = channels.inner(layer)
+        layer = layers.unwrapped(layer)
         if isinstance(layer, layers.KernelLayer):
             return self._kernel_layer(layer)
         if isinstance(layer, keras.layers.BatchNormalization) and self._stands_alone(layer):

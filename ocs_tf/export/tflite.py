@@ -186,7 +186,10 @@ def _activations(
     content: bytes, lowered: Lowered, dataset: data.Dataset
 ) -> tuple[dict[str, ActivationGrid], dict[str, tuple[float, float]]]:
     """Grid or, inside of layers that Keras sees as one, range of each tensor of the file."""
-    sites = [site for site in all_sites(Graph(lowered.model)) if not site.fixed]
+    # What goes into an activation function is a tensor of the lowered graph already, but in layers
+    # that were left in float: those are one step, and the file tells the ranges inside.
+    found = all_sites(Graph(lowered.model), quantized=set())
+    sites = [site for site in found if not site.fixed]
     by_group = _grids_by_group(sites, lowered, dataset)
     sample = _sample(lowered, dataset)
     flat = [(site, tensor) for site in sites for tensor in site.tensors]

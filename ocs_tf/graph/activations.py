@@ -17,6 +17,7 @@ import keras
 
 from ocs_tf.graph import adapters
 from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.layers import unwrapped
 from ocs_tf.numerics import ActivationGrid
 
 _LAYERS = keras.layers
@@ -228,8 +229,7 @@ def moves_values(layer: Any) -> bool:
 
 def fuses_into_producer(graph: Graph, node: Node) -> bool:
     """Whether a runtime computes the ReLU `node` together with the layer in front of it."""
-    before = graph.producer[id(node.inputs[0])].layer
-    before = getattr(before, "layer", before)  # of a wrapper
+    before = unwrapped(graph.producer[id(node.inputs[0])].layer)
     return _fuses_relu(before) and graph.only_consumer(node.inputs[0]) is node
 
 

@@ -72,7 +72,7 @@ def can_repeat_outputs(layer: Any) -> bool:
 
 def is_channelwise(node: Node) -> bool:
     """Whether each output channel (last axis) of `node` depends on the same input channel only."""
-    layer = inner(node.layer)
+    layer = layers.unwrapped(node.layer)
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return False
     if isinstance(layer, _LAYERS.DepthwiseConv2D):
@@ -89,7 +89,7 @@ def is_channelwise(node: Node) -> bool:
 
 def repeat_weights(layer: Any, weights: list[np.ndarray], channel_map: np.ndarray) -> list[Any]:
     """Weights of a channelwise `layer` for the channels of `channel_map`."""
-    axis = -2 if isinstance(inner(layer), _LAYERS.DepthwiseConv2D) else -1
+    axis = -2 if isinstance(layers.unwrapped(layer), _LAYERS.DepthwiseConv2D) else -1
     channels = int(channel_map.max()) + 1
     return [
         w.take(channel_map, axis if w.ndim > 1 else -1)
@@ -98,8 +98,3 @@ def repeat_weights(layer: Any, weights: list[np.ndarray], channel_map: np.ndarra
         else w
         for w in weights
     ]
-
-
-def inner(layer: Any) -> Any:
-    """The layer that a `QuantizedOutput` wraps, or `layer` itself."""
-    return layer.layer if isinstance(layer, layers.QuantizedOutput) else layer

@@ -83,7 +83,7 @@ def rewrite(
     model, twins = clone(graph, replace, call)
     for name, twin in twins.items():
         site = graph.kernels.get(name)
-        inner = twin.layer if isinstance(twin, layers.QuantizedOutput) else twin
+        inner = layers.unwrapped(twin)
         if site is not None and name in kernels:
             site.adapter.store(twin, kernels[name].kernel, kernels[name].bias)
         elif site is not None and site.batch_norm is not None:

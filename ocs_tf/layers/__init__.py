@@ -12,6 +12,7 @@ from ocs_tf.layers.quantizers import (
     QuantizedAveragePooling,
     QuantizedOutput,
     fake_quantize,
+    unwrapped,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "QuantizedDepthwiseConv2D",
     "QuantizedOutput",
     "fake_quantize",
+    "unwrapped",
 ]

@@ -101,6 +101,11 @@ class QuantizedOutput(keras.layers.Wrapper):
         return {**super().get_config(), "grid": grid_config(self.grid)}
 
 
+def unwrapped(layer: Any) -> Any:
+    """The layer that a `QuantizedOutput` wraps, or `layer` itself."""
+    return layer.layer if isinstance(layer, QuantizedOutput) else layer
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
 class QuantizedAveragePooling(QuantizedOutput):
     """An average pooling whose input and output are on one grid.

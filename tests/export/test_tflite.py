@@ -292,6 +292,23 @@ def test_paper_set_up_is_exported_with_its_batch_norms_unfolded(tmp_path):
     assert ocs_tf.numerics.sqnr_db(quantized.predict_on_batch(data["x"]), got) > 20
 
 
+def test_float_layer_with_a_softmax_inside(tmp_path):
+    model = MODELS["softmax-in-dense"]()
+    data = samples(model)
+    quantized = ocs_tf.convert(
+        model, representative_dataset=data, last_layer_bits=None, verbose=False
+    )
+    path = tmp_path / "model.tflite"
+    # Other data than those that set the grids of the model, which must stay as they are.
+    wider = {name: 3 * values for name, values in data.items()}
+    ocs_tf.export_tflite(quantized, path, representative_dataset=wider)
+    details = litert.Interpreter(str(path)).get_tensor_details()
+    grids = [v.grid for v in quantized.layers if hasattr(v, "grid")]
+    grids += [v.output_grid for v in quantized.layers if getattr(v, "output_grid", None)]
+    for grid in grids:
+        assert any(d["quantization"] == (grid.scale, grid.zero_point) for d in details)
+
+
 def test_several_inputs_and_outputs(tmp_path):
     a, b = keras.Input((6,), name="alpha"), keras.Input((4,), name="beta")
     x = layers.Concatenate()([layers.Dense(5, name="da")(a), layers.Dense(5, name="db")(b)])
