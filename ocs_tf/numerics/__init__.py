@@ -14,6 +14,7 @@ from ocs_tf.numerics.grid import (
     symmetric_step,
 )
 from ocs_tf.numerics.kernel import GRANULARITIES, QuantizedKernel, quantize_kernel, sqnr_db
+from ocs_tf.numerics.packing import pack_codes, unpack_codes
 from ocs_tf.numerics.splitting import Split, copy_count, split_channels
 
 __all__ = [
@@ -28,9 +29,11 @@ __all__ = [
     "dequantize",
     "fake_quantize",
     "optimal_thresholds",
+    "pack_codes",
     "quantize",
     "quantize_kernel",
     "split_channels",
     "sqnr_db",
     "symmetric_step",
+    "unpack_codes",
 ]
