@@ -1,10 +1,13 @@
 # make demo, make test, make lint; each makes .venv and installs what it needs, once.
+# make native-test, native-sanitize, native-arm, fuzz, bazel: the C++ parts in other ways.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CC_SOURCES := $(wildcard ocs_tf/kernels/cc/*)
 
 .PHONY: demo test lint notebook benchmark-quick clean
+.PHONY: native-test native-sanitize native-arm fuzz bazel
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/ocs_tf demo
@@ -25,11 +28,13 @@ benchmark-quick: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks --quick
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_output
+	rm -rf $(VENV) build dist *.egg-info demo_output ocs_tf/kernels/libocs_delegate.*
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# A stamp is older than setup.py once the dependencies may have changed.
-$(VENV)/%.stamp: setup.py pyproject.toml | $(VENV)/bin/python
+# A stamp is older than setup.py once the dependencies may have changed. The library goes first: if
+# the compiler refuses the new sources, the old one must not pass for them.
+$(VENV)/%.stamp: setup.py pyproject.toml $(CC_SOURCES) | $(VENV)/bin/python
+	rm -f ocs_tf/kernels/libocs_delegate.*
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 
@@ -39,5 +44,48 @@ $(VENV)/bin/python:
 	    "make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# The C++ parts in other ways than setup.py's, each in a folder of its own.
+
+NATIVE = dist/native/$@
+COMPILE = $(CXX) -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -pthread \
+    -I$(CURDIR)/ocs_tf/kernels/cc $(FLAGS)
+FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= 0
+
+native-test: FLAGS := -O3
+native-sanitize fuzz: FLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+native-arm: FLAGS := -O3 -static
+native-arm: CXX := aarch64-linux-gnu-g++
+native-arm: RUN := qemu-aarch64
+
+native-test native-sanitize native-arm:
+	@$(call need,$(CXX),g++$(if $(RUN),-aarch64-linux-gnu))
+	@$(if $(RUN),$(call need,$(RUN),qemu-user))
+	rm -rf $(NATIVE) && mkdir -p $(NATIVE)
+	cd $(NATIVE) && $(COMPILE) -c $(abspath $(filter %.cc,$(CC_SOURCES)))
+	set -e; for test in kernels_test delegate_test; do \
+	    $(COMPILE) tests/kernels/cc/$$test.cc $(NATIVE)/*.o -o $(NATIVE)/$$test; \
+	    $(RUN) $(NATIVE)/$$test; \
+	done
+
+# Half of the time for operators in a mock runtime, half for files in the real ones.
+fuzz: SECONDS = $$(($(FUZZ_SECONDS) / 2))
+fuzz: native-sanitize $(VENV)/test.stamp
+	mkdir -p $(NATIVE)
+	$(COMPILE) -DOCS_FUZZ_MAIN tests/kernels/cc/fuzz_ops.cc dist/native/native-sanitize/*.o \
+	    -o $(NATIVE)/fuzz_ops
+	$(NATIVE)/fuzz_ops $(SECONDS) $(FUZZ_SEED)
+	$(BIN)/python tests/kernels/fuzz_files.py --seconds $(SECONDS) --seed $(FUZZ_SEED)
+
+# Without the tests that `make test` runs on the same Python, and that need no native code.
+bazel: $(VENV)/test.stamp
+	@$(call need,bazel,bazel-bootstrap bazel-rules-proto)
+	PATH="$(abspath $(BIN)):$$PATH" bazel --max_idle_secs=60 test --nosandbox_debug --force_pic \
+	    --test_output=errors -- //:all -//:numerics_python_test
+
+# $(call need,PROGRAM,DEBIAN_PACKAGES)
+need = command -v $(firstword $(1)) > /dev/null || { \
+    echo "$@ needs $(1), which is not installed: apt-get install $(2)" >&2; exit 1; }
 
 .SECONDARY:

@@ -1,6 +1,6 @@
 """Training-free quantization of Keras models by outlier channel splitting."""
 
-from ocs_tf import numerics
+from ocs_tf import numerics, tflite
 from ocs_tf.config import Config, Override
 from ocs_tf.convert import apply, convert, plan
 from ocs_tf.export.tflite import ExportResult, export_tflite
@@ -21,4 +21,5 @@ __all__ = [
     "numerics",
     "plan",
     "report",
+    "tflite",
 ]

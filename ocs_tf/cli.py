@@ -16,6 +16,8 @@ from typing import Any
 from absl import flags
 
 from ocs_tf.config import Config, Override
+from ocs_tf.export.int4 import ACTIVATIONS
+from ocs_tf.export.tflite import TARGETS
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.files import (
     PREPROCESS,
@@ -28,10 +30,13 @@ from ocs_tf.files import (
     read_data,
     replacing,
 )
+from ocs_tf.kernels import NativeLibraryError
 
 Flags = flags.FlagValues
 Arguments = Sequence[str]
 
+# What a user can mend; anything else is a mistake of ours.
+_MISTAKES = (ValueError, OSError, VerificationError, NativeLibraryError)
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 
 _CONFIG_HELP = {
@@ -91,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         with contextlib.nullcontext() if debug else _quiet_stderr():
             command.run(values, positional)
-    except (ValueError, OSError, VerificationError) as error:
+    except _MISTAKES as error:
         if debug:
             raise
         print(f"ocs_tf: {one_line(error)}", file=sys.stderr)
@@ -182,8 +187,17 @@ def _define_target(values: Flags) -> None:
     flags.DEFINE_enum(
         "target",
         "int8",
-        ["int8", "float"],
-        "int8 or float: arithmetic of the .tflite file",
+        list(TARGETS),
+        "int8: integers; int4: the same, with kernels of up to 4 bits in INT4; packed: kernels in"
+        " exactly their bits, read by the delegate; float",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "activations",
+        "auto",
+        ["auto", *ACTIVATIONS],
+        "with --target int4: int8, float, or dynamic (quantized by the runtime); auto: int8 if the"
+        " model has grids or there is data, else float",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -195,6 +209,12 @@ def _define_target(values: Flags) -> None:
     )
     flags.DEFINE_boolean(
         "dynamic_batch", False, "leave the .tflite file's batch size open", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "fused_dense",
+        False,
+        "with --target packed: multiply by large dense kernels as they are packed",
+        flag_values=values,
     )
     flags.DEFINE_boolean("overwrite", False, "replace files that exist", flag_values=values)
 
@@ -409,8 +429,10 @@ def _write_tflite(model: Any, path: str, values: Flags, dataset: Any) -> None:
         path,
         target=values.target,
         representative_dataset=dataset,
+        activations=values.activations,
         io_dtype=values.io,
         dynamic_batch=values.dynamic_batch,
+        fused_dense=values.fused_dense,
         overwrite=values.overwrite,
     )
     print(result)
@@ -434,7 +456,7 @@ def _quiet_stderr() -> Iterator[None]:
         try:
             with replaced or contextlib.nullcontext():
                 yield
-        except (ValueError, OSError, VerificationError):
+        except _MISTAKES:
             raise
         except BaseException:
             log.seek(0)

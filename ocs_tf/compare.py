@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf import data
+from ocs_tf import data, tflite
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.graph.reader import as_functional
+from ocs_tf.kernels import NativeLibraryError
 
 Array = NDArray[Any]
 
@@ -33,16 +33,13 @@ class TFLiteModel:
 
         Raises:
             ValueError: not a TFLite file, or one with an operator that the runtime lacks.
+            NativeLibraryError: the file has packed kernels, and the delegate is not there.
         """
-        from ai_edge_litert.interpreter import Interpreter
-
-        content = pathlib.Path(path).read_bytes()
-        if content[4:8] != b"TFL3":
-            raise ValueError(f"{path} is not a TFLite file.")
         try:
             with fb.quiet():
-                self._interpreter = Interpreter(model_content=content, num_threads=os.cpu_count())
-                self._interpreter.allocate_tensors()
+                self._interpreter = tflite.Interpreter(path, num_threads=os.cpu_count())
+        except NativeLibraryError:
+            raise
         except RuntimeError as error:
             raise ValueError(f"the TFLite runtime refuses {path}: {error}") from error
         self._inputs, self._outputs = self._details()

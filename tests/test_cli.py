@@ -236,7 +236,7 @@ MISTAKES = {
     "broken model": ("report {}/broken.keras", "cannot be loaded as a Keras model"),
     "broken tflite": (
         "compare {}/model.keras {}/broken.tflite --data {}/scaled.npy",
-        "broken.tflite is not a TFLite file",
+        "broken.tflite: this is not a TFLite file",
     ),
     "float model": ("report {}/model.keras", "'tiny' has no quantized layer"),
     "nothing to write": ("convert {}/model.keras", "nothing to write; give --output, --tflite"),

@@ -126,5 +126,5 @@ class TestTFLite:
     def test_refuses_other_files(self, tmp_path):
         path = tmp_path / "model.tflite"
         path.write_bytes(b"something else")
-        with pytest.raises(ValueError, match=r"model\.tflite is not a TFLite file"):
+        with pytest.raises(ValueError, match=r"model\.tflite: this is not a TFLite file"):
             TFLiteModel(path)

@@ -56,6 +56,12 @@ def op_name(model: Any, op: Any) -> str:
     return _OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
+def custom_name(model: Any, op: Any) -> str | None:
+    """Name of a custom operator, None for a builtin one."""
+    name = model.operatorCodes[op.opcodeIndex].customCode
+    return name.decode() if name else None
+
+
 def op_version(model: Any, op: Any) -> int:
     """Version of an operator, as the file states it."""
     return int(model.operatorCodes[op.opcodeIndex].version)

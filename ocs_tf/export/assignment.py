@@ -9,17 +9,40 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.numerics.grid import code_limit
 
 KINDS = ("conv", "dense", "depthwise")
 KERNEL_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-CODE_MAX = 127  # int8 kernels are symmetric and leave -128 out
+BORDER_OPS = ("QUANTIZE", "DEQUANTIZE")  # between types, computing nothing
+BITS = (4, 8)  # of builtin tensor types
+CODE_MAX = code_limit(8)  # kernels are symmetric: -128 is left out
 SMALLEST_RANGE = 1e-9  # ai-edge-quantizer widens anything narrower
+
+
+class Kernel(Protocol):
+    """What is asked of a kernel here; see `ExportKernel`."""
+
+    @property
+    def layer(self) -> str: ...
+    @property
+    def codes(self) -> np.ndarray: ...
+    @property
+    def scale(self) -> np.ndarray: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def bits(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+
+
+AnyKernel = TypeVar("AnyKernel", bound=Kernel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +56,7 @@ class ExportKernel:
         scale: float32, the step: `()` per tensor or `[out]` per output channel (`[C * M]` for
             depthwise, channel by channel).
         kind: `"conv"`, `"dense"` or `"depthwise"`.
+        bits: width of the tensor that holds the codes: 8, or 4 with codes in -7..7.
 
     Raises:
         ValueError: if a field breaks these rules.
@@ -42,6 +66,7 @@ class ExportKernel:
     codes: np.ndarray
     scale: np.ndarray
     kind: str
+    bits: int = 8
 
     def __post_init__(self) -> None:
         def refuse(field: str, value: object, rule: str) -> None:
@@ -49,13 +74,17 @@ class ExportKernel:
 
         if self.kind not in KINDS:
             refuse("kind", repr(self.kind), "one of " + ", ".join(map(repr, KINDS)))
+        if self.bits not in BITS:
+            refuse("bits", self.bits, "one of " + ", ".join(map(str, BITS)))
         rank = 2 if self.kind == "dense" else 4
         if self.codes.dtype != np.int8 or self.codes.ndim != rank:
             found = f"{self.codes.dtype} {list(self.codes.shape)}"
             refuse("codes", found, f"int8 of rank {rank} for kind {self.kind!r}")
-        if self.codes.size and self.codes.min() < -CODE_MAX:
-            rule = "in -127..127: TFLite kernels have no -128"
-            refuse("codes", f"minimum {self.codes.min()}", rule)
+        limit = code_limit(self.bits)
+        low, high = self.codes.min(initial=0), self.codes.max(initial=0)
+        if low < -limit or high > limit:
+            rule = f"in -{limit}..{limit}, for a tensor of {self.bits} bits"
+            refuse("codes", f"range {low}..{high}", rule)
         if self.scale.dtype != np.float32 or self.scale.shape not in ((), (self.channels,)):
             found = f"{self.scale.dtype} {list(self.scale.shape)}"
             refuse("scale", found, f"float32 of shape [] or [{self.channels}]")
@@ -71,7 +100,7 @@ class ExportKernel:
         return int(self.codes.shape[-1])
 
 
-def assign(model: Any, kernels: Sequence[ExportKernel]) -> dict[int, ExportKernel]:
+def assign(model: Any, kernels: Sequence[AnyKernel]) -> dict[int, AnyKernel]:
     """Operator index -> its kernel, found by content; the name decides between equal contents."""
     ops = [
         index
@@ -93,13 +122,13 @@ def assign(model: Any, kernels: Sequence[ExportKernel]) -> dict[int, ExportKerne
     for index in ops:
         if index in matches:
             groups[tuple(matches[index])].append(index)
-    assigned: dict[int, ExportKernel] = {}
+    assigned: dict[int, AnyKernel] = {}
     for numbers, indices in groups.items():
         assigned.update(_share_out(model, indices, [kernels[number] for number in numbers]))
     return assigned
 
 
-def _equals(model: Any, index: int, kernel: ExportKernel) -> bool:
+def _equals(model: Any, index: int, kernel: Kernel) -> bool:
     """Whether the operator's weights are `codes * scale` in the operator's layout."""
     op = model.subgraphs[0].operators[index]
     weights = model.subgraphs[0].tensors[op.inputs[1]]
@@ -113,7 +142,7 @@ def _equals(model: Any, index: int, kernel: ExportKernel) -> bool:
     return bool(np.allclose(fb.constant(model, weights), codes * scale, rtol=1e-6, atol=0))
 
 
-def layout(kernel: ExportKernel, op_name: str) -> tuple[np.ndarray, np.ndarray] | None:
+def layout(kernel: Kernel, op_name: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Codes in the layout of `op_name` and the scale shaped to multiply them, None if impossible.
 
     A convolution over one channel and a depthwise one are the same: either op may hold either kind.
@@ -134,8 +163,8 @@ def layout(kernel: ExportKernel, op_name: str) -> tuple[np.ndarray, np.ndarray] 
 
 
 def _share_out(
-    model: Any, indices: Sequence[int], candidates: Sequence[ExportKernel]
-) -> dict[int, ExportKernel]:
+    model: Any, indices: Sequence[int], candidates: Sequence[AnyKernel]
+) -> dict[int, AnyKernel]:
     """Give each operator one of the kernels, all of which equal its weights.
 
     The codes may differ all the same: 2 steps of 0.5 weigh as much as 1 step of 1. Operators take
@@ -146,7 +175,7 @@ def _share_out(
         return dict.fromkeys(indices, candidates[0])
     graph = model.subgraphs[0]
     left = list(candidates)
-    chosen: dict[int, ExportKernel] = {}
+    chosen: dict[int, AnyKernel] = {}
     for index in indices:
         op = graph.operators[index]
         names = [fb.name(graph.tensors[i]) for i in (op.inputs[1], op.outputs[0])]
@@ -160,22 +189,23 @@ def _share_out(
     return chosen
 
 
-def _same(one: ExportKernel, other: ExportKernel) -> bool:
+def _same(one: Kernel, other: Kernel) -> bool:
     """Whether two kernels are written alike."""
     return (
         one.kind == other.kind
+        and one.bits == other.bits
         and np.array_equal(one.codes, other.codes)
         and np.array_equal(one.scale, other.scale)
     )
 
 
-def separate(model: Any, assigned: Mapping[int, ExportKernel]) -> bool:
+def separate(model: Any, assigned: Mapping[int, Kernel]) -> bool:
     """Give operators with different kernels different weight buffers; whether any was shared.
 
     The converter merges equal constants, and ai-edge-quantizer quantizes a buffer once.
     """
     graph = model.subgraphs[0]
-    owners: dict[int, ExportKernel] = {}  # by buffer
+    owners: dict[int, Kernel] = {}  # by buffer
     changed = False
     for index, kernel in assigned.items():
         op = graph.operators[index]
@@ -191,3 +221,28 @@ def separate(model: Any, assigned: Mapping[int, ExportKernel]) -> bool:
         owners[twin.buffer] = kernel
         changed = True
     return changed
+
+
+def computing_operators(model: Any) -> list[Any]:
+    """The operators of a written file but for those between types: the float file's, in order."""
+    ops = model.subgraphs[0].operators
+    return [op for op in ops if fb.op_name(model, op) not in BORDER_OPS]
+
+
+def stored_kernels(
+    model: Any, assigned: Mapping[int, ExportKernel]
+) -> Iterator[tuple[Any, Any, ExportKernel]]:
+    """Each operator of a written file that has a kernel, the tensor that holds it, and the kernel.
+
+    The operator reads the tensor, or what a DEQUANTIZE makes of it.
+    """
+    graph = model.subgraphs[0]
+    sources = {
+        op.outputs[0]: op.inputs[0]
+        for op in graph.operators
+        if fb.op_name(model, op) == "DEQUANTIZE"
+    }
+    ops = computing_operators(model)
+    for index, kernel in assigned.items():
+        read = ops[index].inputs[1]
+        yield ops[index], graph.tensors[sources.get(read, read)], kernel

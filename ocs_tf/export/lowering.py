@@ -6,6 +6,8 @@ bits, as a rule): the accumulator of an integer convolution sees the same sum. W
 fit, or are to be kept, the layer that produces the channels produces the copies too; only where its
 output has other readers does a Concatenation of slices duplicate them. There is never a Gather,
 which accelerators such as the Edge TPU do not have.
+
+What is to become of kernels and activations is a `Form`, one for each kind of file.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.export.assignment import ExportKernel
+from ocs_tf.export.packed import PackedKernel
+from ocs_tf.export.rounding import RoundingOperator
 from ocs_tf.graph import adapters, channels
 from ocs_tf.graph.activations import (
     fuses_into_producer,
@@ -31,7 +35,37 @@ from ocs_tf.numerics import ActivationGrid, QuantizedKernel
 from ocs_tf.numerics.grid import code_limit
 from ocs_tf.planning import SMALLEST_CHANNEL
 
-_INT8_LIMIT = code_limit(8)
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What a lowered model is for.
+
+    Attributes:
+        kernels: how kernels are going to be stored: `"float"`, `"int8"`, `"int4"` (those of up to 4
+            bits; wider ones in int8) or `"packed"`.
+        integer: prepare for an integer runtime: batch norms that were not folded become depthwise
+            convolutions with 8-bit kernels, and a ReLU6 by itself a ReLU on a grid that ends at 6.
+        rounds: activations are rounded by operators in the graph, not by the tensors' grids.
+    """
+
+    kernels: str
+    integer: bool = False
+    rounds: bool = False
+
+    def tensor_bits(self, bits: int) -> int:
+        """Width of the integer tensor that a kernel of `bits` goes into."""
+        return 4 if self.kernels == "int4" and bits <= 4 else 8
+
+    def code_limit(self, bits: int) -> int | None:
+        """Largest effective code that a kernel of `bits` may have; None: any."""
+        return code_limit(self.tensor_bits(bits)) if self.kernels in ("int8", "int4") else None
+
+
+FLOAT = Form("float")
+INT8 = Form("int8", integer=True)
+INT4 = Form("int4", integer=True)
+INT4_WEIGHTS = Form("int4")
+PACKED = Form("packed", rounds=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,49 +74,48 @@ class Lowered:
 
     Attributes:
         model: float Keras model of plain Keras layers.
-        kernels: the integer kernels of `model`'s layers.
+        kernels: the integer kernels of `model`'s layers: `ExportKernel`s, `PackedKernel`s for form
+            `PACKED`, none for `FLOAT`.
         grids: activation grid by layer name in `model`, in topological order.
         notes: what a user should know, in plain words.
     """
 
     model: keras.Model
-    kernels: list[ExportKernel]
+    kernels: list[Any]
     grids: dict[str, ActivationGrid]
     notes: list[str]
 
 
 def lower(
     model: keras.Model,
+    form: Form = INT8,
     *,
     merge_copies: bool = True,
-    integer: bool = True,
     batch_size: int | None = 1,
 ) -> Lowered:
     """Lower a quantized model.
 
     Arguments:
         model: what `convert` returned; it is not modified.
-        merge_copies: add the copies of split channels up wherever that is exact in int8 (for
-            `integer=False`: always).
-        integer: prepare for an integer runtime: batch norms that were not folded become depthwise
-            convolutions with 8-bit kernels, and a ReLU6 by itself a ReLU on a grid that ends at 6.
+        form: what for.
+        merge_copies: add the copies of split channels up wherever the sums can be stored.
         batch_size: of the inputs; `None` leaves it open.
 
     Raises:
         ValueError: `model` holds no quantized layer, or a `channels_first` one.
     """
-    return _Lowering(model, merge_copies, integer, batch_size).run()
+    return _Lowering(model, form, merge_copies, batch_size).run()
 
 
 class _Lowering:
     def __init__(
-        self, model: keras.Model, merge_copies: bool, integer: bool, batch_size: int | None
+        self, model: keras.Model, form: Form, merge_copies: bool, batch_size: int | None
     ) -> None:
         self.graph = Graph(model, fold_batch_norm=False)
+        self.form = form
         self.merge_copies = merge_copies
-        self.integer = integer
         self.batch_size = batch_size
-        self.kernels: list[ExportKernel] = []
+        self.kernels: list[Any] = []
         self.grids: dict[str, ActivationGrid] = {}
         self.notes: list[str] = []
         self.weights: dict[str, list[np.ndarray]] = {}  # of the new layers
@@ -100,7 +133,7 @@ class _Lowering:
         for node in self.graph.nodes:
             if isinstance(node.layer, layers.KernelLayer):
                 self._choose_expansion(node)
-                norm = self.graph.foldable_norm(node.layer)
+                norm = self.graph.foldable_norm(node.layer, may_be_output=True)
                 if norm is not None and node.layer.output_grid is None:
                     self.norms[node.layer.name] = norm
         self.dropped = {norm.name for norm in self.norms.values()}
@@ -128,8 +161,9 @@ class _Lowering:
         if not layer.copies or layer.name in self.expanded:
             return
         kernel = layer.quantized_kernel()
-        fits = np.abs(kernel.effective_codes()).max(initial=0) <= _INT8_LIMIT
-        if self.merge_copies and (fits or not self.integer):
+        limit = self.form.code_limit(layer.weight_bits)
+        fits = limit is None or np.abs(kernel.effective_codes()).max(initial=0) <= limit
+        if self.merge_copies and fits:
             return
         self.expanded[layer.name] = kernel.channel_map
         shared = len(self.graph.calls(layer)) > 1
@@ -151,7 +185,7 @@ class _Lowering:
             return self._kernel_layer(layer)
         if isinstance(layer, keras.layers.BatchNormalization) and self._stands_alone(layer):
             return self._norm_as_depthwise(layer)
-        if self.integer and is_relu6(layer) and not self._fused(layer):
+        if self.form.integer and is_relu6(layer) and not self._fused(layer):
             return keras.layers.ReLU(name=layer.name)
         mapping = self.repeated.get(layer.name)
         if mapping is None or not getattr(layer, "weights", None):
@@ -164,40 +198,47 @@ class _Lowering:
         """The float layer whose kernel is exactly `codes * scale`."""
         adapter = adapters.adapter_of_quantized(layer)
         assert adapter is not None
-        codes, scale, bias = self._integers(layer, layer.quantized_kernel())
+        kernel, bias = self._kernel(layer)
         config = {**adapter.float_config(layer), "use_bias": bias is not None}
         if separable_activation(layer) is not None:
             config["activation"] = None
-        arrays = [codes, scale] if bias is None else [codes, scale, bias]
+        if self.form.kernels == "packed":
+            self.kernels.append(PackedKernel(layer.name, adapter.kind, kernel))
+        expanded = layer.name in self.expanded
+        arrays = [kernel.codes if expanded else kernel.effective_codes(), kernel.scale]
+        if bias is not None:
+            arrays.append(bias)
         config, arrays = self._repeat(layer, config, arrays)
         codes, scale = arrays[:2]
         per_output = scale.reshape(codes.shape[-2:]) if _is_depthwise(layer, scale) else scale
         self.weights[layer.name] = [codes.astype(np.float32) * per_output, *arrays[2:]]
-        if self.integer:
-            kernel = ExportKernel(layer.name, codes.astype(np.int8), scale, adapter.kind)
-            self.kernels.append(kernel)
+        if self.form.kernels in ("int8", "int4"):
+            bits = self.form.tensor_bits(layer.weight_bits)
+            self.kernels.append(
+                ExportKernel(layer.name, codes.astype(np.int8), scale, adapter.kind, bits)
+            )
         return adapter.layer_class.from_config(config)
 
-    def _integers(
-        self, layer: layers.KernelLayer, kernel: QuantizedKernel
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Codes (int32, the layer's layout), scale and bias, with a batch norm behind taken up."""
-        expanded = layer.name in self.expanded
-        codes = kernel.codes.astype(np.int32) if expanded else kernel.effective_codes()
-        scale = kernel.scale
+    def _kernel(self, layer: layers.KernelLayer) -> tuple[QuantizedKernel, np.ndarray | None]:
+        """Kernel in the layer's layout, and bias, with a batch norm behind taken up."""
+        kernel = layer.quantized_kernel()
         bias = None if layer.bias is None else np.asarray(layer.bias)
         norm = self.norms.get(layer.name)
-        if norm is not None:
-            # A factor per output channel rescales that channel's step; a negative one turns its
-            # codes around, which a symmetric grid allows.
-            gain, shift = batch_norm_affine(norm)
-            wanted = scale * gain
-            scale = _steps(wanted)
-            factor = wanted / scale  # 1 or -1, but for a channel that is all but dead
-            factor = factor.reshape(codes.shape[-2:]) if _is_depthwise(layer) else factor
-            codes = np.rint(codes * factor).astype(np.int32)
-            bias = (shift + gain * (0 if bias is None else bias)).astype(np.float32)
-        return codes, scale, bias
+        if norm is None:
+            return kernel, bias
+        # A factor per output channel rescales that channel's step.
+        gain, shift = batch_norm_affine(norm)
+        bias = (shift + gain * (0 if bias is None else bias)).astype(np.float32)
+        wanted = (kernel.scale * gain).astype(np.float32)
+        if self.form.code_limit(layer.weight_bits) is None:
+            return dataclasses.replace(kernel, scale=wanted), bias
+        # Steps of integer kernels are positive: a negative factor turns the codes around, which a
+        # symmetric grid allows.
+        scale = _steps(wanted)
+        factor = wanted / scale  # 1 or -1, but for a channel that is all but dead
+        factor = factor.reshape(kernel.codes.shape[-2:]) if _is_depthwise(layer) else factor
+        codes = np.rint(kernel.codes * factor).astype(np.int8)
+        return dataclasses.replace(kernel, codes=codes, scale=scale), bias
 
     def _repeat(
         self, layer: Any, config: dict[str, Any], weights: list[np.ndarray]
@@ -221,7 +262,7 @@ class _Lowering:
             for layer in before
         )
         folded = folded or norm.name in self.dropped
-        return self.integer and not folded and len(calls[0].inputs[0].shape) == 4
+        return self.form.integer and not folded and len(calls[0].inputs[0].shape) == 4
 
     def _norm_as_depthwise(self, norm: Any) -> Any:
         """A batch norm as a 1x1 depthwise convolution: 8-bit factors, exact to float rounding.
@@ -229,7 +270,7 @@ class _Lowering:
         A converter would multiply and add in two rounded steps, with one step size for all factors.
         """
         gain, shift = batch_norm_affine(norm)
-        scale = _steps(gain / _INT8_LIMIT)
+        scale = _steps(gain / code_limit(8))
         codes = np.rint(gain / scale).astype(np.int8).reshape(1, 1, -1, 1)
         mapping = self.repeated.get(norm.name, np.arange(len(gain)))
         codes, scale, shift = codes[:, :, mapping], scale[mapping], shift[mapping]
@@ -249,21 +290,20 @@ class _Lowering:
         if name in self.dropped:
             return args[0]
         if isinstance(layer, layers.FakeQuantize):
-            self._note_grid(args[0]._keras_history.operation.name, args[0], layer.grid)
-            return args[0]
+            return self._rounded(args[0]._keras_history.operation.name, args[0], layer.grid)
         if name in self.expanded and name not in self.fed:
             args = (self._duplicate(args[0], name), *args[1:])
         outputs = twin(*args, **kwargs)
-        grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
         function = separable_activation(layer) if isinstance(layer, layers.KernelLayer) else None
         if function is not None:
-            self._note_grid(name, outputs, layer.preactivation_grid)
+            outputs = self._rounded(name, outputs, layer.preactivation_grid)
             name = f"{name}_activation"
             outputs = keras.layers.Activation(function, name=name)(outputs)
+        grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
         if grid is None and args and moves_values(layer):
-            self.tensor_grids[id(outputs)] = self.tensor_grids.get(id(args[0]))
-        self._note_grid(name, outputs, grid)
-        return outputs
+            self._note_grid(name, outputs, self.tensor_grids.get(id(args[0])))
+            return outputs
+        return self._rounded(name, outputs, grid)
 
     def _duplicate(self, tensor: Any, name: str) -> Any:
         """`tensor` with its channels repeated as layer `name` needs: slices, concatenated."""
@@ -274,6 +314,13 @@ class _Lowering:
         output = keras.layers.Concatenate(name=f"{name}_copies")([tensor, *slices])
         self._note_grid(f"{name}_copies", output, self.tensor_grids.get(id(tensor)))
         return output
+
+    def _rounded(self, name: str, tensor: Any, grid: ActivationGrid | None) -> Any:
+        """`tensor`, which the quantized model rounds to `grid`, if any."""
+        if grid is not None and self.form.rounds:
+            tensor = RoundingOperator(grid)(tensor)
+        self._note_grid(name, tensor, grid)
+        return tensor
 
     def _note_grid(self, name: str, tensor: Any, grid: ActivationGrid | None) -> None:
         if grid is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from ocs_tf import data
 from ocs_tf.calibration import calibrate
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export import edge_tpu, matching, writer
+from ocs_tf.export import edge_tpu, int4, lowering, matching, packed, writer
 from ocs_tf.export.lowering import Lowered, lower
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.graph.activations import Site, all_sites
@@ -26,14 +26,20 @@ from ocs_tf.numerics import ActivationGrid
 
 __all__ = ["ExportResult", "VerificationError", "export_tflite"]
 
-TARGETS = ("int8", "float")
+TARGETS = ("int8", "int4", "packed", "float")
 IO_DTYPES = ("int8", "float32")
+_ACTIVATIONS = ("auto", *int4.ACTIVATIONS)
+_FORMS = {"int8": lowering.INT8, "packed": lowering.PACKED, "float": lowering.FLOAT}
 
 # Before this TensorFlow, `from_keras_model` kills the process on a Keras 3 model. The way around,
 # by a SavedModel, turns dilated convolutions into operators without an integer form.
 _KERAS_3_CONVERTS = (2, 17)
 _MATCHING_SAMPLES = 3
 _BITS = 8
+_NEEDS_DELEGATE = (
+    "Packed kernels are read by custom operators: open the file with ocs_tf.tflite.Interpreter, or"
+    " load the delegate ocs_tf.tflite.delegate_path() into another runtime."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +48,7 @@ class ExportResult:
 
     Attributes:
         path: of the file.
-        target: `"int8"` or `"float"`.
+        target: `"int8"`, `"int4"`, `"packed"` or `"float"`.
         size: bytes.
         ops: every operator of the file, and whether the Edge TPU's documentation allows it
             (`target="int8"` only).
@@ -68,60 +74,92 @@ def export_tflite(
     *,
     target: str = "int8",
     representative_dataset: data.Dataset = None,
+    activations: str = "auto",
     io_dtype: str = "int8",
     dynamic_batch: bool = False,
     merge_copies: bool = True,
+    fused_dense: bool = False,
     overwrite: bool = False,
 ) -> ExportResult:
-    """Write a quantized model to a `.tflite` file of builtin operators.
+    """Write a quantized model to a `.tflite` file.
 
     Target `"int8"` is full-integer: int8 kernels with exactly the codes and scales of the Keras
     layers (below 8 bits with their own step, at no saving in size), int8 activations on exactly
     the grids of the Keras model, int32 biases. The file is read back, and a difference is an
-    error. Layers that were left in float get ordinary 8-bit kernels. Target `"float"` is the
-    lowered graph in float32: quantized kernels as numbers, activations not rounded.
+    error. Layers that were left in float get ordinary 8-bit kernels.
+
+    Target `"int4"` is the same, but for kernels of up to 4 bits, which are INT4 tensors, two codes
+    in a byte; and activations may stay float.
+
+    Target `"packed"` stores each quantized kernel in exactly its bits, with its scales and the
+    copies of split channels, and rounds activations where the model does; it computes in float32.
+    Custom operators read it: see `ocs_tf.tflite`. The file is read back, too.
+
+    Target `"float"` is the lowered graph in float32: quantized kernels as numbers, activations not
+    rounded.
 
     Arguments:
         model: what `convert` returned.
         path: of the file to write.
-        target: `"int8"` or `"float"`.
+        target: `"int8"`, `"int4"`, `"packed"` or `"float"`.
         representative_dataset: inputs, in any form that `convert` takes and can be read twice;
-            needed for `"int8"` where activations of `model` have no grid.
-        io_dtype: of the file's inputs and outputs with `"int8"`: `"int8"` or `"float32"`.
+            needed for int8 activations where those of `model` have no grid.
+        activations: with `"int4"`, `"int8"`: on the grids of `model`, or measured ones; `"float"`:
+            kernels are turned into floats again, exactly; `"dynamic"`: the runtime quantizes them
+            to 8 bits, by each input's own range. `"auto"` is `"int8"` where `model` has grids or
+            data are given, else `"float"`.
+        io_dtype: of the inputs and outputs of a file with int8 activations: `"int8"` or
+            `"float32"`.
         dynamic_batch: leave the batch size open instead of fixing it to 1. Runtimes for
             accelerators and microcontrollers want it fixed.
         merge_copies: add the copies of split channels up wherever the sum of their codes fits
             int8; the integers that are accumulated are the same, and the channels cost nothing.
-            `False` keeps every copy a channel of its own.
+            `False` keeps every copy a channel of its own. The files of target `"packed"` hold the
+            copies in any case; they are added up when a file is loaded.
+        fused_dense: with `"packed"`, multiply by the packed codes of large dense kernels as they
+            are instead of unpacking them when the file is loaded: less memory, and faster for
+            batches of up to 4.
         overwrite: replace an existing file.
 
     Returns:
         What was written, with the list of operators.
 
     Raises:
-        ValueError: an argument is not usable, `model` has activations of other than 8 bits with
-            target `"int8"`, or a range of activations is missing and no data are given.
+        ValueError: an argument is not usable, `model` has activations of other than 8 bits where
+            the file's are int8, a range of activations is missing and no data are given, or
+            runtimes are known to fail with an INT4 kernel (the message names the layer).
         FileExistsError: `path` exists and `overwrite` is False.
         FileNotFoundError: the folder of `path` does not exist.
         VerificationError: the file would differ from the model, or an operator has no
             integer form. No file is left behind.
     """
     path = pathlib.Path(path)
-    _check(path, target, io_dtype, overwrite)
+    _check(path, target, activations, io_dtype, fused_dense, overwrite)
     batch_size = None if dynamic_batch else 1
-    integer = target == "int8"
-    if integer:
+    if target == "int4" and activations == "auto":
+        known = representative_dataset is not None or _has_grids(model)
+        activations = "int8" if known else "float"
+    form = _form(target, activations)
+    if form.integer:
         _check_activation_bits(model)
-    lowered = lower(model, merge_copies=merge_copies, integer=integer, batch_size=batch_size)
+    lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
+    if target == "int4":
+        int4.check(lowered.kernels, activations)
     content = convert_float(lowered.model)
     ops: list[edge_tpu.OpReport] = []
-    if integer:
-        open_batch = lower(model, merge_copies=merge_copies, batch_size=None)
+    if form.integer:
+        open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
         grids, ranges = _activations(content, open_batch, representative_dataset)
         content = writer.write_int8(
             content, lowered.kernels, grids, ranges, float_io=io_dtype == "float32"
         )
-        ops = edge_tpu.check(content)
+        if target == "int8":
+            ops = edge_tpu.check(content)
+    elif target == "int4":
+        content = writer.write_weights(content, lowered.kernels, dynamic=activations == "dynamic")
+    elif target == "packed":
+        content = packed.write_packed(content, lowered.kernels, fused_dense=fused_dense)
+        lowered.notes.append(_NEEDS_DELEGATE)
     write_file(path, content)
     return ExportResult(path, target, len(content), ops, lowered.notes)
 
@@ -155,10 +193,31 @@ def write_file(path: pathlib.Path, content: bytes) -> None:
         raise
 
 
-def _check(path: pathlib.Path, target: str, io_dtype: str, overwrite: bool) -> None:
-    for name, value, choices in (("target", target, TARGETS), ("io_dtype", io_dtype, IO_DTYPES)):
+def _check(
+    path: pathlib.Path,
+    target: str,
+    activations: str,
+    io_dtype: str,
+    fused_dense: bool,
+    overwrite: bool,
+) -> None:
+    for name, value, choices in (
+        ("target", target, TARGETS),
+        ("activations", activations, _ACTIVATIONS),
+        ("io_dtype", io_dtype, IO_DTYPES),
+    ):
         if value not in choices:
             raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(choices)}.")
+    if activations != "auto" and target != "int4":
+        raise ValueError(
+            f"`activations` (={activations!r}) is a choice of target='int4' only, not of"
+            f" {target!r}; leave it 'auto'."
+        )
+    if fused_dense and target != "packed":
+        raise ValueError(
+            f"`fused_dense` (={fused_dense!r}) multiplies by packed codes, which target={target!r}"
+            " does not have; use target='packed'."
+        )
     if path.exists() and not overwrite:
         raise FileExistsError(f"`path` {path} exists; pass overwrite=True to replace it.")
     if path.is_dir():
@@ -169,17 +228,34 @@ def _check(path: pathlib.Path, target: str, io_dtype: str, overwrite: bool) -> N
         raise PermissionError(f"the folder of `path` {path} cannot be written to.")
 
 
-def _check_activation_bits(model: keras.Model) -> None:
-    """Refuse activations that an int8 file cannot hold, before any work."""
+def _form(target: str, activations: str) -> lowering.Form:
+    if target == "int4":
+        return lowering.INT4 if activations == "int8" else lowering.INT4_WEIGHTS
+    return _FORMS[target]
+
+
+def _grids(model: keras.Model) -> Iterator[tuple[str, ActivationGrid]]:
+    """Names of layers of a quantized model, with the grids that they round to."""
     for layer in model.layers:
         for attribute in ("grid", "output_grid", "preactivation_grid"):
             grid = getattr(layer, attribute, None)
-            if grid is not None and grid.bits != _BITS:
-                raise ValueError(
-                    f"layer {layer.name!r} has {grid.bits}-bit activations, which an int8 .tflite"
-                    " cannot hold. Convert with activation_bits=8 (or None, and pass"
-                    " representative_dataset here), or export with target='float'."
-                )
+            if grid is not None:
+                yield layer.name, grid
+
+
+def _has_grids(model: keras.Model) -> bool:
+    return next(_grids(model), None) is not None
+
+
+def _check_activation_bits(model: keras.Model) -> None:
+    """Refuse activations that an int8 file cannot hold, before any work."""
+    for name, grid in _grids(model):
+        if grid.bits != _BITS:
+            raise ValueError(
+                f"layer {name!r} has {grid.bits}-bit activations, which an int8 .tflite cannot"
+                " hold. Convert with activation_bits=8 (or None, and pass representative_dataset"
+                " here), or export with target='packed'."
+            )
 
 
 def _activations(

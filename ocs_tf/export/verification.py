@@ -1,4 +1,4 @@
-"""Reading a written int8 .tflite file back: is it what was asked for?"""
+"""Reading a written .tflite file back: is it what was asked for?"""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export.assignment import KERNEL_OPS, ExportKernel, layout
+from ocs_tf.export import int4
+from ocs_tf.export.assignment import (
+    KERNEL_OPS,
+    ExportKernel,
+    computing_operators,
+    layout,
+    stored_kernels,
+)
 from ocs_tf.export.grid_rules import Grid, fixed_output_grid, grid_rule
-
-BORDER_OPS = ("QUANTIZE", "DEQUANTIZE")
 
 
 class VerificationError(RuntimeError):
@@ -25,17 +30,14 @@ def verify(
     grids: Mapping[str, Grid],
     float_io: bool,
 ) -> None:
-    """Raise VerificationError unless `result` is the float `model` with what was given."""
+    """Raise VerificationError unless `result` is the float `model` in integers, as was given."""
     float_ops = model.subgraphs[0].operators
-    ops = [op for op in result.subgraphs[0].operators if fb.op_name(result, op) not in BORDER_OPS]
-    if [fb.op_name(model, op) for op in float_ops] != [fb.op_name(result, op) for op in ops]:
-        raise VerificationError("the written operators are not those of the float model, in order")
-    for index, op in enumerate(ops):
+    _verify_operators(model, result)
+    for float_op, op in zip(float_ops, computing_operators(result), strict=True):
         _verify_integer(result, op)
-        if index in assigned:
-            _verify_kernel(result, op, assigned[index])
         if fb.op_name(result, op) in KERNEL_OPS:
-            _verify_bias(model, float_ops[index], result, op)
+            _verify_bias(model, float_op, result, op)
+    _verify_kernels(result, assigned)
     _verify_borders(result, float_io)
     fixed = _fixed(model)
     producers = {
@@ -45,6 +47,34 @@ def verify(
     }
     for name, grid in grids.items():
         _verify_activation(result, name, grid, fixed.get(name), producers.get(name))
+
+
+def verify_weights(
+    model: Any, result: Any, assigned: Mapping[int, ExportKernel], dynamic: bool
+) -> None:
+    """Raise VerificationError unless `result` is the float `model` but for the kernels given.
+
+    Arguments:
+        model: the float model.
+        result: what was written.
+        assigned: kernels by operator.
+        dynamic: operators read the codes themselves; otherwise, what a DEQUANTIZE makes of them.
+    """
+    _verify_operators(model, result)
+    _verify_kernels(result, assigned)
+    ops = zip(model.subgraphs[0].operators, computing_operators(result), strict=True)
+    for index, (float_op, op) in enumerate(ops):
+        for position, wanted in enumerate(float_op.inputs):
+            if position == 1 and index in assigned:
+                _verify_reading(result, op, dynamic)
+            elif wanted >= 0:  # an optional input may be missing
+                _verify_unchanged(model, wanted, result, op.inputs[position])
+
+
+def _verify_operators(model: Any, result: Any) -> None:
+    names = [fb.op_name(model, op) for op in model.subgraphs[0].operators]
+    if names != [fb.op_name(result, op) for op in computing_operators(result)]:
+        raise VerificationError("the written operators are not those of the float model, in order")
 
 
 def _verify_integer(result: Any, op: Any) -> None:
@@ -59,29 +89,42 @@ def _verify_integer(result: Any, op: Any) -> None:
         )
 
 
-def _verify_kernel(result: Any, op: Any, kernel: ExportKernel) -> None:
-    """The operator's weights are the kernel's codes and scale, bit for bit."""
+def _verify_kernels(result: Any, assigned: Mapping[int, ExportKernel]) -> None:
+    """The operators' weights are the kernels' codes and scales, bit for bit."""
+    for op, weights, kernel in stored_kernels(result, assigned):
+        where = f"kernel of layer {kernel.layer!r}: tensor {fb.name(weights)!r}"
+        placed, grid = layout(kernel, fb.op_name(result, op)), fb.grid(weights)
+        assert placed is not None  # it was assigned
+        if fb.type_name(weights) != f"int{kernel.bits}" or grid is None:
+            found = fb.type_name(weights)
+            raise VerificationError(f"{where} is {found}, not int{kernel.bits}")
+        wrong = int(np.count_nonzero(int4.codes_of(result, weights) != placed[0]))
+        if wrong:
+            raise VerificationError(f"{where}: {wrong} of {kernel.codes.size} codes differ")
+        scale, zero_point = grid
+        given = np.broadcast_to(kernel.scale, scale.shape)
+        if not np.array_equal(scale, given) or zero_point.any():
+            raise VerificationError(
+                f"{where}: scale {scale} and zero point {zero_point}, given {kernel.scale} and 0"
+            )
+
+
+def _verify_reading(result: Any, op: Any, dynamic: bool) -> None:
+    """The operator reads codes if it is to compute with integers, and float otherwise."""
     weights = result.subgraphs[0].tensors[op.inputs[1]]
-    placed = layout(kernel, fb.op_name(result, op))
-    grid = fb.grid(weights)
-    assert placed is not None  # it was assigned
-    if fb.type_name(weights) != "int8" or grid is None:
+    if (weights.type == fb.FLOAT32) == dynamic:
         raise VerificationError(
-            f"kernel of layer {kernel.layer!r}: tensor {fb.name(weights)!r} is"
-            f" {fb.type_name(weights)}, not int8"
+            f"operator {fb.op_name(result, op)} reads the {fb.type_name(weights)} tensor"
+            f" {fb.name(weights)!r}, with dynamic={dynamic}"
         )
-    wrong = int(np.count_nonzero(fb.constant(result, weights) != placed[0]))
-    if wrong:
-        raise VerificationError(
-            f"kernel of layer {kernel.layer!r}: {wrong} of {kernel.codes.size} codes differ in"
-            f" tensor {fb.name(weights)!r}"
-        )
-    scale, zero_point = grid
-    if not np.array_equal(scale, np.broadcast_to(kernel.scale, scale.shape)) or zero_point.any():
-        raise VerificationError(
-            f"kernel of layer {kernel.layer!r}: scale {scale} and zero point {zero_point} in tensor"
-            f" {fb.name(weights)!r}, given {kernel.scale} and 0"
-        )
+
+
+def _verify_unchanged(model: Any, before: int, result: Any, after: int) -> None:
+    """A tensor is of the type that it had and, if it was a constant, has the same values."""
+    old, new = model.subgraphs[0].tensors[before], result.subgraphs[0].tensors[after]
+    data = model.buffers[old.buffer].data, result.buffers[new.buffer].data
+    if old.type != new.type or not np.array_equal(*data):
+        raise VerificationError(f"tensor {fb.name(old)!r} has no given kernel, but has changed")
 
 
 def _verify_bias(model: Any, float_op: Any, result: Any, op: Any) -> None:

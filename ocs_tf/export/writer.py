@@ -1,9 +1,12 @@
-"""Full-integer int8 .tflite files that hold exactly the codes and scales they are given.
+"""Quantized .tflite files that hold exactly the codes and scales they are given.
+
+`write_int8` makes full-integer files, `write_weights` files whose activations stay float.
 
 ai-edge-quantizer does the rewriting (https://github.com/google-ai-edge/ai-edge-quantizer). It
 derives `scale = max / 127` for a kernel and `(max - min) / 255` for an activation from a float64
 range per tensor; handing it the range that belongs to a known scale returns that scale exactly once
-it is rounded to float32. Nothing is taken on trust: `write_int8` reads its own file back.
+it is rounded to float32. All kernels are first written in INT8, which it does for every operator;
+those of 4 bits are packed afterwards. Nothing is taken on trust: what is written is read back.
 
 Which grid an activation may have is not free (https://ai.google.dev/edge/litert/conversion/
 tensorflow/quantization/quantization_spec): see `grid_rule` and `fixed_output_grid`.
@@ -19,28 +22,34 @@ import numpy as np
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 
 from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import int4
 from ocs_tf.export.assignment import (
     CODE_MAX,
+    KERNEL_OPS,
     SMALLEST_RANGE,
     ExportKernel,
     assign,
     separate,
 )
 from ocs_tf.export.grid_rules import ACTIVATION_MAX, ACTIVATION_MIN, Grid, grid_rule
-from ocs_tf.export.verification import verify
+from ocs_tf.export.verification import verify, verify_weights
 
-# Operator versions that brought the int8 kernels (tensorflow/lite/tools/versioning/op_version.cc).
-# ai-edge-quantizer leaves the float versions in place: too low for a strict compiler.
+# Operator versions that brought the integer kernels (tensorflow/lite/tools/versioning/
+# op_version.cc). ai-edge-quantizer leaves the float versions in place: too low for a strict
+# compiler.
 _INT8_VERSION_2 = """
-    ADD AVERAGE_POOL_2D CONCATENATION DEQUANTIZE LOGISTIC MAX_POOL_2D MEAN MUL PAD RELU SLICE
-    SOFTMAX SPLIT STRIDED_SLICE SUB SUM TANH TRANSPOSE
+    ADD AVERAGE_POOL_2D CONCATENATION LOGISTIC MAX_POOL_2D MEAN MUL PAD RELU SLICE SOFTMAX SPLIT
+    STRIDED_SLICE SUB SUM TANH TRANSPOSE
 """
-_INT8_VERSION = {
-    **dict.fromkeys(_INT8_VERSION_2.split(), 2),
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "FULLY_CONNECTED": 4,
+_INT8_VERSION = dict.fromkeys(_INT8_VERSION_2.split(), 2)
+# By types of activations and weights. op_version.cc names no version for float32 with int4: it is
+# the one that brought int4.
+_KERNEL_VERSION = {
+    "CONV_2D": {"int8 int8": 3, "int8 int4": 7, "float32 int8": 5, "float32 int4": 7},
+    "DEPTHWISE_CONV_2D": {"int8 int8": 3, "int8 int4": 7, "float32 int8": 6},
+    "FULLY_CONNECTED": {"int8 int8": 4, "int8 int4": 10, "float32 int8": 3, "float32 int4": 10},
 }
+_DYNAMIC_DENSE_PER_CHANNEL = 12
 
 
 def write_int8(
@@ -51,12 +60,12 @@ def write_int8(
     *,
     float_io: bool,
 ) -> bytes:
-    """Rewrite a float .tflite file as a full-integer int8 one with the given codes and grids.
+    """Rewrite a float .tflite file as a full-integer one with the given codes and grids.
 
     Kernels that no entry of `kernels` describes become int8 per output channel from their own
-    minimum and maximum. Kernels of 2 to 8 bits all live in int8 tensors, with their own step. A
-    per-tensor step is repeated for each output channel of a convolution, whose int8 form is defined
-    per channel, and is written once for a dense kernel, which older runtimes only take so.
+    minimum and maximum. A per-tensor step is repeated for each output channel of a convolution,
+    whose int8 form is defined per channel, and is written once for a dense kernel, which older
+    runtimes only take so.
 
     Arguments:
         float_model: what `tf.lite.TFLiteConverter` makes of a float Keras model whose kernels are
@@ -79,16 +88,68 @@ def write_int8(
     """
     model = fb.read(float_model)
     _check_activations(model, grids, ranges)
-    assigned = assign(model, kernels)
-    if separate(model, assigned):
-        float_model = fb.write(model)
-    with fb.quiet():
-        quantized = fb.read(_quantize(float_model, model, assigned, grids, ranges, float_io))
+    assigned = _assign(model, kernels, "int8")
+    engine = quantizer.Quantizer(fb.write(model))
+    engine.update_quantization_recipe(
+        ".*", qtyping.TFLOperationName.ALL_SUPPORTED, _recipe("int8", per_channel=True)
+    )
+    statistics = _kernel_recipes(engine, model, assigned, "int8")
+    statistics |= _activation_statistics(model, grids, ranges)
+    if float_io:
+        for border in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+            engine.update_quantization_recipe(
+                ".*", border, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+            )
+    quantized = _quantize(engine, statistics)
     _read_shapes_off_codes(quantized)
-    _raise_versions(quantized)
-    written = fb.write(quantized)
-    verify(model, fb.read(written), assigned, grids, float_io)
-    return written
+    result = _finish(quantized, assigned)
+    verify(model, fb.read(result), assigned, grids, float_io)
+    return result
+
+
+def write_weights(
+    float_model: bytes, kernels: Sequence[ExportKernel], *, dynamic: bool = False
+) -> bytes:
+    """Rewrite a float .tflite file with the given codes for kernels; all else stays float.
+
+    Steps are written as by `write_int8`.
+
+    Arguments:
+        float_model: as for `write_int8`.
+        kernels: the integer kernels. Each must equal the weights of at least one operator.
+        dynamic: operators multiply integers: the runtime quantizes their input to 8 bits each time,
+            to its own range. Otherwise a DEQUANTIZE turns the codes into floats again, and the
+            file computes what `float_model` does, to float rounding.
+
+    Returns:
+        The bytes of the .tflite file.
+
+    Raises:
+        ValueError: if there is no kernel, one is not found in `float_model`, or runtimes cannot
+            compute with it (`int4.check_operators`).
+        VerificationError: if the file read back has other codes or scales than given, or anything
+            else has changed.
+    """
+    if not kernels:
+        raise ValueError("kernels is empty: the file would be `float_model`, so use that")
+    model = fb.read(float_model)
+    activations = "dynamic" if dynamic else "float"
+    assigned = _assign(model, kernels, activations)
+    engine = quantizer.Quantizer(fb.write(model))
+    statistics = _kernel_recipes(engine, model, assigned, activations)
+    result = _finish(_quantize(engine, statistics), assigned)
+    verify_weights(model, fb.read(result), assigned, dynamic)
+    return result
+
+
+def _assign(
+    model: Any, kernels: Sequence[ExportKernel], activations: str
+) -> dict[int, ExportKernel]:
+    """Kernels by operator, each in a buffer of its own, and runtimes can compute with them."""
+    assigned = assign(model, kernels)
+    int4.check_operators(model, assigned, activations)
+    separate(model, assigned)
+    return assigned
 
 
 def _check_activations(
@@ -147,56 +208,68 @@ def _needed(model: Any) -> set[str]:
     return set(fb.float_activations(model)) - derived
 
 
-def _quantize(
-    float_model: bytes,
-    model: Any,
-    assigned: Mapping[int, ExportKernel],
-    grids: Mapping[str, Grid],
-    ranges: Mapping[str, tuple[float, float]],
-    float_io: bool,
-) -> bytes:
-    """Run ai-edge-quantizer with the ranges that belong to the scales."""
+def _kernel_recipes(
+    engine: quantizer.Quantizer, model: Any, assigned: Mapping[int, ExportKernel], activations: str
+) -> dict[str, dict[str, np.ndarray]]:
+    """Tell ai-edge-quantizer which operators have kernels; the ranges that belong to the scales."""
     graph = model.subgraphs[0]
-    statistics: dict[str, dict[str, np.ndarray]] = {}
-    for name, index in fb.float_activations(model).items():
-        low, high = _activation_range(name, grids, ranges)
-        ones = [1] * len(fb.shape(graph.tensors[index]))
-        statistics[name] = {"min": np.full(ones, low), "max": np.full(ones, high)}
-    engine = quantizer.Quantizer(float_model)
-    engine.update_quantization_recipe(
-        ".*", qtyping.TFLOperationName.ALL_SUPPORTED, _recipe(qtyping.QuantGranularity.CHANNELWISE)
-    )
+    statistics = {}
     for index, kernel in assigned.items():
         op = graph.operators[index]
         weights = graph.tensors[op.inputs[1]]
         bound = _kernel_bound(kernel, fb.op_name(model, op), len(fb.shape(weights)))
         statistics[fb.name(weights)] = {"min": -bound, "max": bound}
-        if bound.size == 1:
-            engine.update_quantization_recipe(
-                f"^{re.escape(fb.name(graph.tensors[op.outputs[0]]))};$",
-                qtyping.TFLOperationName(fb.op_name(model, op)),
-                _recipe(qtyping.QuantGranularity.TENSORWISE),
-            )
-    if float_io:
-        for border in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-            engine.update_quantization_recipe(
-                ".*", border, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
-            )
-    result = engine.quantize(
-        calibration_result=statistics, enable_progress_bar=False, enable_progress_report=False
-    )
-    return bytes(result.quantized_model)
+        engine.update_quantization_recipe(
+            f"^{re.escape(fb.name(graph.tensors[op.outputs[0]]))};$",
+            qtyping.TFLOperationName(fb.op_name(model, op)),
+            _recipe(activations, per_channel=bound.size > 1),
+        )
+    return statistics
 
 
-def _recipe(granularity: qtyping.QuantGranularity) -> qtyping.OpQuantizationConfig:
-    """Static int8: symmetric kernels of this granularity, asymmetric activations."""
+def _activation_statistics(
+    model: Any, grids: Mapping[str, Grid], ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The ranges of activations, as ai-edge-quantizer wants them."""
+    statistics = {}
+    for name, index in fb.float_activations(model).items():
+        low, high = _activation_range(name, grids, ranges)
+        ones = [1] * len(fb.shape(model.subgraphs[0].tensors[index]))
+        statistics[name] = {"min": np.full(ones, low), "max": np.full(ones, high)}
+    return statistics
+
+
+def _recipe(activations: str, per_channel: bool) -> qtyping.OpQuantizationConfig:
+    """Symmetric INT8 kernels, and what becomes of the activations."""
+    precision, granularity = qtyping.ComputePrecision, qtyping.QuantGranularity
+    on_grids = qtyping.TensorQuantizationConfig(num_bits=8, symmetric=False)
+    to_float = activations == "float"
     return qtyping.OpQuantizationConfig(
-        compute_precision=qtyping.ComputePrecision.INTEGER,
+        compute_precision=precision.FLOAT if to_float else precision.INTEGER,
+        explicit_dequantize=to_float,
         weight_tensor_config=qtyping.TensorQuantizationConfig(
-            num_bits=8, symmetric=True, granularity=granularity
+            num_bits=8,
+            symmetric=True,
+            granularity=granularity.CHANNELWISE if per_channel else granularity.TENSORWISE,
         ),
-        activation_tensor_config=qtyping.TensorQuantizationConfig(num_bits=8, symmetric=False),
+        activation_tensor_config=on_grids if activations == "int8" else None,
     )
+
+
+def _quantize(engine: quantizer.Quantizer, statistics: dict[str, dict[str, np.ndarray]]) -> Any:
+    """The model that ai-edge-quantizer makes."""
+    with fb.quiet():
+        result = engine.quantize(
+            calibration_result=statistics, enable_progress_bar=False, enable_progress_report=False
+        )
+    return fb.read(bytes(result.quantized_model))
+
+
+def _finish(quantized: Any, assigned: Mapping[int, ExportKernel]) -> bytes:
+    """What ai-edge-quantizer leaves to do: INT4 tensors, and operator versions."""
+    int4.store(quantized, assigned)
+    _raise_versions(quantized)
+    return fb.write(quantized)
 
 
 def _activation_range(
@@ -242,7 +315,27 @@ def _read_shapes_off_codes(model: Any) -> None:
 
 
 def _raise_versions(model: Any) -> None:
-    """State the operator versions that the int8 kernels need."""
+    """State the operator versions that the integer kernels need."""
     for op in model.subgraphs[0].operators:
         code = model.operatorCodes[op.opcodeIndex]
-        code.version = max(code.version, _INT8_VERSION.get(fb.op_name(model, op), 1))
+        code.version = max(code.version, _version(model, op))
+
+
+def _version(model: Any, op: Any) -> int:
+    """Version that brought an operator's integer kernel; 1 for float."""
+    tensors = [model.subgraphs[0].tensors[index] for index in op.inputs if index >= 0]
+    types = [fb.type_name(tensor) for tensor in tensors]
+    kind = fb.op_name(model, op)
+    if kind == "DEQUANTIZE":
+        return 6 if types[0] == "int4" else 5 if _per_channel(tensors[0]) else 2
+    if kind not in KERNEL_OPS:
+        return _INT8_VERSION.get(kind, 1) if "int8" in types else 1
+    if kind == "FULLY_CONNECTED" and types[0] == "float32" and _per_channel(tensors[1]):
+        return _DYNAMIC_DENSE_PER_CHANNEL
+    return _KERNEL_VERSION[kind].get(" ".join(types[:2]), 1)
+
+
+def _per_channel(tensor: Any) -> bool:
+    """Whether a tensor is quantized with several steps."""
+    grid = fb.grid(tensor)
+    return grid is not None and len(grid[0]) > 1

@@ -111,15 +111,22 @@ class Graph:
                 ahead.update(id(t) for t in node.inputs)
         return last
 
-    def foldable_norm(self, layer: Any) -> keras.layers.BatchNormalization | None:
-        """The batch norm directly behind `layer` (float or quantized), if nothing else reads it."""
+    def foldable_norm(
+        self, layer: Any, *, may_be_output: bool = False
+    ) -> keras.layers.BatchNormalization | None:
+        """The batch norm directly behind `layer` (float or quantized), if nothing else reads it.
+
+        One that is an output of the model keeps its name there, unless `may_be_output`.
+        """
         calls = self.calls(layer)
         if len(calls) != 1 or not adapters.is_linear(layer.activation):
             return None
         reader = self.only_consumer(calls[0].outputs[0])
         if reader is None or type(reader.layer) is not keras.layers.BatchNormalization:
             return None
-        if len(self.calls(reader.layer)) != 1 or id(reader.outputs[0]) in self.output_ids:
+        if len(self.calls(reader.layer)) != 1:
+            return None
+        if id(reader.outputs[0]) in self.output_ids and not may_be_output:
             return None
         if reader.arguments.kwargs.get("training"):
             return None  # it normalizes by each batch's own statistics

@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf.export.lowering import lower
+from ocs_tf.export.lowering import FLOAT, lower
 
 SHAPE = (8, 8, 6)
 
@@ -68,7 +68,7 @@ def names_of_layers(model: keras.Model) -> set[str]:
 def test_layer_in_front_produces_the_copies(name, randomize, rng):
     model = randomize(chain(*CHAINS[name]()))
     quantized = split(model)
-    lowered = lower(quantized, merge_copies=False, integer=False, batch_size=None)
+    lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
     first, second = lowered.model.get_layer("first"), lowered.model.get_layer("second")
     assert first.filters == 10 + 5
     assert second.kernel.shape[-2] == 10 + 5
@@ -103,7 +103,7 @@ def _flattened(x):
 @pytest.mark.parametrize("function", [_sum, _two_readers, _concatenation, _flattened])
 def test_slices_are_concatenated_where_no_layer_can_produce_copies(function, randomize, rng):
     quantized = split(randomize(build(function)))
-    lowered = lower(quantized, merge_copies=False, integer=False, batch_size=None)
+    lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
     assert "second_copies" in names_of_layers(lowered.model)
     assert any(note.startswith("second:") for note in lowered.notes)
     x = rng.normal(size=(3, *SHAPE)).astype(np.float32)
@@ -119,7 +119,7 @@ def test_neighbouring_copies_make_one_slice(rng):
     # Channels 2, 3, 4 hold the outliers in this order: the greedy choice takes them in turn.
     kernel[0, 0, [2, 3, 4], 0] = [9.0, 8.0, 7.0]
     model.get_layer("second").kernel.assign(kernel)
-    lowered = lower(split(model), merge_copies=False, integer=False)
+    lowered = lower(split(model), FLOAT, merge_copies=False)
     slices = [o for o in lowered.model.operations if type(o).__name__ == "GetItem"]
     assert len(slices) == 1
 
@@ -138,7 +138,7 @@ def test_copies_are_merged_where_their_sums_fit_int8(bits, merged, randomize):
 
 
 def test_float_lowering_always_merges(randomize):
-    lowered = lower(split(randomize(chain())), integer=False)
+    lowered = lower(split(randomize(chain())), FLOAT)
     assert lowered.model.get_layer("second").kernel.shape[-2] == 10
 
 

@@ -1,0 +1,10 @@
+"""The native library of the packed format: its C++ sources (`cc/`), and how Python finds it."""
+
+from ocs_tf.kernels.library import (
+    LIBRARY_VERSION,
+    NativeLibraryError,
+    library_path,
+    load_library,
+)
+
+__all__ = ["LIBRARY_VERSION", "NativeLibraryError", "library_path", "load_library"]

@@ -1,0 +1,126 @@
+"""Small networks of each structure, with weights and batch norms as training might leave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import layers
+
+RNG = np.random.default_rng(7)
+
+
+def randomize(model: keras.Model, outlier: float = 4.0) -> keras.Model:
+    """Give batch norms real statistics and kernels an outlier channel."""
+    rng = np.random.default_rng(3)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            shape = layer.moving_mean.shape
+            layer.set_weights(
+                [
+                    rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape),
+                    rng.normal(0, 0.2, shape),
+                    rng.normal(0, 0.2, shape),
+                    rng.uniform(0.5, 1.5, shape),
+                ]
+            )
+        elif getattr(layer, "bias", None) is not None:
+            layer.bias.assign(rng.normal(0, 0.2, layer.bias.shape))
+        kernel = getattr(layer, "kernel", None)
+        if kernel is not None and kernel.shape[-2] > 1:
+            scaled = np.asarray(kernel).copy()
+            scaled[..., kernel.shape[-2] // 2, :] *= outlier
+            kernel.assign(scaled)
+    return model
+
+
+def single(build: Callable, shape: tuple[int, ...] = (8, 8, 6)) -> keras.Model:
+    inputs = keras.Input(shape, name="x")
+    return randomize(keras.Model(inputs, build(inputs)))
+
+
+def _residual(x):
+    a = layers.Conv2D(6, 3, padding="same", name="a")(x)
+    a = layers.ReLU()(layers.BatchNormalization()(a))
+    b = layers.Conv2D(6, 3, padding="same", name="b")(a)
+    b = layers.ReLU()(layers.Add()([layers.BatchNormalization()(b), x]))
+    return layers.Dense(4, name="head")(layers.GlobalAveragePooling2D()(b))
+
+
+def _dense_block(x):
+    for i in range(3):
+        y = layers.Conv2D(4, 3, padding="same", name=f"c{i}")(layers.ReLU()(x))
+        x = layers.Concatenate()([x, y])
+    x = layers.ReLU()(layers.BatchNormalization()(layers.AveragePooling2D(2)(x)))
+    return layers.Dense(4, name="head")(layers.Flatten()(x))
+
+
+def _mobile(x):
+    for i in range(2):
+        x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"dw{i}")(x)
+        x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+        x = layers.Conv2D(8, 1, use_bias=False, name=f"pw{i}")(x)
+        x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    return layers.Softmax()(layers.Flatten()(layers.Conv2D(5, 1, name="head")(x)))
+
+
+def _shared(x):
+    conv = layers.Conv2D(6, 3, padding="same", activation="relu", name="shared")
+    return layers.Dense(3, name="head")(layers.Flatten()(conv(conv(x))))
+
+
+MODELS: dict[str, Callable[[], keras.Model]] = {
+    "residual": lambda: single(_residual),
+    "dense-block": lambda: single(_dense_block),
+    "mobile": lambda: single(_mobile),
+    "shared-layer": lambda: single(_shared),
+    "softmax-in-dense": lambda: single(
+        lambda x: layers.Dense(5, activation="softmax", name="head")(
+            layers.Flatten()(layers.Conv2D(4, 3, strides=2, activation="relu", name="c")(x))
+        )
+    ),
+    "swish": lambda: single(
+        lambda x: layers.Conv2D(4, 3, name="d")(
+            layers.Conv2D(6, 3, dilation_rate=2, activation="silu", name="c")(x)
+        )
+    ),
+    "groups-and-multiplier": lambda: single(
+        lambda x: layers.Conv2D(6, 3, groups=3, name="g")(
+            layers.DepthwiseConv2D(3, depth_multiplier=2, name="dw", activation="relu")(x)
+        )
+    ),
+    "relu6-alone": lambda: single(
+        lambda x: layers.Conv2D(4, 3, name="c")(
+            layers.ReLU(6.0)(layers.Concatenate()([x, layers.Conv2D(3, 1, name="b")(x)]))
+        )
+    ),
+    "padding-and-max-pool": lambda: single(
+        lambda x: layers.Conv2D(4, 3, name="d")(
+            layers.ZeroPadding2D(2)(
+                layers.MaxPooling2D()(layers.Conv2D(6, 3, name="c", activation="relu")(x))
+            )
+        )
+    ),
+    "relus-inside": lambda: single(
+        lambda x: layers.Dense(4, name="c")(
+            layers.Flatten()(
+                layers.Conv2D(5, 3, activation="relu6", name="b")(
+                    layers.Conv2D(6, 3, activation="relu", name="a")(x)
+                )
+            )
+        )
+    ),
+    "dense-on-3d": lambda: single(
+        lambda x: layers.Dense(3, name="e")(layers.Dense(5, activation="relu", name="d")(x)),
+        (4, 6),
+    ),
+    "sliced": lambda: single(
+        lambda x: layers.Conv2D(3, 3, name="c")(x[..., 1:4] + x[..., 2:5]),
+    ),
+}
+
+
+def samples(model: keras.Model, count: int = 24) -> dict[str, np.ndarray]:
+    return {t.name: RNG.normal(size=(count, *t.shape[1:])).astype(np.float32) for t in model.inputs}

@@ -1,0 +1,168 @@
+"""Target "int4", from the Keras model to the runtimes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from keras import layers
+
+import ocs_tf
+from ocs_tf import tflite
+from ocs_tf.export import _flatbuffer as fb
+from tests.export.networks import MODELS, samples, single
+
+OPTIONS = {
+    "w4": {"weight_bits": 4, "last_layer_bits": "same"},
+    "w4-split-tensor": {
+        "weight_bits": 4,
+        "granularity": "tensor",
+        "expand_ratio": 0.2,
+        "last_layer_bits": "same",
+    },
+    "w3-last-at-3": {"weight_bits": 3, "expand_ratio": 0.3, "last_layer_bits": "same"},
+}
+RUNTIMES = ("ai_edge_litert", "tensorflow")
+# Output steps that the plain kernels, which INT4 convolutions run on, may be off. They round ties
+# and factors otherwise than the Keras model.
+STEPS = {"shared-layer": 3, "softmax-in-dense": 5}
+
+
+def run(path, x, runtime="ai_edge_litert"):
+    runner = tflite.Interpreter(path, runtime=runtime).get_signature_runner()
+    rows = [runner(x=x[i : i + 1]) for i in range(len(x))]
+    (name,) = rows[0]
+    return np.concatenate([row[name] for row in rows])
+
+
+def types(path) -> set[str]:
+    model = fb.read(path.read_bytes())
+    return {fb.type_name(tensor) for tensor in model.subgraphs[0].tensors}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_integer_file_computes_what_the_keras_model_does(name, options, runtime, tmp_path):
+    model = MODELS[name]()
+    data = samples(model)
+    quantized = ocs_tf.convert(
+        model,
+        representative_dataset=data,
+        first_layer_bits="same",
+        verbose=False,
+        **OPTIONS[options],
+    )
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, target="int4", io_dtype="float32")
+    assert "int4" in types(path)
+    got, expected = run(path, data["x"], runtime), quantized.predict_on_batch(data["x"])
+    model = fb.read(path.read_bytes())
+    (output,) = model.subgraphs[0].outputs
+    (step,) = (
+        fb.grid(model.subgraphs[0].tensors[op.inputs[0]])[0][0]
+        for op in model.subgraphs[0].operators
+        if output in op.outputs
+    )
+    worst = np.abs(got - expected).max() / step
+    assert worst <= STEPS.get(name, 2) + 0.01
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_file_with_float_activations_is_exact(name, options, runtime, tmp_path):
+    model = MODELS[name]()
+    data = samples(model, 4)
+    quantized = ocs_tf.convert(model, first_layer_bits="same", verbose=False, **OPTIONS[options])
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, target="int4")
+    assert "int4" in types(path)
+    expected = quantized.predict_on_batch(data["x"])
+    got = run(path, data["x"], runtime)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_dynamic_activations(tmp_path):
+    model = single(
+        lambda x: layers.Dense(5, name="b")(layers.Dense(9, activation="relu", name="a")(x)), (12,)
+    )
+    data = samples(model)
+    quantized = ocs_tf.convert(model, weight_bits=4, first_layer_bits="same", verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, target="int4", activations="dynamic")
+    expected = quantized.predict_on_batch(data["x"])
+    # Two layers whose inputs are rounded to 8 bits.
+    assert 30 < ocs_tf.numerics.sqnr_db(expected, run(path, data["x"])) < 80
+
+
+@pytest.mark.parametrize("given", ["grids", "data", "nothing"])
+def test_auto_takes_int8_where_it_can(given, tmp_path):
+    model = MODELS["residual"]()
+    data = samples(model)
+    quantized = ocs_tf.convert(
+        model,
+        weight_bits=4,
+        representative_dataset=data if given == "grids" else None,
+        verbose=False,
+    )
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(
+        quantized, path, target="int4", representative_dataset=data if given == "data" else None
+    )
+    (detail,) = tflite.Interpreter(path).get_input_details()
+    assert detail["dtype"] == (np.float32 if given == "nothing" else np.int8)
+
+
+def test_copies_stay_channels_where_their_sum_does_not_fit(tmp_path):
+    """A split weight has a code of up to twice the limit, which INT8 holds and INT4 does not."""
+    model = single(lambda x: layers.Dense(4, name="d")(x), (8,))
+    quantized = ocs_tf.convert(
+        model,
+        weight_bits=4,
+        expand_ratio=0.25,
+        overrides={"d": {"weight_bits": 4, "expand_ratio": 0.25}},
+        verbose=False,
+    )
+    kernel = quantized.get_layer("d").quantized_kernel()
+    assert np.abs(kernel.effective_codes()).max() > 7
+    shapes = {}
+    for target in ("int4", "int8"):
+        path = tmp_path / f"{target}.tflite"
+        data = samples(model)
+        ocs_tf.export_tflite(quantized, path, target=target, representative_dataset=data)
+        parsed = fb.read(path.read_bytes())
+        shapes[target] = {fb.shape(tensor) for tensor in parsed.subgraphs[0].tensors}
+    assert (4, 8 + 2) in shapes["int4"]
+    assert (4, 8) in shapes["int8"]
+
+
+def test_nothing_to_store_in_int4(tmp_path):
+    quantized = ocs_tf.convert(MODELS["residual"](), weight_bits=5, verbose=False)
+    with pytest.raises(ValueError, match="no kernel has 4 bits or less"):
+        ocs_tf.export_tflite(quantized, tmp_path / "x.tflite", target="int4")
+
+
+def test_depthwise_with_dynamic_activations(tmp_path):
+    quantized = ocs_tf.convert(
+        MODELS["mobile"](), weight_bits=4, first_layer_bits="same", verbose=False
+    )
+    with pytest.raises(ValueError, match=r"layer 'dw.': .*activations='dynamic'.*Override"):
+        ocs_tf.export_tflite(quantized, tmp_path / "x.tflite", target="int4", activations="dynamic")
+    assert not list(tmp_path.iterdir())
+
+
+def test_activations_of_16_bits(tmp_path):
+    model = MODELS["mobile"]()
+    data = samples(model)
+    quantized = ocs_tf.convert(
+        model, weight_bits=4, activation_bits=16, representative_dataset=data, verbose=False
+    )
+    with pytest.raises(ValueError, match=r"16-bit activations.*target='packed'"):
+        ocs_tf.export_tflite(quantized, tmp_path / "x.tflite", target="int4")
+
+
+@pytest.mark.parametrize("target", ["int8", "packed", "float"])
+def test_activations_are_a_choice_of_int4(target, tmp_path):
+    quantized = ocs_tf.convert(MODELS["mobile"](), weight_bits=4, verbose=False)
+    with pytest.raises(ValueError, match=r"`activations` \(='dynamic'\) is a choice of target='in"):
+        ocs_tf.export_tflite(quantized, tmp_path / "x.tflite", target=target, activations="dynamic")

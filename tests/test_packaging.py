@@ -1,0 +1,134 @@
+"""What an installation builds, with and without a compiler; what Bazel is told agrees with it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+import ocs_tf
+from ocs_tf.kernels import LIBRARY_VERSION, library
+
+CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+CC = pathlib.Path("ocs_tf", "kernels", "cc")
+LIBRARY = f"ocs_tf/kernels/{library.FILE_NAME}"
+NO_COMPILER = {"CC": "/nonexistent", "CXX": "/nonexistent"}
+REQUIRED = {"OCS_TF_REQUIRE_NATIVE": "1"}
+VERSION_FUNCTION = 'extern "C" __attribute__((visibility("default"))) int ocs_library_version()'
+
+
+@pytest.fixture
+def source(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of what is packaged, with a library that is built in no time."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "ocs_tf_command.py"):
+        shutil.copy(CHECKOUT / name, folder)
+    ignored = shutil.ignore_patterns("*.cc", "libocs_delegate.*", "__pycache__")
+    shutil.copytree(CHECKOUT / "ocs_tf", folder / "ocs_tf", ignore=ignored)
+    (folder / CC / "small.cc").write_text(f"{VERSION_FUNCTION} {{ return 7; }}\n")
+    return folder
+
+
+def run_setup(
+    folder: pathlib.Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `setup.py`; stderr is in stdout."""
+    environment = {key: value for key, value in os.environ.items() if key not in REQUIRED}
+    return subprocess.run(
+        [sys.executable, "setup.py", *arguments],
+        cwd=folder,
+        env=environment | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wheel_of(folder: pathlib.Path) -> zipfile.ZipFile:
+    (path,) = (folder / "dist").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_the_library_and_suits_every_python(source: pathlib.Path) -> None:
+    result = run_setup(source, "bdist_wheel", **REQUIRED)
+    assert not result.returncode, result.stdout
+    with wheel_of(source) as wheel:
+        assert re.search(r"-py3-none-(?!any)\w+\.whl$", str(wheel.filename))
+        assert "ocs_tf/kernels/self_test.py" in wheel.namelist()
+        assert not [name for name in wheel.namelist() if name.endswith((".cc", ".h"))]
+        built = ctypes.CDLL(wheel.extract(LIBRARY, source))
+    assert built.ocs_library_version() == 7
+
+
+def test_an_editable_installation_builds_in_place(source: pathlib.Path) -> None:
+    result = run_setup(source, "build_ext", "--inplace", **REQUIRED)
+    assert not result.returncode, result.stdout
+    assert ctypes.CDLL(str(source / LIBRARY)).ocs_library_version() == 7
+
+
+def test_without_a_compiler_all_else_is_installed(source: pathlib.Path) -> None:
+    result = run_setup(source, "bdist_wheel", **NO_COMPILER)
+    assert not result.returncode, result.stdout
+    assert re.search(r'building extension "ocs_tf.kernels.libocs_delegate" failed', result.stdout)
+    with wheel_of(source) as wheel:
+        assert "ocs_tf/kernels/library.py" in wheel.namelist()
+        assert LIBRARY not in wheel.namelist()
+
+
+def test_an_error_of_the_compiler_does_not_end_the_installation(source: pathlib.Path) -> None:
+    (source / CC / "small.cc").write_text("This is not C++.\n")
+    result = run_setup(source, "build_ext", "--inplace")
+    assert not result.returncode, result.stdout
+    assert not (source / LIBRARY).exists()
+
+
+@pytest.mark.parametrize("variables", [NO_COMPILER, {}], ids=["no compiler", "not C++"])
+def test_the_library_may_be_required(source: pathlib.Path, variables: dict[str, str]) -> None:
+    (source / CC / "small.cc").write_text("This is not C++.\n")
+    result = run_setup(source, "build_ext", "--inplace", **variables, **REQUIRED)
+    assert result.returncode
+    assert "error: " in result.stdout
+
+
+def test_a_source_distribution_holds_the_sources(source: pathlib.Path) -> None:
+    files = sorted((CHECKOUT / CC).iterdir())
+    assert {file.suffix for file in files} == {".cc", ".h"}
+    for file in files:
+        shutil.copy(file, source / CC)
+    result = run_setup(source, "sdist")
+    assert not result.returncode, result.stdout
+    (path,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"{CC.as_posix()}/{file.name}" for file in files} <= names
+    assert LIBRARY not in names
+
+
+def test_bazel_has_the_same_version() -> None:
+    text = (CHECKOUT / "MODULE.bazel").read_text(encoding="utf-8")
+    assert re.findall(r'^    version = "(.*)",$', text, re.MULTILINE) == [ocs_tf.__version__]
+
+
+def test_bazel_has_the_same_flags() -> None:
+    flags = [
+        re.findall(r'"(-.*)"', re.search(pattern, text, re.DOTALL)[1])
+        for pattern, text in (
+            (r'"unix": \[(.*?)\]', (CHECKOUT / "setup.py").read_text(encoding="utf-8")),
+            (r"COPTS = \[(.*?)\]", (CHECKOUT / "BUILD").read_text(encoding="utf-8")),
+        )
+    ]
+    assert [flag for flag in flags[0] if flag != "-g0"] == flags[1]
+
+
+def test_python_expects_the_version_of_the_sources() -> None:
+    text = (CHECKOUT / CC / "c_api.h").read_text(encoding="utf-8")
+    assert re.findall(r"kLibraryVersion = (\d+);", text) == [str(LIBRARY_VERSION)]
