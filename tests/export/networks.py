@@ -8,8 +8,6 @@ import keras
 import numpy as np
 from keras import layers
 
-RNG = np.random.default_rng(7)
-
 
 def randomize(model: keras.Model, outlier: float = 4.0) -> keras.Model:
     """Give batch norms real statistics and kernels an outlier channel."""
@@ -123,4 +121,5 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
 
 
 def samples(model: keras.Model, count: int = 24) -> dict[str, np.ndarray]:
-    return {t.name: RNG.normal(size=(count, *t.shape[1:])).astype(np.float32) for t in model.inputs}
+    rng = np.random.default_rng(7)
+    return {t.name: rng.normal(size=(count, *t.shape[1:])).astype(np.float32) for t in model.inputs}

@@ -257,7 +257,7 @@ def quantized_model(**options) -> keras.Model:
 @pytest.mark.parametrize("bits", [2, 4, 7, 16])
 def test_activations_that_int8_cannot_hold_are_refused(bits, tmp_path):
     model = quantized_model(activation_bits=bits)
-    with pytest.raises(ValueError, match=f"{bits}-bit activations.*activation_bits=8.*'float'"):
+    with pytest.raises(ValueError, match=f"{bits}-bit activations.*activation_bits=8.*'packed'"):
         ocs_tf.export_tflite(model, tmp_path / "model.tflite")
     assert list(tmp_path.iterdir()) == []
 
@@ -265,7 +265,7 @@ def test_activations_that_int8_cannot_hold_are_refused(bits, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "int7"}, r"`target` \(='int7'\) must be one of int8, float"),
+        ({"target": "int7"}, r"`target` \(='int7'\) must be one of int8, int4, packed, float"),
         ({"io_dtype": "uint8"}, r"`io_dtype` \(='uint8'\) must be one of int8, float32"),
     ],
     ids=["target", "io_dtype"],
