@@ -20,21 +20,27 @@ _TYPES = {
     np.dtype(np.int32): schema.TensorType.INT32,
     np.dtype(np.uint8): schema.TensorType.UINT8,
     np.dtype(np.int8): schema.TensorType.INT8,
+    np.dtype(np.bool_): schema.TensorType.BOOL,
 }
 
 
 class ModelBuilder:
-    """Collects the tensors and operators of one graph; tensors are named by their index."""
+    """Collects the tensors and operators of a graph; tensors are named by their index."""
 
     def __init__(self) -> None:
-        self.graph = schema.SubGraphT()
-        self.graph.name = b"main"
-        self.graph.tensors, self.graph.operators = [], []
         self.model = schema.ModelT()
         self.model.version = 3
-        self.model.subgraphs = [self.graph]
+        self.model.subgraphs = []
         self.model.buffers = [schema.BufferT()]  # the empty one
         self.model.operatorCodes = []
+        self.begin_graph()
+
+    def begin_graph(self) -> None:
+        """Begins the main graph, or one more, such as a branch of IF."""
+        self.graph = schema.SubGraphT()
+        self.graph.name = f"graph{len(self.model.subgraphs)}".encode()
+        self.graph.tensors, self.graph.operators = [], []
+        self.model.subgraphs.append(self.graph)
 
     def tensor(self, shape: tuple[int, ...], dtype: Any = np.float32, buffer: int = 0) -> int:
         """A tensor; computed, unless it has a buffer."""
@@ -77,9 +83,13 @@ class ModelBuilder:
             operator.builtinOptions = options
         self.graph.operators.append(operator)
 
-    def build(self, inputs: list[int], outputs: list[int]) -> bytes:
-        """The file."""
+    def end_graph(self, inputs: list[int], outputs: list[int]) -> None:
+        """States the inputs and outputs of the graph."""
         self.graph.inputs, self.graph.outputs = inputs, outputs
+
+    def build(self, inputs: list[int], outputs: list[int]) -> bytes:
+        """The file, at the end of the last graph."""
+        self.end_graph(inputs, outputs)
         return bytes(flatbuffer_utils.convert_object_to_bytearray(self.model))
 
 
@@ -307,3 +317,23 @@ def chain(kernel: PackedKernel) -> bytes:
     builder.operator("OcsQuantize", [sums, constants[0], constants[2]], [codes])
     builder.operator(negate, [sums], [last])
     return builder.build([x], [codes, last])
+
+
+def branches(kernels: list[PackedKernel], folded: bool = True) -> bytes:
+    """`IF(condition, x)`: a dense layer in each of two graphs, with a kernel for each."""
+    rows, channels = kernels[0].shape
+    builder = ModelBuilder()
+    condition = builder.tensor((1,), np.bool_)
+    x, y = builder.tensor((1, channels)), builder.tensor((1, rows))
+    options = schema.IfOptionsT()
+    options.thenSubgraphIndex, options.elseSubgraphIndex = 1, 2
+    builder.operator(schema.BuiltinOperator.IF, [condition, x], [y], options)
+    builder.end_graph([condition, x], [y])
+    for kernel in kernels:
+        builder.begin_graph()
+        x, y = builder.tensor((1, channels)), builder.tensor((1, rows))
+        inputs = [x, kernel.add_to(builder, folded), builder.constant(np.zeros(rows, np.float32))]
+        dense = schema.FullyConnectedOptionsT()
+        builder.operator(schema.BuiltinOperator.FULLY_CONNECTED, inputs, [y], dense)
+        builder.end_graph([x], [y])
+    return builder.build([x], [y])

@@ -331,21 +331,46 @@ bool Check(const NamedNode& node, Error* error) {
   return ParseRowOp(node.name, node.view, error) != nullptr;
 }
 
+// Whether each tensor is made before it is read. Runtimes partition a graph with a circle to death.
+bool CheckOrder(Context* context, const std::vector<NamedNode>& nodes) {
+  std::vector<bool> is_due(context->tensors_size);  // some node is still to make it
+  const auto set_outputs = [&](const NamedNode& node, bool value) {
+    for (int i = 0; node.view.outputs != nullptr && i < node.view.outputs->size; ++i) {
+      const auto output = static_cast<size_t>(node.view.outputs->data[i]);
+      if (output < is_due.size()) is_due[output] = value;
+    }
+  };
+  for (const NamedNode& node : nodes) set_outputs(node, true);
+  for (const NamedNode& node : nodes) {
+    for (int i = 0; node.view.inputs != nullptr && i < node.view.inputs->size; ++i) {
+      const auto input = static_cast<size_t>(node.view.inputs->data[i]);
+      if (input < is_due.size() && is_due[input]) {
+        context->report_error(context, "The operators are not in order: tensor %d is read before"
+                              " it is made.", node.view.inputs->data[i]);
+        return false;
+      }
+    }
+    set_outputs(node, false);
+  }
+  return true;
+}
+
 bool Apply(Context* context, Delegate* delegate) {
   IntArray* plan = nullptr;
   if (context->get_execution_plan(context, &plan) != tflite::kOk) return false;
-  std::vector<int32_t> nodes(plan->data, plan->data + plan->size);  // the runtime reuses `plan`
+  const std::vector<int32_t> indices(plan->data, plan->data + plan->size);  // `plan` is reused
+  std::vector<NamedNode> nodes(indices.size());
   std::vector<int32_t> ours;
   // All are checked before any is folded: a folded tensor looks like a constant of the file.
-  for (const int32_t node_index : nodes) {
-    NamedNode node;
-    if (!GetNode(context, node_index, &node)) return false;
-    if (node.name == nullptr) continue;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    if (!GetNode(context, indices[i], &nodes[i])) return false;
+    if (nodes[i].name == nullptr) continue;
     Error error;
-    if (!Check(node, &error)) return Fail(context, node.name, node_index, error);
-    ours.push_back(node_index);
+    if (!Check(nodes[i], &error)) return Fail(context, nodes[i].name, indices[i], error);
+    ours.push_back(indices[i]);
   }
   if (ours.empty()) return true;
+  if (!CheckOrder(context, nodes)) return false;
   Registration registration = {};
   registration.init = Init;
   registration.free = FreeKernel;

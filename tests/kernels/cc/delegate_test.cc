@@ -206,6 +206,22 @@ void OtherOperatorsAreLeft() {
   CHECK(runtime.kernel_count() == 0);
 }
 
+// Runtimes do not survive a circle when they partition the graph.
+void GraphsMustBeInOrder() {
+  const DelegatePtr delegate = MakeDelegate();
+  MockRuntime runtime;
+  const AddedNode first = AddNode(&runtime, WithoutCopiesAndBias());
+  const AddedNode second = AddNode(&runtime, FakeQuantize(), first.output);
+  CHECK(runtime.Apply(delegate.get()) == tflite::kOk);
+  CHECK(runtime.errors.empty());
+  runtime.Undo();
+  runtime.node(first.node).inputs->data[0] = second.output;
+  CHECK(runtime.Apply(delegate.get()) == tflite::kError);
+  CHECK(runtime.errors == "The operators are not in order: tensor " +
+                              std::to_string(second.output) + " is read before it is made.\n");
+  CHECK(runtime.kernel_count() == 0);
+}
+
 // Half of the weights can be folded: nothing may be left behind.
 void FoldingFailsHalfWay() {
   const DelegatePtr delegate = MakeDelegate();
@@ -548,6 +564,7 @@ int Main() {
   RunsChains(true);
   FoldedWeightsAreRead();
   OtherOperatorsAreLeft();
+  GraphsMustBeInOrder();
   FoldingFailsHalfWay();
   MemoryOfTheApplicationIsKept();
   LargeTensorsAreRefused();
