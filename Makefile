@@ -13,7 +13,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/ocs_tf demo
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
