@@ -4,8 +4,9 @@
 // An `Isa` has vectors `Floats` and `Ints` of kWidth elements, and for them
 //   Load, LoadPart, Store, Stream, StorePart: parts are the first `count` elements;
 //   Broadcast, Multiply, MultiplyAdd (rounded once), Sum (docs/packed.md, "Order of additions");
-//   Nearest: to Ints, if all of four are Defined; else NearestOfAny: NaN to 0; Clamp and ToFloats; StoreCodes<kStream> of four vectors, which
-//   clamps them and adds the zero point, and StoreCodesPart of one;
+//   Nearest: to Ints, if all of four are Defined; else NearestOfAny: NaN to 0; Clamp and ToFloats;
+//   StoreCodes<kStream> of four vectors, which clamps them and adds the zero point, and
+//   StoreCodesPart of one;
 //   Decoder<kBits>: the next kWidth codes as Floats; Unpack and Pack: kBlock codes at a time.
 // Streaming stores go around the caches, to addresses that are aligned to kStreamAlignment bytes.
 
@@ -231,7 +232,7 @@ void RoundRows(const float* x, size_t rows, size_t channels, const Rounding& rou
   const Rounder<Out, kPerChannel, kStream> rounder(rounding);
   const int32_t* const copies = rounding.copies;
   const size_t copy_count = rounding.copy_count;
-  constexpr size_t kSome = 64;
+  constexpr size_t kSome = 512;
   float copied[kSome];
   for (size_t r = 0; r < rows; ++r) {
     rounder.Run(x, 0, channels, out);
