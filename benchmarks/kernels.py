@@ -167,28 +167,27 @@ def dequantizing(
 
 
 def rounding(library: Library, shape: tuple[int, int], place: str, name: str) -> Case:
-    """float32 [rows, channels] to int8, or to float32 on a grid; a scale for each channel."""
+    """float32 [rows, channels] to int8 with a scale for each channel, or to float32 with one."""
     rng = np.random.default_rng(0)
     rows, channels = shape
     x = empty(shape, np.float32)
     x[:] = rng.normal(0, 30, shape)
     count = round(COPIES * channels) if "expand" in name else 0
     copies = rng.choice(channels, count, replace=False).astype(np.int32)
-    scale = _scales(rng, channels + count)
+    fake = name.startswith("fake")
+    scale = _scales(rng, 1 if fake else channels + count)
     inverse = (1 / scale).astype(np.float32)
     arguments: list[Any] = [x, rows, channels, inverse]
-    if name.startswith("fake"):
-        out = empty((rows, channels + count), np.float32)
-        arguments += [scale, *map(ctypes.c_int32, (1, -7, 7))]
+    out = empty((rows, channels + count), np.float32 if fake else np.int8)
+    if fake:
+        arguments += [scale, *map(ctypes.c_int32, (0, -7, 7))]
     else:
-        out = empty((rows, channels + count), np.int8)
         arguments += map(ctypes.c_int32, (1, -128, 127, 0))
-    function = "ocs_fake_quantize" if name.startswith("fake") else "ocs_quantize"
-    read = x.nbytes + inverse.nbytes + copies.nbytes + scale.nbytes * name.startswith("fake")
+    function = "ocs_fake_quantize" if fake else "ocs_quantize"
     return Case(
         name,
         place,
-        (read + out.nbytes,),
+        (x.nbytes + inverse.nbytes + copies.nbytes + out.nbytes,),
         out.nbytes,
         library.bind(function, *arguments, copies, count, out),
         _other_rounders(name, x, copies, scale, inverse, out),
@@ -261,11 +260,12 @@ def _other_rounders(
 
     others: dict[str, Action] = {"numpy": by_numpy, "tf: round, clip, cast": by_tensorflow}
     if name.startswith("fake"):
+        bound = 7 * float(scale[0])
 
         def fake() -> Any:
             expanded = tf.gather(tensor, channels, axis=1)
-            return tf.quantization.fake_quant_with_min_max_vars_per_channel(
-                expanded, -7 * scale, 7 * scale, num_bits=4, narrow_range=True
+            return tf.quantization.fake_quant_with_min_max_args(
+                expanded, -bound, bound, num_bits=4, narrow_range=True
             )
 
         others["tf.quantization.fake_quant"] = fake
@@ -410,10 +410,11 @@ def markdown(rows: list[Row]) -> str:
     parts = [
         "# Native kernels and the speed of memory\n",
         f"`{COMMAND}`, one thread. Ratios: bytes read and written per second, over those of memcpy"
-        " for the same traffic in the same run; 1.00 is as fast as copying. Scales per output"
-        " channel (dequantize) or per channel (quantize). *memset*: what writing the output alone"
-        " would come to, the most that is possible where it is below 1. *Expand*: copies of"
-        f" {100 * COPIES:.0f} % of the channels are appended in the same pass.\n",
+        " for the same traffic in the same run; 1.00 is as fast as copying. One scale for each"
+        " output channel (dequantize), for each channel (quantize), for all (fake-quantize)."
+        " *memset*: what writing the output alone would come to, the most that is possible where it"
+        f" is below 1. *Expand*: copies of {100 * COPIES:.0f} % of the channels are appended in the"
+        " same pass.\n",
     ]
     for place in dict.fromkeys(row.place for row in rows):
         own = [row for row in rows if row.place == place]

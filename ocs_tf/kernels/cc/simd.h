@@ -235,6 +235,10 @@ void RoundRows(const float* x, size_t rows, size_t channels, const Rounding& rou
   constexpr size_t kSome = 512;
   float copied[kSome];
   for (size_t r = 0; r < rows; ++r) {
+    if constexpr (kStream) {  // lines that are not written as a whole must be read before
+      __builtin_prefetch(out + channels, 1);
+      __builtin_prefetch(out + channels + copy_count, 1);
+    }
     rounder.Run(x, 0, channels, out);
     out += channels;
     for (size_t i = 0; i < copy_count; i += kSome) {
