@@ -25,6 +25,7 @@ namespace {
 struct Isa {
   static constexpr const char* kName = "avx2";
   static constexpr size_t kWidth = 8;
+  static constexpr size_t kSums = 8;
   using Floats = __m256;
   using Ints = __m256i;
 
@@ -112,7 +113,11 @@ struct Isa {
 
     Decoder() : places(Load32(kPlaces.values)), shifts(Load32(kShifts.values)) {}
 
-    Floats operator()(const uint8_t* bytes) const {
+    void operator()(const uint8_t* bytes, Floats (&codes)[4]) const {
+      for (size_t i = 0; i < 4; ++i) codes[i] = Eight(bytes + i * kBits);
+    }
+
+    Floats Eight(const uint8_t* bytes) const {
       __m256i windows;
       if constexpr (kBits == 8) {
         return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(

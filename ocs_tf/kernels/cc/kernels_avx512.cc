@@ -31,6 +31,7 @@ inline __mmask16 First(size_t count) { return static_cast<__mmask16>((1u << coun
 struct Isa {
   static constexpr const char* kName = "avx512";
   static constexpr size_t kWidth = 16;
+  static constexpr size_t kSums = 16;
   using Floats = __m512;
   using Ints = __m512i;
 
@@ -103,46 +104,48 @@ struct Isa {
     _mm512_mask_cvtepi32_storeu_epi8(to, First(count), codes);
   }
 
-  // Up to 4 bits: 16 codes fit in 64 bits; bytes that start with a code index a table of floats.
-  // Else bytes that hold a code are moved to the top of its lane, and the code from there down.
+  // A lane gets two codes, 16 apart, in its lowest bytes. Put into the mantissa of a power of two,
+  // where their lowest bit counts as 1, they become floats by a subtraction.
   template <int kBits>
   struct Decoder {
-    static constexpr bool kByTable = kBits <= 4;
-    static constexpr auto kPlaces = MakeTable<int32_t, 16>([](int i) {
-      const int byte = WindowByte(kBits, i);
-      return kByTable ? i * kBits : byte << 16 | (byte + 1) << 24;
+    // The codes 2 j and 2 j + 1, then 2 j + 16 and 2 j + 17, are in the four bytes from these ...
+    static constexpr auto kPlaces = MakeTable<uint8_t, 64>([](int i) {
+      return WindowByte(kBits, i / 8 * 2 + (i % 8 < 4 ? 0 : 16)) + i % 4;
     });
-    static constexpr auto kShifts =
-        MakeTable<int32_t, 16>([](int i) { return WindowShift(kBits, i); });
-    static constexpr auto kValues = MakeTable<float, 16>([](int i) {
-      constexpr int kSign = 1 << (kBits - 1);
-      return ((i ^ kSign) & (2 * kSign - 1)) - kSign;
+    // ... and start at these bits of the eight.
+    static constexpr auto kStarts = MakeTable<uint8_t, 64>([](int i) {
+      const int code = i / 8 * 2 + (i % 4 == 1 ? 16 : 0);
+      return (i % 4 == 1 ? 32 : 0) + code * kBits % 8 + (i % 8 < 4 ? 0 : kBits);
     });
+    static constexpr int32_t kMask = (1 << kBits) - 1;
+    static constexpr int32_t kSign = 1 << (kBits - 1);
+    static constexpr float kLow = 1 << 23, kHigh = 1 << 15;  // codes start at bits 0 and 8
 
     Decoder()
         : places(_mm512_load_si512(kPlaces.values)),
-          shifts(_mm512_load_si512(kShifts.values)),
-          values(_mm512_load_ps(kValues.values)) {}
+          starts(_mm512_load_si512(kStarts.values)),
+          masks{_mm512_set1_epi32(kMask), _mm512_set1_epi32(kMask << 8)},
+          flips{Flip(kLow, kSign), Flip(kHigh, kSign << 8)},
+          offsets{_mm512_set1_ps(kLow + kSign), _mm512_set1_ps(kHigh + kSign)} {}
 
-    Floats operator()(const uint8_t* bytes) const {
-      if constexpr (kBits == 8) {
-        const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
-        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
-      } else if constexpr (kByTable) {
-        int64_t word;
-        std::memcpy(&word, bytes, sizeof(word));
-        const __m512i low = _mm512_multishift_epi64_epi8(places, _mm512_set1_epi64(word));
-        return _mm512_permutexvar_ps(low, values);
-      } else {
-        const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
-        const __m512i windows = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(all), places);
-        const __m512i top = _mm512_sllv_epi32(windows, shifts);
-        return _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 32 - kBits));
+    void operator()(const uint8_t* bytes, Floats (&codes)[2]) const {
+      const __m512i all = _mm512_castsi256_si512(Load32(bytes));
+      const __m512i low =
+          _mm512_multishift_epi64_epi8(starts, _mm512_permutexvar_epi8(places, all));
+      for (size_t i = 0; i < 2; ++i) {
+        constexpr int kAndXor = 0x6a;
+        const __m512i bits = _mm512_ternarylogic_epi32(low, masks[i], flips[i], kAndXor);
+        codes[i] = _mm512_sub_ps(_mm512_castsi512_ps(bits), offsets[i]);
       }
     }
 
-    __m512i places, shifts;
-    __m512 values;
+    static __m512i Flip(float power, int32_t sign) {
+      return _mm512_or_si512(_mm512_castps_si512(_mm512_set1_ps(power)),
+                             _mm512_set1_epi32(sign));
+    }
+
+    const __m512i places, starts, masks[2], flips[2];
+    const __m512 offsets[2];
   };
 
   template <int kBits>

@@ -15,6 +15,7 @@ namespace {
 struct Isa {
   static constexpr const char* kName = "neon";
   static constexpr size_t kWidth = 8;
+  static constexpr size_t kSums = 8;
   struct Floats {
     float32x4_t low, high;
   };
@@ -83,7 +84,11 @@ struct Isa {
 
   template <int kBits>
   struct Decoder {
-    Floats operator()(const uint8_t* bytes) const {
+    void operator()(const uint8_t* bytes, Floats (&codes)[4]) const {
+      for (size_t i = 0; i < 4; ++i) codes[i] = Eight(bytes + i * kBits);
+    }
+
+    static Floats Eight(const uint8_t* bytes) {
       const int16x8_t codes = UnpackEight<kBits>(bytes);
       return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(codes))),
               vcvtq_f32_s32(vmovl_s16(vget_high_s16(codes)))};

@@ -7,7 +7,8 @@
 //   Nearest: to Ints, if all of four are Defined; else NearestOfAny: NaN to 0; Clamp and ToFloats;
 //   StoreCodes<kStream> of four vectors, which clamps them and adds the zero point, and
 //   StoreCodesPart of one;
-//   Decoder<kBits>: the next kWidth codes as Floats; Unpack and Pack: kBlock codes at a time.
+//   Decoder<kBits>, to Floats, Unpack and Pack: kBlock codes at a time; kSums, as many vectors as
+//   may be added to at the same time.
 // Streaming stores go around the caches, to addresses that are aligned to kStreamAlignment bytes.
 
 namespace ocs {
@@ -20,6 +21,7 @@ constexpr size_t kWidth = Isa::kWidth;
 // Codes of a step, which start at a whole byte.
 constexpr size_t kBlock = 32;
 static_assert(kBlock == kLanes && kBlock % kWidth == 0);
+constexpr size_t kVectors = kBlock / kWidth;
 
 template <int kBits>
 constexpr size_t kBlockBytes = RowBytes(kBits, kBlock);
@@ -106,22 +108,23 @@ void DequantizeRow(const uint8_t* bytes, const uint8_t* end, size_t columns, con
   const Isa::Decoder<kBits> decode;
   const Floats factor = Isa::Broadcast(*scale);
   size_t c = 0;
+  Floats codes[kVectors];
   for (; columns - c >= kBlock && end - bytes >= kReach;
        c += kBlock, bytes += kBlockBytes<kBits>) {
-    for (size_t i = 0; i < kBlock; i += kWidth) {
-      const Floats codes = decode(bytes + RowBytes(kBits, i));
-      Put<kStream>(Isa::Multiply(codes, kPerColumn ? Isa::Load(scale + c + i) : factor),
-                   out + c + i);
+    decode(bytes, codes);
+    for (size_t i = 0; i < kVectors; ++i) {
+      const size_t from = c + i * kWidth;
+      Put<kStream>(Isa::Multiply(codes[i], kPerColumn ? Isa::Load(scale + from) : factor),
+                   out + from);
     }
   }
   for (; c < columns; c += kBlock, bytes += kBlockBytes<kBits>) {
     uint8_t buffer[kReach];
-    const uint8_t* safe = Guard(bytes, end, buffer);
-    for (size_t i = 0; i < kBlock && c + i < columns; i += kWidth) {
-      const size_t some = std::min(kWidth, columns - c - i);
-      const Floats codes = decode(safe + RowBytes(kBits, i));
-      const Floats by = kPerColumn ? Isa::LoadPart(scale + c + i, some) : factor;
-      Isa::StorePart(Isa::Multiply(codes, by), out + c + i, some);
+    decode(Guard(bytes, end, buffer), codes);
+    for (size_t i = 0, from = c; i < kVectors && from < columns; ++i, from += kWidth) {
+      const size_t some = std::min(kWidth, columns - from);
+      const Floats by = kPerColumn ? Isa::LoadPart(scale + from, some) : factor;
+      Isa::StorePart(Isa::Multiply(codes[i], by), out + from, some);
     }
   }
 }
@@ -278,48 +281,63 @@ void FakeQuantize(const float* x, size_t rows, size_t channels, const Rounding& 
   RoundAll(x, rows, channels, rounding, out);
 }
 
-template <int kBits, size_t kBatch>
-void MultiplyRow(const uint8_t* bytes, const uint8_t* end, size_t columns, const float* x,
-                 float* out, size_t out_step) {
-  constexpr size_t kVectors = kBlock / kWidth;
+// `kRows` rows, so that what is loaded of `x` serves all of them.
+template <int kBits, size_t kRows, size_t kBatch>
+void MultiplyRows(const uint8_t* bytes, size_t row_bytes, const uint8_t* end, size_t columns,
+                  const float* x, float* out, size_t out_step) {
   const Isa::Decoder<kBits> decode;
-  Floats sums[kBatch][kVectors];
+  Floats sums[kRows][kBatch][kVectors];
   for (auto& row : sums) {
-    for (Floats& sum : row) sum = Isa::Broadcast(0.0f);
+    for (auto& lanes : row) {
+      for (Floats& sum : lanes) sum = Isa::Broadcast(0.0f);
+    }
   }
+  Floats codes[kVectors];
   size_t c = 0;
-  for (; columns - c >= kBlock && end - bytes >= kReach;
+  for (; columns - c >= kBlock && static_cast<size_t>(end - bytes) >= (kRows - 1) * row_bytes + kReach;
        c += kBlock, bytes += kBlockBytes<kBits>) {
-    for (size_t i = 0; i < kVectors; ++i) {
-      const Floats codes = decode(bytes + RowBytes(kBits, i * kWidth));
+    for (size_t r = 0; r < kRows; ++r) {
+      decode(bytes + r * row_bytes, codes);
       for (size_t b = 0; b < kBatch; ++b) {
-        const Floats values = Isa::Load(x + b * columns + c + i * kWidth);
-        sums[b][i] = Isa::MultiplyAdd(codes, values, sums[b][i]);
+        for (size_t i = 0; i < kVectors; ++i) {
+          const Floats values = Isa::Load(x + b * columns + c + i * kWidth);
+          sums[r][b][i] = Isa::MultiplyAdd(codes[i], values, sums[r][b][i]);
+        }
       }
     }
   }
   for (; c < columns; c += kBlock, bytes += kBlockBytes<kBits>) {
-    uint8_t buffer[kReach];
-    const uint8_t* safe = Guard(bytes, end, buffer);
-    for (size_t i = 0; i < kVectors && c + i * kWidth < columns; ++i) {
-      const size_t some = std::min(kWidth, columns - c - i * kWidth);
-      const Floats codes = decode(safe + RowBytes(kBits, i * kWidth));
+    for (size_t r = 0; r < kRows; ++r) {
+      uint8_t buffer[kReach];
+      decode(Guard(bytes + r * row_bytes, end, buffer), codes);
       for (size_t b = 0; b < kBatch; ++b) {
-        const Floats values = Isa::LoadPart(x + b * columns + c + i * kWidth, some);
-        sums[b][i] = Isa::MultiplyAdd(codes, values, sums[b][i]);
+        for (size_t i = 0, from = c; i < kVectors && from < columns; ++i, from += kWidth) {
+          const size_t some = std::min(kWidth, columns - from);
+          const Floats values = Isa::LoadPart(x + b * columns + from, some);
+          sums[r][b][i] = Isa::MultiplyAdd(codes[i], values, sums[r][b][i]);
+        }
       }
     }
   }
-  for (size_t b = 0; b < kBatch; ++b) out[b * out_step] = Isa::Sum(sums[b]);
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t b = 0; b < kBatch; ++b) out[b * out_step + r] = Isa::Sum(sums[r][b]);
+  }
 }
 
 template <int kBits, size_t kBatch>
-void MultiplyRows(const PackedCodes& packed, const float* x, float* out) {
+void MultiplyAll(const PackedCodes& packed, const float* x, float* out) {
+  constexpr size_t kMost = Isa::kSums / (kBatch * kVectors);
+  constexpr size_t kRows = kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
   const size_t row_bytes = RowBytes(packed.bits, packed.columns);
   const uint8_t* end = packed.data + packed.rows * row_bytes;
-  for (size_t r = 0; r < packed.rows; ++r) {
-    MultiplyRow<kBits, kBatch>(packed.data + r * row_bytes, end, packed.columns, x, out + r,
-                               packed.rows);
+  size_t r = 0;
+  for (; packed.rows - r >= kRows; r += kRows) {
+    MultiplyRows<kBits, kRows, kBatch>(packed.data + r * row_bytes, row_bytes, end,
+                                       packed.columns, x, out + r, packed.rows);
+  }
+  for (; r < packed.rows; ++r) {
+    MultiplyRows<kBits, 1, kBatch>(packed.data + r * row_bytes, row_bytes, end, packed.columns, x,
+                                   out + r, packed.rows);
   }
 }
 
@@ -329,10 +347,10 @@ void Multiply(const PackedCodes& packed, const float* x, size_t batch, float* ou
     while (batch > 0) {
       const size_t some = std::min(batch, size_t{4});
       switch (some) {
-        case 1: MultiplyRows<kBits, 1>(packed, x, out); break;
-        case 2: MultiplyRows<kBits, 2>(packed, x, out); break;
-        case 3: MultiplyRows<kBits, 3>(packed, x, out); break;
-        case 4: MultiplyRows<kBits, 4>(packed, x, out); break;
+        case 1: MultiplyAll<kBits, 1>(packed, x, out); break;
+        case 2: MultiplyAll<kBits, 2>(packed, x, out); break;
+        case 3: MultiplyAll<kBits, 3>(packed, x, out); break;
+        case 4: MultiplyAll<kBits, 4>(packed, x, out); break;
       }
       batch -= some;
       x += some * packed.columns;
