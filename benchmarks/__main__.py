@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("splitting", "accuracy", "runtimes")
+BENCHMARKS = ("splitting", "accuracy", "runtimes", "kernels", "latency")
 
 
 def main() -> int:

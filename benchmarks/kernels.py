@@ -469,8 +469,9 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
         axis.set_yticks(heights, [row.operation for row in own])
         axis.invert_yaxis()
         axis.set(title=place, xlabel="bytes per second over memcpy's")
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="lower center")
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -39,6 +39,7 @@ DENSE = 4096
 BATCHES = (1, 2, 3, 4)
 ROUNDS, QUICK_ROUNDS = 201, 5
 COMMAND = "python -m benchmarks.latency"
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5)
 # What the process of its own does; it knows neither TensorFlow nor ocs_tf.
 _MEMORY = """
 import sys
@@ -263,6 +264,8 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
         axis.set_yticks(places, [row.file for row in own])
         axis.invert_yaxis()
         axis.set(title=network, xlabel="over the float file", xscale="log")
+        axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        axis.minorticks_off()
     np.atleast_1d(axes)[0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

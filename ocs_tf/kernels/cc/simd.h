@@ -281,7 +281,7 @@ void FakeQuantize(const float* x, size_t rows, size_t channels, const Rounding& 
   RoundAll(x, rows, channels, rounding, out);
 }
 
-// `kRows` rows, so that what is loaded of `x` serves all of them.
+// `kRows` rows at once, so that what is loaded of a large `x` serves all of them.
 template <int kBits, size_t kRows, size_t kBatch>
 void MultiplyRows(const uint8_t* bytes, size_t row_bytes, const uint8_t* end, size_t columns,
                   const float* x, float* out, size_t out_step) {
@@ -297,6 +297,8 @@ void MultiplyRows(const uint8_t* bytes, size_t row_bytes, const uint8_t* end, si
   for (; columns - c >= kBlock && static_cast<size_t>(end - bytes) >= (kRows - 1) * row_bytes + kReach;
        c += kBlock, bytes += kBlockBytes<kBits>) {
     for (size_t r = 0; r < kRows; ++r) {
+      // What is read next, for processors that follow few streams.
+      __builtin_prefetch(bytes + (r + kRows) * row_bytes);
       decode(bytes + r * row_bytes, codes);
       for (size_t b = 0; b < kBatch; ++b) {
         for (size_t i = 0; i < kVectors; ++i) {
@@ -327,7 +329,7 @@ void MultiplyRows(const uint8_t* bytes, size_t row_bytes, const uint8_t* end, si
 template <int kBits, size_t kBatch>
 void MultiplyAll(const PackedCodes& packed, const float* x, float* out) {
   constexpr size_t kMost = Isa::kSums / (kBatch * kVectors);
-  constexpr size_t kRows = kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
+  constexpr size_t kRows = kBatch == 1 || kMost < 2 ? 1 : kMost < 4 ? 2 : 4;
   const size_t row_bytes = RowBytes(packed.bits, packed.columns);
   const uint8_t* end = packed.data + packed.rows * row_bytes;
   size_t r = 0;
