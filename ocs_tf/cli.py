@@ -45,6 +45,7 @@ _CONFIG_HELP = {
     "granularity": "channel (a step per output channel) or tensor (one per kernel)",
     "expand_ratio": "share of input channels to add by splitting, e.g. 0.02; auto: 0 at 8 bits",
     "weight_clip": "how to clip weights: none, mse, aciq, kl, optimal, percentile",
+    "rounding": "nearest, or error_compensated: regards what layers compute on --data",
     "activation_clip": "how to clip activations; the same choices",
     "percentile": "for clip percentile, e.g. 99.9",
     "first_layer_bits": "weight bits of the first layers; none, or same as the others",
@@ -54,6 +55,7 @@ _CONFIG_HELP = {
 }
 _CONFIG_SWITCHES = {
     "fold_batch_norm": "multiply batch norms into the layers before them",
+    "bias_correction": "add to biases what outputs lose on average on --data",
     "quantization_aware": "let the codes of copies add up to the code of the whole weight",
     "power_of_two": "steps are powers of two",
     "full_range": "weights may take the lowest code, too",
@@ -309,7 +311,12 @@ def _convert(values: Flags, arguments: Arguments) -> None:
         plan = _from_json(ocs_tf.Plan, values.from_plan)
     else:
         plan = ocs_tf.plan(model, config, representative_dataset=dataset)
-    quantized = ocs_tf.apply(model, plan)
+    quantized = ocs_tf.apply(
+        model,
+        plan,
+        representative_dataset=dataset,
+        calibration_samples=config.calibration_samples,
+    )
     report = ocs_tf.report(quantized)
     print(report)
     for path, write in (

@@ -16,10 +16,12 @@ from ocs_tf.numerics.kernel import GRANULARITIES, MAX_WEIGHT_BITS
 
 ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 ACTIVATION_SCOPES = ("all", "inputs")
+ROUNDINGS = ("nearest", "error_compensated")
 # What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
 AUTO_EXPAND_RATIO = 0.02
 _SWITCHES = (
     "fold_batch_norm",
+    "bias_correction",
     "quantization_aware",
     "power_of_two",
     "full_range",
@@ -149,6 +151,10 @@ class Config:
         expand_ratio: each layer gets `ceil(expand_ratio * C)` copies of its outlier channels,
             0..1; `"auto"` is 0.02 below 8 weight bits, 0 at 8.
         weight_clip: one of `numerics.CLIP_METHODS`.
+        rounding: `"nearest"`, or `"error_compensated"`: what is lost by rounding one weight is made
+            up for by others, for the inputs that the layer sees on calibration data.
+        bias_correction: add to biases the mean difference to the float model's outputs, measured
+            on calibration data. Layers without a bias stay without.
         activation_clip: one of `numerics.CLIP_METHODS`.
         percentile: for clip method `"percentile"`, 0..100.
         first_layer_bits, last_layer_bits: weight bits of the layers next to the model's inputs
@@ -177,6 +183,8 @@ class Config:
     granularity: str = "channel"
     expand_ratio: float | Literal["auto"] = "auto"
     weight_clip: str = "optimal"
+    rounding: str = "nearest"
+    bias_correction: bool = False
     activation_clip: str = "none"
     percentile: float = DEFAULT_PERCENTILE
     first_layer_bits: int | Literal["same"] | None = 8
@@ -206,6 +214,12 @@ class Config:
                 _refuse(name, getattr(self, name), (True, False))
         _check_choice("granularity", self.granularity, GRANULARITIES)
         _check_choice("weight_clip", self.weight_clip, CLIP_METHODS)
+        _check_choice("rounding", self.rounding, ROUNDINGS)
+        if self.rounding == "error_compensated" and not self.quantization_aware:
+            raise ValueError(
+                "`rounding` (='error_compensated') chooses codes of whole weights, which only the"
+                " copies of quantization_aware=True add up to."
+            )
         _check_choice("activation_clip", self.activation_clip, CLIP_METHODS)
         _check_choice("activation_scope", self.activation_scope, ACTIVATION_SCOPES)
         if self.activation_clip == "aciq" and self.activation_bits == 16:
@@ -225,6 +239,11 @@ class Config:
                 )
             _keep(self, "calibration_samples", int(samples))
         _keep(self, "overrides", _as_overrides(self.overrides))
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether kernels or biases are chosen on calibration data."""
+        return self.rounding != "nearest" or self.bias_correction
 
     @classmethod
     def paper(cls, **options: Any) -> Config:

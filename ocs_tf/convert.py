@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ocs_tf import data
 from ocs_tf.calibration import calibrate
+from ocs_tf.compensation import compensate, sample_limit
 from ocs_tf.config import Config
 from ocs_tf.graph.activations import all_sites, input_sites
 from ocs_tf.graph.reader import Graph
@@ -49,10 +50,15 @@ def convert(
     Raises:
         ValueError: the model, an option or the data is not usable; see `Config`, `plan`, `apply`.
     """
-    plan_ = plan(
-        model, config, representative_dataset=representative_dataset, verbose=verbose, **options
+    config = _config(config, options)
+    plan_ = plan(model, config, representative_dataset=representative_dataset, verbose=verbose)
+    return apply(
+        model,
+        plan_,
+        representative_dataset=representative_dataset,
+        calibration_samples=config.calibration_samples,
+        verbose=verbose,
     )
-    return apply(model, plan_, verbose=verbose)
 
 
 def plan(
@@ -81,6 +87,11 @@ def plan(
             " activations. Give some inputs, or set activation_bits=None to leave activations in"
             " float."
         )
+    if config.needs_data and representative_dataset is None:
+        raise ValueError(
+            "`rounding` (='error_compensated') and `bias_correction` need `representative_dataset`."
+            " Give some inputs, or leave both as they are by default."
+        )
     graph = Graph(model, config.fold_batch_norm)
     batches = []
     if bits is not None:
@@ -106,17 +117,31 @@ def plan(
     return dataclasses.replace(result, activations=grids)
 
 
-def apply(model: keras.Model, plan: Plan, *, verbose: bool = True) -> keras.Model:
+def apply(
+    model: keras.Model,
+    plan: Plan,
+    *,
+    representative_dataset: data.Dataset = None,
+    calibration_samples: int | None = None,
+    verbose: bool = True,
+) -> keras.Model:
     """Make the quantized model that `plan` describes. `model` is not modified.
 
+    Arguments:
+        representative_dataset: as for `convert`; only needed if `plan.needs_data`.
+        calibration_samples: use at most this many samples of it. 1,024 are enough in any case, and
+            fewer are used if their activations would take more than a GiB.
+
     Raises:
-        ValueError: the plan names a layer that the model does not have, or does not fit a kernel.
+        ValueError: the plan names a layer that the model does not have, or does not fit a kernel;
+            it needs data and there are none, or they do not fit the model.
     """
     if not isinstance(plan, Plan):
         raise ValueError(f"`plan` must be an ocs_tf.Plan, but is a {type(plan).__name__}.")
     graph = Graph(model, plan.fold_batch_norm)
     check_not_quantized(graph)
     _check_fits(plan, graph)
+    batches = _batches(plan, graph, representative_dataset, calibration_samples)
     kernels = {}
     bar = tqdm(plan.layers.items(), "Quantizing", delay=PROGRESS_DELAY, disable=not verbose)
     for name, layer_plan in bar:
@@ -125,11 +150,38 @@ def apply(model: keras.Model, plan: Plan, *, verbose: bool = True) -> keras.Mode
         quality = quantized.sqnr_db(kernel)
         kernels[name] = Replacement(quantized, bias, quality)
     result = rewrite(graph, kernels, plan.activations)
+    if batches:
+        compensate(
+            graph,
+            result,
+            plan.layers,
+            batches,
+            rounding=plan.rounding == "error_compensated",
+            bias_correction=plan.bias_correction,
+            progress=lambda calls: tqdm(
+                calls, "Compensating", delay=PROGRESS_DELAY, disable=not verbose
+            ),
+        )
     if isinstance(model, keras.Sequential):
         result = keras.Sequential(result.layers, name=model.name)
     if model.compiled:
         _compile_like(model, result)
     return result
+
+
+def _batches(
+    plan: Plan, graph: Graph, dataset: data.Dataset, samples: int | None
+) -> list[list[Any]]:
+    """The data that `plan` needs, in memory; none if it needs none."""
+    if not plan.needs_data:
+        return []
+    if dataset is None:
+        raise ValueError(
+            f"the plan has rounding={plan.rounding!r} and bias_correction={plan.bias_correction},"
+            " which need `representative_dataset`; give it to `apply`, too."
+        )
+    limit = sample_limit(graph)
+    return list(data.batches(dataset, graph.model, limit=min(limit, samples or limit)))
 
 
 def _check_fits(plan: Plan, graph: Graph) -> None:

@@ -20,11 +20,11 @@ from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel, copy_count, symmetric_step
 from ocs_tf.numerics.grid import check_bits
 from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS, check_kernel, choose_threshold, encode
-from ocs_tf.numerics.splitting import check_finite, choose_copies, copies_of_map
+from ocs_tf.numerics.splitting import Copies, check_finite, choose_copies, copies_of_map
 
 PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
 
-_FORMAT = 1
+_FORMAT = 2
 _ON_PURPOSE = "left in float by the configuration"
 SMALLEST_CHANNEL = 2.0**-13  # of the largest threshold in a kernel
 
@@ -56,23 +56,29 @@ class LayerPlan:
     def granularity(self) -> str:
         return "channel" if isinstance(self.threshold, list) else "tensor"
 
+    def step(self) -> np.ndarray:
+        """The step, float32 `()` or `[F]`."""
+        return symmetric_step(self.threshold, self.bits, self.power_of_two)
+
+    def expansion(self, kernel: np.ndarray) -> Copies:
+        """The channels of the expanded kernel, given the float one."""
+        mapping = np.array([*range(kernel.shape[-2]), *self.copies], np.int32)
+        return copies_of_map(kernel, mapping, self.step() if self.quantization_aware else None)
+
     def quantize(self, kernel: np.ndarray, name: str = "kernel") -> QuantizedKernel:
-        """Quantize a float kernel `[..., C, F]` as planned.
+        """Quantize a float kernel `[..., C, F]` as planned, each weight to the nearest code.
 
         Raises:
             ValueError: the kernel is not finite, or the plan does not fit its shape.
         """
         kernel = check_kernel(kernel, name)
-        channels, outputs = kernel.shape[-2:]
+        outputs = kernel.shape[-1]
         if isinstance(self.threshold, list) and len(self.threshold) != outputs:
             raise ValueError(
                 f"the plan has {len(self.threshold)} thresholds for {name!r}, which has"
                 f" {outputs} output channels."
             )
-        step = symmetric_step(self.threshold, self.bits, self.power_of_two)
-        mapping = np.array([*range(channels), *self.copies], np.int32)
-        copies = copies_of_map(kernel, mapping, step if self.quantization_aware else None)
-        return encode(kernel, self.bits, step, copies, self.full_range)
+        return encode(kernel, self.bits, self.step(), self.expansion(kernel), self.full_range)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +91,20 @@ class Plan:
         activations: grid by site: a layer name (its output), `NAME:input` or
             `NAME:preactivation`; see `graph.activations`.
         fold_batch_norm: whether batch norms are folded into the layers before them.
+        rounding, bias_correction: as in `Config`; other than the defaults they need data.
     """
 
     layers: dict[str, LayerPlan]
     float_layers: dict[str, str] = dataclasses.field(default_factory=dict)
     activations: dict[str, ActivationGrid] = dataclasses.field(default_factory=dict)
     fold_batch_norm: bool = True
+    rounding: str = "nearest"
+    bias_correction: bool = False
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether `apply` needs calibration data."""
+        return self.rounding != "nearest" or self.bias_correction
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -115,6 +129,8 @@ class Plan:
                 float_layers=values["float_layers"],
                 activations={k: ActivationGrid(**g) for k, g in values["activations"].items()},
                 fold_batch_norm=values["fold_batch_norm"],
+                rounding=values["rounding"],
+                bias_correction=values["bias_correction"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the plan lacks a field or has an unknown one: {error}.") from error
@@ -155,7 +171,13 @@ def plan_kernels(graph: Graph, config: Config, verbose: bool = True) -> Plan:
         name: _plan_layer(graph.kernels[name], options[name], config)
         for name in tqdm(chosen, "Planning", delay=PROGRESS_DELAY, disable=not verbose, leave=False)
     }
-    return Plan(layers, float_layers, fold_batch_norm=config.fold_batch_norm)
+    return Plan(
+        layers,
+        float_layers,
+        fold_batch_norm=config.fold_batch_norm,
+        rounding=config.rounding,
+        bias_correction=config.bias_correction,
+    )
 
 
 def activation_grids(

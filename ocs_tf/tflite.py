@@ -108,7 +108,7 @@ def custom_operators(content: bytes | mmap.mmap) -> set[str]:
         model = schema.Model.GetRootAs(content)
         codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
         names = {code.CustomCode() for code in codes}
-    except struct.error as error:
+    except (struct.error, TypeError) as error:  # offsets behind the end, or before the start
         raise ValueError(f"this is not a TFLite file, or a damaged one: {error}.") from error
     return {name.decode(errors="replace") for name in names if name}
 

@@ -228,6 +228,14 @@ def test_custom_operators_are_found_by_name() -> None:
     assert tflite.custom_operators(PLAIN) == set()
 
 
+def test_an_offset_that_points_before_the_file() -> None:
+    content = bytearray(PACKED)
+    root = int.from_bytes(content[:4], "little")
+    content[root : root + 4] = (root + 246).to_bytes(4, "little", signed=True)
+    with pytest.raises(ValueError, match="a damaged one: bad number -246"):
+        tflite.custom_operators(bytes(content))
+
+
 @given(st.data())
 def test_damaged_files_end_in_names_or_an_error(data: st.DataObject) -> None:
     content = bytearray(PACKED)

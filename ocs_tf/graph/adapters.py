@@ -7,6 +7,7 @@ axis -1. Only this module and the quantized layers know how a layer type keeps i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.numerics import QuantizedKernel
+from ocs_tf.numerics.windows import output_sizes, windows
 
 
 class KernelAdapter:
@@ -56,6 +58,24 @@ class KernelAdapter:
         codes = self.to_keras(kernel.codes, target)
         target.assign(dataclasses.replace(kernel, codes=codes), bias)
 
+    def groups(self, layer: Any) -> int:
+        """Groups of output channels that read inputs of their own."""
+        return 1
+
+    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+        """Places along each axis at which `layer` computes its output channels."""
+        raise NotImplementedError
+
+    def patches(
+        self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """What outputs are weighted sums of: `[N, G, K]` for G groups of K inputs each.
+
+        The inputs are in the order of a group's rows in the canonical kernel. Along each axis of
+        `positions`, every so many-th place is taken, from `start` on.
+        """
+        raise NotImplementedError
+
     def float_config(self, layer: Any) -> dict[str, Any]:
         """The configuration of the float layer that the quantized `layer` stands for."""
         config = layer.get_config()
@@ -76,8 +96,36 @@ class DenseAdapter(KernelAdapter):
     kind = "dense"
     outputs_option = "units"
 
+    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+        return list(input_shape[1:-1])
 
-class Conv2DAdapter(KernelAdapter):
+    def patches(
+        self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
+    ) -> np.ndarray:
+        starts = start or [0] * (x.ndim - 2)
+        where = tuple(slice(first, None, every) for first in starts)
+        return x[(slice(None), *where)].reshape(-1, 1, x.shape[-1])
+
+
+class ConvolutionAdapter(KernelAdapter):
+    """What convolutions of any kind share."""
+
+    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+        channels = channel_axis(layer) % len(input_shape)
+        sizes = [size for axis, size in enumerate(input_shape) if axis not in (0, channels)]
+        return output_sizes(sizes, **_geometry(layer))
+
+    def patches(
+        self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
+    ) -> np.ndarray:
+        x = np.moveaxis(x, channel_axis(layer), -1)
+        found = windows(x, **_geometry(layer), every=every, start=start)
+        groups = self.groups(layer)
+        taps = found.reshape(-1, found.shape[-2], groups, found.shape[-1] // groups)
+        return taps.swapaxes(1, 2).reshape(len(taps), groups, -1)
+
+
+class Conv2DAdapter(ConvolutionAdapter):
     layer_class = keras.layers.Conv2D
     quantized_class = layers.QuantizedConv2D
     kind = "conv"
@@ -88,8 +136,11 @@ class Conv2DAdapter(KernelAdapter):
             return f"a grouped convolution (groups={layer.groups}) is quantized without splitting"
         return None
 
+    def groups(self, layer: Any) -> int:
+        return int(layer.groups)
 
-class DepthwiseConv2DAdapter(KernelAdapter):
+
+class DepthwiseConv2DAdapter(ConvolutionAdapter):
     layer_class = keras.layers.DepthwiseConv2D
     quantized_class = layers.QuantizedDepthwiseConv2D
     kind = "depthwise"
@@ -97,6 +148,9 @@ class DepthwiseConv2DAdapter(KernelAdapter):
 
     def why_not_split(self, layer: Any) -> str | None:
         return "a depthwise convolution is quantized without splitting"
+
+    def groups(self, layer: Any) -> int:
+        return int(layer.kernel.shape[-2])
 
     def to_canonical(self, kernel: np.ndarray) -> np.ndarray:
         return kernel.reshape(*kernel.shape[:-2], 1, -1)
@@ -136,6 +190,16 @@ def why_float(layer: Any) -> str | None:
 
 def _is_keras_quantized(layer: Any) -> bool:
     return getattr(layer, "quantization_mode", None) is not None
+
+
+def _geometry(layer: Any) -> dict[str, Any]:
+    """What `numerics.windows` wants to know of a convolution."""
+    return {
+        "kernel": layer.kernel_size,
+        "strides": layer.strides,
+        "dilation": layer.dilation_rate,
+        "padding": layer.padding,
+    }
 
 
 def is_linear(activation: Any) -> bool:

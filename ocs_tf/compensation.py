@@ -1,0 +1,198 @@
+"""Rounding that minds what layers compute: error-compensated codes, and biases put right.
+
+The quantized model is run over calibration data one layer at a time. When it comes to a layer with
+a kernel, the inputs are those that the layers before it, already quantized, produce. The codes are
+chosen for them (`numerics.rounding`), and the bias takes up the mean error of the layer's output
+against the float model (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+Correction", ICCV 2019, section 4.2; here the means are measured).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from ocs_tf.graph.adapters import KernelAdapter
+from ocs_tf.graph.reader import Graph, KernelSite, Node
+from ocs_tf.numerics.kernel import encode
+from ocs_tf.numerics.rounding import code_ranges, compensated_codes
+from ocs_tf.planning import LayerPlan
+
+Batches = Sequence[Sequence[NDArray[Any]]]
+
+# Output positions that products of inputs are summed over: as many as this, and for each input.
+_POSITIONS = 1 << 15
+_POSITIONS_PER_INPUT = 8
+_SAMPLES = 1024
+_BYTES = 1 << 30
+
+
+def compensate(
+    graph: Graph,
+    model: keras.Model,
+    plans: Mapping[str, LayerPlan],
+    batches: Batches,
+    *,
+    rounding: bool = True,
+    bias_correction: bool = True,
+    progress: Callable[[list[Node]], Iterable[Node]] = iter,
+) -> None:
+    """Choose the codes and biases of a quantized model anew.
+
+    Held in memory are those activations of all `batches` that are still to be read.
+
+    Arguments:
+        graph: the float model.
+        model: the quantized model made of it, whose layers are changed.
+        plans: of each layer with a quantized kernel, by name; quantization-aware ones.
+        batches: calibration data: of each batch one array per input of the model.
+        rounding: choose codes by error compensation; else they stay as they are.
+        bias_correction: correct biases; layers without one stay without.
+        progress: wraps the calls that are gone through.
+    """
+    means = _float_inputs(graph, list(plans), batches) if bias_correction else {}
+    for layer, inputs in _walk(Graph(model, fold_batch_norm=False), set(plans), batches, progress):
+        site = graph.kernels[layer.name]
+        kernel, bias = site.weights()
+        groups = site.adapter.groups(site.layer)
+        plan = plans[layer.name]
+        corrects = bias is not None and bias_correction
+        quantized = plan.quantize(kernel)
+        if rounding:
+            step, copies = plan.step(), plan.expansion(kernel)
+            low, high = code_ranges(copies, plan.bits, plan.full_range)
+            taps = math.prod(kernel.shape[:-2])
+            codes = compensated_codes(
+                _grouped(kernel, groups),
+                step.reshape(groups, -1) if step.ndim else step,
+                np.tile(low, taps),
+                np.tile(high, taps),
+                _hessian(site, inputs, centered=corrects),
+            )
+            rounded = codes.swapaxes(0, 1).reshape(kernel.shape) * step.astype(np.float64)
+            quantized = encode(rounded, plan.bits, step, copies, plan.full_range)
+        if corrects:
+            before = _mean_outputs(site, means[layer.name], kernel)
+            mean = sum(batch.sum(0, dtype=np.float64) for batch in inputs)
+            mean = mean / sum(map(len, inputs))
+            bias = bias + before - _mean_outputs(site, mean, quantized.effective_kernel())
+        site.adapter.store(layer, quantized, bias)
+        layer.kernel_sqnr_db = quantized.sqnr_db(kernel)
+
+
+def sample_limit(graph: Graph) -> int:
+    """How many samples `compensate` should be given, by the memory that it is going to take."""
+    unread = {key: len(readers) for key, readers in graph.consumers.items()}
+    held: dict[int, int] = {}
+    most = 1
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            held[id(tensor)] = 4 * math.prod(size or 1 for size in tensor.shape[1:])
+        most = max(most, sum(held.values()))
+        for tensor in node.inputs:
+            unread[id(tensor)] -= 1
+            if not unread[id(tensor)]:
+                held.pop(id(tensor), None)
+    return max(1, min(_SAMPLES, _BYTES // most))
+
+
+def _walk(
+    graph: Graph,
+    names: set[str],
+    batches: Batches,
+    progress: Callable[[list[Node]], Iterable[Node]],
+) -> Iterator[tuple[Any, list[NDArray[Any]]]]:
+    """Run a model call by call; yield each layer of `names`, with its inputs, before its first."""
+    inputs = {id(tensor): index for index, tensor in enumerate(graph.model.inputs)}
+    unread = {key: len(readers) for key, readers in graph.consumers.items()}
+    values: dict[int, list[Any]] = {}  # by tensor: of each batch
+    left = set(names)
+    for node in progress(graph.nodes):
+        if node.arguments is None:
+            (tensor,) = node.outputs
+            values[id(tensor)] = [batch[inputs[id(tensor)]] for batch in batches]
+            continue
+        if node.layer.name in left:
+            left.remove(node.layer.name)
+            yield node.layer, [np.asarray(v) for v in values[id(node.inputs[0])]]
+        if not left:
+            return
+        outputs = []
+        for index in range(len(batches)):
+            args, kwargs = node.arguments.fill_in(
+                {id(t): values[id(t)][index] for t in node.inputs}
+            )
+            results = keras.tree.flatten(node.layer(*args, **kwargs))
+            outputs.append([keras.ops.convert_to_numpy(result) for result in results])
+        for tensor, made in zip(node.outputs, zip(*outputs, strict=True), strict=True):
+            values[id(tensor)] = list(made)
+        for tensor in node.inputs:
+            unread[id(tensor)] -= 1
+            if not unread[id(tensor)]:
+                del values[id(tensor)]
+
+
+def _float_inputs(graph: Graph, names: list[str], batches: Batches) -> dict[str, NDArray[Any]]:
+    """The mean of each layer's input over all samples, float64, in the float model."""
+    tensors = [graph.calls_of(name)[0].inputs[0] for name in names]
+    observer = keras.Model(graph.model.inputs, tensors)
+    sums: list[Any] = [0.0] * len(tensors)
+    for batch in batches:
+        outputs = observer.predict_on_batch(list(batch) if len(batch) > 1 else batch[0])
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        sums = [
+            total + values.sum(0, dtype=np.float64)
+            for total, values in zip(sums, outputs, strict=True)
+        ]
+    samples = sum(len(batch[0]) for batch in batches)
+    return {name: total / samples for name, total in zip(names, sums, strict=True)}
+
+
+def _mean_outputs(
+    site: KernelSite, mean: NDArray[np.float64], kernel: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Mean of each output channel, without bias, for inputs of this mean."""
+    patches = site.adapter.patches(site.layer, mean[None]).mean(0)
+    weights = _grouped(kernel, len(patches))
+    return np.matmul(patches[:, None], weights).reshape(-1)
+
+
+def _hessian(site: KernelSite, inputs: list[NDArray[Any]], centered: bool) -> NDArray[np.float64]:
+    """Sums of products of inputs `[G, K, K]`, over output positions of all samples.
+
+    `centered`: of their differences to the mean, which is what a corrected bias leaves.
+    """
+    adapter: KernelAdapter = site.adapter
+    samples = sum(map(len, inputs))
+    positions = adapter.positions(site.layer, inputs[0].shape)
+    kernel, _ = site.adapter.read(site.layer)
+    wanted = max(_POSITIONS, _POSITIONS_PER_INPUT * math.prod(kernel.shape[:-1]))
+    every = 1
+    if positions:
+        share = samples * math.prod(positions) / wanted
+        every = max(1, math.ceil(share ** (1 / len(positions))))
+    rng = np.random.default_rng(0)
+    products: Any = 0.0
+    sums: Any = 0.0
+    count = 0
+    for batch in inputs:
+        start = [int(rng.integers(min(every, size))) for size in positions]
+        patches = adapter.patches(site.layer, batch, every, start).astype(np.float32)
+        patches = np.ascontiguousarray(patches.swapaxes(0, 1))
+        products = products + np.matmul(patches.swapaxes(1, 2), patches).astype(np.float64)
+        sums = sums + patches.sum(1, dtype=np.float64)
+        count += patches.shape[1]
+    if centered:
+        products = products - sums[:, :, None] * sums[:, None, :] / count
+    return np.asarray(products)
+
+
+def _grouped(kernel: NDArray[Any], groups: int) -> NDArray[Any]:
+    """Canonical kernel `[..., C, F]` as `[G, K, F / G]`."""
+    rows = math.prod(kernel.shape[:-1])
+    return kernel.reshape(rows, groups, -1).swapaxes(0, 1)

@@ -1,0 +1,122 @@
+"""Error-compensated rounding: weights are rounded one input at a time, and what is lost in one is
+made up for by those that are not rounded yet.
+
+The layer's output error over calibration inputs `X` is `tr((W - Q)^T H (W - Q))`, `H = X^T X`. Once
+row k of `Q` is fixed, the best choice of the rows behind it is known in closed form (Hassibi &
+Stork, "Second order derivatives for network pruning", NIPS 1992; Frantar & Alistarh, "Optimal Brain
+Compression", NeurIPS 2022). By the Cholesky factor of `H^-1` all output channels are done together
+(Frantar et al., "GPTQ", ICLR 2023, algorithm 1).
+
+With outlier channel splitting, a channel with copies has a wider range of codes, and the copies of
+a code are determined by it. So whole channels are rounded, each within the range of its copies.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocs_tf.numerics import grid
+from ocs_tf.numerics.splitting import Copies
+
+DAMPING = 0.01  # of the mean of the diagonal, added to it
+_BLOCK = 64  # rows whose errors are passed on together
+
+
+def code_ranges(
+    copies: Copies, bits: int, full_range: bool = False
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Smallest and largest effective code of each channel that its copies can make up.
+
+    Quantization-aware copies only: their codes `rint(gain * code + offset)` add up to the code.
+
+    Returns:
+        int32 `[C]` each.
+    """
+    limit = grid.code_limit(bits)
+    lowest = -limit - (1 if full_range else 0)
+    channels = int(copies.channel_map.max()) + 1
+    low = np.full(channels, np.iinfo(np.int32).min)
+    high = np.full(channels, np.iinfo(np.int32).max)
+    for channel, gain, offset in zip(copies.channel_map, copies.gain, copies.offset, strict=True):
+        # All codes that can be reached are tried: there are at most 2^bits / gain of them.
+        reach = int(np.ceil((limit + 2) / gain))
+        codes = np.arange(-reach, reach + 1)
+        rounded = np.rint(gain * codes + offset)
+        fits = codes[(rounded >= lowest) & (rounded <= limit)]
+        low[channel] = max(low[channel], fits[0])
+        high[channel] = min(high[channel], fits[-1])
+    return low.astype(np.int32), high.astype(np.int32)
+
+
+def compensated_codes(
+    kernel: NDArray[np.floating],
+    step: NDArray[np.floating],
+    low: NDArray[np.int32],
+    high: NDArray[np.int32],
+    hessian: NDArray[np.floating],
+    damping: float = DAMPING,
+) -> NDArray[np.int32]:
+    """Codes of a kernel, of little error in the layer's output.
+
+    Rows are rounded in the order of their inputs' energy, largest first ("act order").
+
+    Arguments:
+        kernel: finite `[G, K, F]`: groups of output channels, each with K inputs of its own.
+        step: positive, broadcasts against `[G, F]`.
+        low, high: `[K]`, the smallest and largest code of each input.
+        hessian: `[G, K, K]`, symmetric: the sums of products of inputs over calibration data.
+        damping: share of the mean of the diagonal that is added to it; above 0.
+
+    Returns:
+        int32 `[G, K, F]`, each within `low .. high`.
+
+    Raises:
+        ValueError: shapes do not match, or `hessian` is not finite.
+    """
+    groups, rows, columns = kernel.shape
+    if hessian.shape != (groups, rows, rows):
+        raise ValueError(
+            f"`hessian` has shape {hessian.shape}; a kernel of {kernel.shape} needs"
+            f" {(groups, rows, rows)}."
+        )
+    if not np.isfinite(hessian).all():
+        raise ValueError("`hessian` must be finite, but holds NaN or infinity.")
+    step = np.broadcast_to(np.asarray(step, np.float64), (groups, columns))
+    codes = np.empty(kernel.shape, np.int32)
+    for g in range(groups):
+        damped = np.asarray(hessian[g], np.float64).copy()
+        energy = damped.diagonal().copy()
+        mean = energy.mean()
+        # Inputs that are always zero: any code is as good; with 1 they are rounded to the nearest.
+        damped[np.diag_indices(rows)] += damping * mean if mean > 0 else 1.0
+        order = np.argsort(-energy, kind="stable")
+        codes[g][order] = _round_rows(
+            np.asarray(kernel[g], np.float64)[order] / step[g],
+            low[order],
+            high[order],
+            damped[np.ix_(order, order)],
+        )
+    return codes
+
+
+def _round_rows(
+    weights: NDArray[np.float64],
+    low: NDArray[np.int32],
+    high: NDArray[np.int32],
+    hessian: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """`weights` [K, F], in steps, rounded row by row; they are overwritten."""
+    # Upper triangular U with H^-1 = U^T U; row k of it tells how the rows behind k make up for k.
+    factor = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    codes = np.empty_like(weights)
+    rows = len(weights)
+    for start in range(0, rows, _BLOCK):
+        end = min(start + _BLOCK, rows)
+        errors = np.empty((end - start, weights.shape[1]))
+        for k in range(start, end):
+            codes[k] = np.clip(np.rint(weights[k]), low[k], high[k])
+            errors[k - start] = (weights[k] - codes[k]) / factor[k, k]
+            weights[k + 1 : end] -= np.outer(factor[k, k + 1 : end], errors[k - start])
+        weights[end:] -= factor[start:end, end:].T @ errors
+    return codes

@@ -1,0 +1,147 @@
+"""Error-compensated rounding against its definition, solved row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ocs_tf.numerics.grid import code_limit
+from ocs_tf.numerics.kernel import encode
+from ocs_tf.numerics.rounding import DAMPING, code_ranges, compensated_codes
+from ocs_tf.numerics.splitting import choose_copies
+
+seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+Array = NDArray[np.float64]
+
+
+def wide(rows: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Ranges of codes that nothing reaches."""
+    return np.full(rows, -(10**6), np.int32), np.full(rows, 10**6, np.int32)
+
+
+def products(rng: np.random.Generator, groups: int, rows: int, samples: int = 50) -> Array:
+    """Those of correlated inputs of different size."""
+    x = rng.normal(size=(groups, samples, rows)) @ rng.normal(size=(groups, rows, rows))
+    x *= rng.lognormal(0, 1, rows)
+    return np.matmul(x.swapaxes(1, 2), x)
+
+
+def output_error(kernel: Array, codes: Array, step: Array, hessian: Array) -> float:
+    error = kernel - codes * step[:, None]
+    return float(np.einsum("gkf,gkl,glf->", error, hessian, error))
+
+
+def by_definition(weights: Array, hessian: Array, low: Array, high: Array) -> Array:
+    """Rounds the input of most energy; the others are put where the error is least; and so on."""
+    damped = hessian + DAMPING * hessian.diagonal().mean() * np.eye(len(hessian))
+    weights, codes = weights.copy(), np.empty_like(weights)
+    left = list(np.argsort(-hessian.diagonal(), kind="stable"))
+    while left:
+        k, *left = left
+        codes[k] = np.clip(np.rint(weights[k]), low[k], high[k])
+        if left:
+            lost = np.outer(damped[left, k], weights[k] - codes[k])
+            weights[left] += np.linalg.solve(damped[np.ix_(left, left)], lost)
+    return codes
+
+
+@given(rng=seeds, groups=st.integers(1, 3), rows=st.integers(1, 9), columns=st.integers(1, 5))
+def test_each_row_makes_up_for_those_before(
+    rng: np.random.Generator, groups: int, rows: int, columns: int
+) -> None:
+    kernel = rng.normal(size=(groups, rows, columns))
+    step = rng.uniform(0.1, 0.5, (groups, columns))
+    low, high = -rng.integers(1, 8, rows), rng.integers(1, 8, rows)
+    hessian = products(rng, groups, rows)
+    codes = compensated_codes(kernel, step, low, high, hessian)
+    assert np.all(codes >= low[:, None])
+    assert np.all(codes <= high[:, None])
+    for g in range(groups):
+        expected = by_definition(kernel[g] / step[g], hessian[g], low, high)
+        np.testing.assert_array_equal(codes[g], expected)
+
+
+def test_more_rows_than_are_done_together(rng: np.random.Generator) -> None:
+    kernel, hessian = rng.normal(size=(1, 150, 3)), products(rng, 1, 150, samples=400)
+    low, high = wide(150)
+    codes = compensated_codes(kernel, np.float64(0.3), low, high, hessian)
+    np.testing.assert_array_equal(codes[0], by_definition(kernel[0] / 0.3, hessian[0], low, high))
+
+
+@pytest.mark.parametrize("rows", [4, 40])
+def test_the_output_error_is_less_than_that_of_rounding_to_the_nearest(
+    rows: int, rng: np.random.Generator
+) -> None:
+    kernel, hessian = rng.normal(size=(2, rows, 64)), products(rng, 2, rows)
+    step = np.full((2, 64), 0.5)
+    codes = compensated_codes(kernel, step, *wide(rows), hessian)
+    nearest = output_error(kernel, np.rint(kernel / 0.5), step, hessian)
+    assert output_error(kernel, codes, step, hessian) < 0.5 * nearest
+
+
+@given(rng=seeds, rows=st.integers(1, 9), columns=st.integers(1, 5))
+def test_inputs_that_have_nothing_in_common_are_rounded_to_the_nearest(
+    rng: np.random.Generator, rows: int, columns: int
+) -> None:
+    kernel = rng.normal(0, 3, size=(1, rows, columns))
+    hessian = np.diag(rng.uniform(0, 2, rows))[None]
+    low, high = np.full(rows, -3, np.int32), np.full(rows, 4, np.int32)
+    codes = compensated_codes(kernel, np.float64(1), low, high, hessian)
+    np.testing.assert_array_equal(codes, np.clip(np.rint(kernel), -3, 4))
+
+
+@pytest.mark.parametrize("dead", ["all", "one", "copies of another"])
+def test_singular_hessians(dead: str, rng: np.random.Generator) -> None:
+    kernel, x = rng.normal(size=(1, 5, 4)), rng.normal(size=(20, 5))
+    if dead == "all":
+        x[:] = 0
+    elif dead == "one":
+        x[:, 2] = 0
+    else:
+        x[:, 2] = x[:, 1]
+    codes = compensated_codes(kernel, np.float64(0.2), *wide(5), (x.T @ x)[None])
+    if dead == "all":
+        np.testing.assert_array_equal(codes, np.rint(kernel / 0.2))
+    if dead == "one":
+        np.testing.assert_array_equal(codes[0, 2], np.rint(kernel[0, 2] / 0.2))
+    assert np.abs(codes * 0.2 - kernel).max() < 1
+
+
+def test_what_is_given_stays_as_it_is(rng: np.random.Generator) -> None:
+    kernel, hessian = rng.normal(size=(1, 5, 4)), products(rng, 1, 5)
+    before = kernel.copy(), hessian.copy()
+    compensated_codes(kernel, np.float64(0.2), *wide(5), hessian)
+    np.testing.assert_array_equal(kernel, before[0])
+    np.testing.assert_array_equal(hessian, before[1])
+
+
+def test_errors() -> None:
+    kernel = np.zeros((1, 3, 2))
+    with pytest.raises(ValueError, match=r"`hessian` has shape \(1, 2, 2\).*needs \(1, 3, 3\)"):
+        compensated_codes(kernel, np.float64(1), *wide(3), np.ones((1, 2, 2)))
+    with pytest.raises(ValueError, match="`hessian` must be finite"):
+        compensated_codes(kernel, np.float64(1), *wide(3), np.full((1, 3, 3), np.nan))
+
+
+@given(rng=seeds, bits=st.integers(2, 8), count=st.integers(0, 12), full_range=st.booleans())
+def test_ranges_are_what_copies_can_hold(
+    rng: np.random.Generator, bits: int, count: int, full_range: bool
+) -> None:
+    """Each code in the range is stored and found again; the next one is not."""
+    kernel = rng.normal(size=(4, 1)).astype(np.float32)
+    step = np.float32(0.25)
+    copies = choose_copies(kernel, count, step)
+    low, high = code_ranges(copies, bits, full_range)
+    limit = code_limit(bits)
+    alone = np.bincount(copies.channel_map, minlength=4) == 1
+    assert np.all(high[alone] == limit)
+    assert np.all(low[alone] == -limit - full_range)
+    for bound, beyond in ((low, -1), (high, 1)):
+        for past in (0, beyond):
+            codes = bound + past
+            values = (codes * step.astype(np.float64))[:, None]
+            found = encode(values, bits, step, copies, full_range).effective_codes()[:, 0]
+            assert np.all((found == codes) == (past == 0))

@@ -1,0 +1,235 @@
+"""Codes and biases that mind what layers compute."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import ocs_tf
+from ocs_tf import compensation
+from ocs_tf.graph.reader import Graph
+from ocs_tf.numerics.rounding import DAMPING
+from tests.export.networks import MODELS, randomize, samples
+
+WEIGHTS_ONLY = {"activation_bits": None, "first_layer_bits": "same", "last_layer_bits": "same"}
+
+
+def single(layer: layers.Layer, shape: tuple[int, ...]) -> keras.Model:
+    inputs = keras.Input(shape, name="x")
+    return randomize(keras.Model(inputs, layer(inputs)))
+
+
+# Each layer with what it needs of a kernel's inputs: windows, groups, positions.
+LAYERS = {
+    "dense": lambda: single(layers.Dense(5, name="layer"), (7,)),
+    "dense on 3-D": lambda: single(layers.Dense(5, name="layer"), (4, 7)),
+    "conv": lambda: single(layers.Conv2D(5, 3, name="layer"), (8, 9, 4)),
+    "conv, same, strides": lambda: single(
+        layers.Conv2D(5, 3, strides=2, padding="same", name="layer"), (8, 9, 4)
+    ),
+    "conv, dilated": lambda: single(
+        layers.Conv2D(5, (2, 3), dilation_rate=2, name="layer"), (8, 9, 4)
+    ),
+    "conv, groups": lambda: single(layers.Conv2D(6, 3, groups=2, name="layer"), (8, 9, 4)),
+    "depthwise": lambda: single(layers.DepthwiseConv2D(3, name="layer"), (8, 9, 4)),
+    "depthwise, multiplier": lambda: single(
+        layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", name="layer"), (8, 9, 4)
+    ),
+}
+each_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+def correlated(model: keras.Model, count: int = 64) -> np.ndarray:
+    """Inputs whose channels and neighbours have much in common, with a mean of their own."""
+    rng = np.random.default_rng(0)
+    shape = model.inputs[0].shape[1:]
+    x = rng.normal(size=(count, *shape))
+    for axis in range(1, len(shape)):  # the spatial ones
+        x = x + 2 * np.roll(x, 1, axis) + np.roll(x, 2, axis)
+    return (x @ rng.normal(size=(shape[-1], shape[-1])) + 1).astype(np.float32)
+
+
+def error(model: keras.Model, quantized: keras.Model, x: np.ndarray) -> np.ndarray:
+    """Of each output channel of the last layer."""
+    difference = quantized.predict_on_batch(x) - model.predict_on_batch(x)
+    return difference.reshape(-1, difference.shape[-1]).astype(np.float64)
+
+
+@each_layer
+def test_outputs_are_nearer_than_those_of_rounding_to_the_nearest(name: str) -> None:
+    model = LAYERS[name]()
+    x = correlated(model)
+    options = {"weight_bits": 3, "representative_dataset": x, "verbose": False, **WEIGHTS_ONLY}
+    errors = {}
+    for rounding in ("nearest", "error_compensated"):
+        quantized = ocs_tf.convert(model, rounding=rounding, bias_correction=True, **options)
+        kernel = quantized.get_layer("layer").quantized_kernel()
+        assert np.abs(kernel.codes).max() <= 3
+        errors[rounding] = np.square(error(model, quantized, x)).sum()
+    # Nine inputs, as of a depthwise kernel, cannot make up for much.
+    assert errors["error_compensated"] < (1 if "depth" in name else 0.7) * errors["nearest"]
+
+
+@each_layer
+@pytest.mark.parametrize("rounding", ["nearest", "error_compensated"])
+def test_outputs_have_the_mean_of_the_float_ones(name: str, rounding: str) -> None:
+    model = LAYERS[name]()
+    x = correlated(model)
+    quantized = ocs_tf.convert(
+        model,
+        weight_bits=3,
+        rounding=rounding,
+        bias_correction=True,
+        representative_dataset=x,
+        verbose=False,
+        **WEIGHTS_ONLY,
+    )
+    mean = np.abs(error(model, quantized, x).mean(0)).max()
+    uncorrected = ocs_tf.convert(model, weight_bits=3, verbose=False, **WEIGHTS_ONLY)
+    assert mean < 1e-3 * np.abs(error(model, uncorrected, x).mean(0)).max()
+
+
+def test_codes_of_a_dense_layer_are_those_of_the_definition() -> None:
+    """With two inputs, the second one makes up for the first."""
+    model = single(layers.Dense(3, use_bias=False, name="layer"), (2,))
+    x = np.float32([[3, 1], [2, 1], [-1, 0.5], [2, 2]])
+    quantized = ocs_tf.convert(
+        model,
+        weight_bits=6,
+        expand_ratio=0.0,
+        rounding="error_compensated",
+        representative_dataset=x,
+        verbose=False,
+        **WEIGHTS_ONLY,
+    )
+    kernel = quantized.get_layer("layer").quantized_kernel()
+    weights = np.asarray(model.get_layer("layer").kernel, np.float64) / kernel.scale
+    hessian = x.T.astype(np.float64) @ x
+    hessian += DAMPING * hessian.diagonal().mean() * np.eye(2)
+    first = np.rint(weights[0])
+    second = np.rint(weights[1] + (weights[0] - first) * hessian[1, 0] / hessian[1, 1])
+    np.testing.assert_array_equal(kernel.codes, np.clip([first, second], -31, 31))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_structure(name: str) -> None:
+    model = MODELS[name]()
+    data = samples(model)
+    options = {"weight_bits": 4, "expand_ratio": 0.2, "representative_dataset": data}
+    before = [np.asarray(w).copy() for w in model.weights]
+    quantized, again = (
+        ocs_tf.convert(
+            model, rounding="error_compensated", bias_correction=True, verbose=False, **options
+        )
+        for _ in range(2)
+    )
+    for mine, others in zip(quantized.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(mine, others)
+    for weight, old in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+    x = list(data.values()) if len(data) > 1 else data["x"]
+    expected = model.predict_on_batch(x)
+    nearest = ocs_tf.convert(model, verbose=False, rounding="nearest", **options)
+    plain = ocs_tf.numerics.sqnr_db(expected, nearest.predict_on_batch(x))
+    # Inputs without structure leave nothing to be gained.
+    assert ocs_tf.numerics.sqnr_db(expected, quantized.predict_on_batch(x)) > plain - 1
+    for layer in quantized.layers:
+        if isinstance(layer, ocs_tf.layers.KernelLayer):
+            kernel = layer.quantized_kernel()
+            assert np.abs(kernel.codes).max() <= 2 ** (kernel.bits - 1) - 1
+
+
+def test_split_channels_have_a_wider_range() -> None:
+    model = LAYERS["dense"]()
+    quantized = ocs_tf.convert(
+        model,
+        weight_bits=3,
+        granularity="tensor",
+        overrides={"layer": {"expand_ratio": 0.3}},
+        rounding="error_compensated",
+        representative_dataset=correlated(model),
+        verbose=False,
+        **WEIGHTS_ONLY,
+    )
+    kernel = quantized.get_layer("layer").quantized_kernel()
+    assert kernel.splits == 3
+    assert 3 < np.abs(kernel.effective_codes()).max() <= 4 * 3
+
+
+def test_the_quality_in_reports_is_that_of_the_new_codes() -> None:
+    model = LAYERS["conv"]()
+    options = {"weight_bits": 4, "representative_dataset": correlated(model), "verbose": False}
+    quantized = ocs_tf.convert(model, rounding="error_compensated", **options, **WEIGHTS_ONLY)
+    layer = quantized.get_layer("layer")
+    expected = ocs_tf.numerics.sqnr_db(model.get_layer("layer").kernel, layer.kernel)
+    assert layer.kernel_sqnr_db == pytest.approx(expected, abs=1e-3)
+
+
+def test_layers_see_what_the_quantized_ones_before_them_make() -> None:
+    """The second bias makes up for what the first layer does to the mean."""
+    inputs = keras.Input((6,), name="x")
+    x = layers.Dense(8, activation="relu", name="a")(inputs)
+    model = randomize(keras.Model(inputs, layers.Dense(3, name="b")(x)))
+    data = correlated(model)
+    quantized = ocs_tf.convert(
+        model,
+        weight_bits=2,
+        bias_correction=True,
+        representative_dataset=data,
+        verbose=False,
+        **WEIGHTS_ONLY,
+    )
+    errors = error(model, quantized, data)
+    assert np.abs(errors.mean(0)).max() < 1e-4 * np.abs(errors).max()
+
+
+def test_only_some_positions_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LAYERS["conv"]()
+    site = Graph(model).kernels["layer"]
+    x = [correlated(model, 40), correlated(model, 24)]
+    everything = compensation._hessian(site, x, centered=False)
+    patches = np.concatenate([site.adapter.patches(site.layer, batch)[:, 0] for batch in x])
+    np.testing.assert_allclose(everything[0], patches.T @ patches, rtol=1e-4, atol=1e-2)
+    centered = compensation._hessian(site, x, centered=True)
+    expected = np.cov(patches.T, bias=True) * len(patches)
+    np.testing.assert_allclose(centered[0], expected, rtol=1e-3, atol=1e-1)
+    monkeypatch.setattr(compensation, "_POSITIONS", 300)
+    few = compensation._hessian(site, x, centered=False)
+    # Of 6 x 7 positions, 2 or 3 along each axis: every third.
+    share = np.trace(few[0]) / np.trace(everything[0])
+    assert 0.7 * 2 * 2 / (6 * 7) < share < 1.3 * 2 * 3 / (6 * 7)
+
+
+def test_samples_are_limited_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LAYERS["conv"]()
+    graph = Graph(model)
+    assert compensation.sample_limit(graph) == 1024
+    # Input and output of the convolution are held together: 8 x 9 x 4 and 6 x 7 x 5 floats.
+    monkeypatch.setattr(compensation, "_BYTES", 10 * 4 * (8 * 9 * 4 + 6 * 7 * 5) + 1)
+    assert compensation.sample_limit(graph) == 10
+    monkeypatch.setattr(compensation, "_BYTES", 1)
+    assert compensation.sample_limit(graph) == 1
+
+
+@pytest.mark.parametrize("options", [{"rounding": "error_compensated"}, {"bias_correction": True}])
+def test_data_are_needed(options: dict) -> None:
+    model = LAYERS["dense"]()
+    with pytest.raises(ValueError, match="need `representative_dataset`"):
+        ocs_tf.convert(model, weight_bits=4, **options)
+    plan = ocs_tf.plan(
+        model, weight_bits=4, representative_dataset=correlated(model), verbose=False, **options
+    )
+    with pytest.raises(ValueError, match="give it to `apply`, too"):
+        ocs_tf.apply(model, plan)
+    loaded = ocs_tf.Plan.from_json(plan.to_json())
+    assert loaded == plan
+    applied, converted = (
+        ocs_tf.apply(model, plan, representative_dataset=correlated(model), verbose=False),
+        ocs_tf.convert(
+            model, weight_bits=4, representative_dataset=correlated(model), verbose=False, **options
+        ),
+    )
+    for mine, others in zip(applied.weights, converted.weights, strict=True):
+        np.testing.assert_array_equal(mine, others)
