@@ -45,7 +45,8 @@ _CONFIG_HELP = {
     "granularity": "channel (a step per output channel) or tensor (one per kernel)",
     "expand_ratio": "share of input channels to add by splitting, e.g. 0.02; auto: 0 at 8 bits",
     "weight_clip": "how to clip weights: none, mse, aciq, kl, optimal, percentile",
-    "rounding": "nearest, or error_compensated: regards what layers compute on --data",
+    "rounding": "nearest; error_compensated: regards what layers compute; auto: with --data",
+    "bias_correction": "add to biases what outputs lose on average: true, false, auto: with --data",
     "activation_clip": "how to clip activations; the same choices",
     "percentile": "for clip percentile, e.g. 99.9",
     "first_layer_bits": "weight bits of the first layers; none, or same as the others",
@@ -55,7 +56,6 @@ _CONFIG_HELP = {
 }
 _CONFIG_SWITCHES = {
     "fold_batch_norm": "multiply batch norms into the layers before them",
-    "bias_correction": "add to biases what outputs lose on average on --data",
     "quantization_aware": "let the codes of copies add up to the code of the whole weight",
     "power_of_two": "steps are powers of two",
     "full_range": "weights may take the lowest code, too",
@@ -256,6 +256,8 @@ def _value(name: str, text: Any) -> Any:
     """A flag's text as the value of option `name`; `Config` decides whether it is allowed."""
     if text == "none" and name in _MAY_BE_NONE:
         return None
+    if name == "bias_correction" and text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
         with contextlib.suppress(ValueError, TypeError):
             return text if isinstance(text, bool) else kind(text)

@@ -17,9 +17,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf.graph.adapters import KernelAdapter
 from ocs_tf.graph.reader import Graph, KernelSite, Node
-from ocs_tf.numerics.kernel import encode
+from ocs_tf.numerics.kernel import QuantizedKernel, encode
 from ocs_tf.numerics.rounding import code_ranges, compensated_codes
 from ocs_tf.planning import LayerPlan
 
@@ -59,30 +58,34 @@ def compensate(
     for layer, inputs in _walk(Graph(model, fold_batch_norm=False), set(plans), batches, progress):
         site = graph.kernels[layer.name]
         kernel, bias = site.weights()
-        groups = site.adapter.groups(site.layer)
         plan = plans[layer.name]
-        corrects = bias is not None and bias_correction
-        quantized = plan.quantize(kernel)
-        if rounding:
-            step, copies = plan.step(), plan.expansion(kernel)
-            low, high = code_ranges(copies, plan.bits, plan.full_range)
-            taps = math.prod(kernel.shape[:-2])
-            codes = compensated_codes(
-                _grouped(kernel, groups),
-                step.reshape(groups, -1) if step.ndim else step,
-                np.tile(low, taps),
-                np.tile(high, taps),
-                _hessian(site, inputs, centered=corrects),
-            )
-            rounded = codes.swapaxes(0, 1).reshape(kernel.shape) * step.astype(np.float64)
-            quantized = encode(rounded, plan.bits, step, copies, plan.full_range)
-        if corrects:
+        quantized = _rounded(site, kernel, plan, inputs) if rounding else plan.quantize(kernel)
+        if bias_correction and bias is not None:
             before = _mean_outputs(site, means[layer.name], kernel)
-            mean = sum(batch.sum(0, dtype=np.float64) for batch in inputs)
-            mean = mean / sum(map(len, inputs))
+            total = np.sum([batch.sum(0, dtype=np.float64) for batch in inputs], axis=0)
+            mean = total / sum(map(len, inputs))
             bias = bias + before - _mean_outputs(site, mean, quantized.effective_kernel())
         site.adapter.store(layer, quantized, bias)
         layer.kernel_sqnr_db = quantized.sqnr_db(kernel)
+
+
+def _rounded(
+    site: KernelSite, kernel: NDArray[Any], plan: LayerPlan, inputs: list[NDArray[Any]]
+) -> QuantizedKernel:
+    """`kernel`, with codes chosen for `inputs` of the layer."""
+    step, copies = plan.step(), plan.expansion(kernel)
+    low, high = code_ranges(copies, plan.bits, plan.full_range)
+    taps = math.prod(kernel.shape[:-2])
+    groups = site.adapter.groups(site.layer)
+    codes = compensated_codes(
+        _grouped(kernel, groups),
+        step.reshape(groups, -1) if step.ndim else step,
+        np.tile(low, taps),
+        np.tile(high, taps),
+        _hessian(site, inputs),
+    )
+    values = codes.swapaxes(0, 1).reshape(kernel.shape) * step.astype(np.float64)
+    return encode(values, plan.bits, step, copies, plan.full_range)
 
 
 def sample_limit(graph: Graph) -> int:
@@ -142,15 +145,13 @@ def _float_inputs(graph: Graph, names: list[str], batches: Batches) -> dict[str,
     tensors = [graph.calls_of(name)[0].inputs[0] for name in names]
     observer = keras.Model(graph.model.inputs, tensors)
     sums: list[Any] = [0.0] * len(tensors)
+    counts = [0] * len(tensors)  # of samples; an operation may change how many there are
     for batch in batches:
         outputs = observer.predict_on_batch(list(batch) if len(batch) > 1 else batch[0])
-        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        sums = [
-            total + values.sum(0, dtype=np.float64)
-            for total, values in zip(sums, outputs, strict=True)
-        ]
-    samples = sum(len(batch[0]) for batch in batches)
-    return {name: total / samples for name, total in zip(names, sums, strict=True)}
+        for i, values in enumerate(outputs if isinstance(outputs, (list, tuple)) else [outputs]):
+            sums[i] = sums[i] + values.sum(0, dtype=np.float64)
+            counts[i] += len(values)
+    return {name: total / n for name, total, n in zip(names, sums, counts, strict=True)}
 
 
 def _mean_outputs(
@@ -162,14 +163,10 @@ def _mean_outputs(
     return np.matmul(patches[:, None], weights).reshape(-1)
 
 
-def _hessian(site: KernelSite, inputs: list[NDArray[Any]], centered: bool) -> NDArray[np.float64]:
-    """Sums of products of inputs `[G, K, K]`, over output positions of all samples.
-
-    `centered`: of their differences to the mean, which is what a corrected bias leaves.
-    """
-    adapter: KernelAdapter = site.adapter
+def _hessian(site: KernelSite, inputs: list[NDArray[Any]]) -> NDArray[np.float64]:
+    """Sums of products of inputs `[G, K, K]`, over output positions of all samples."""
     samples = sum(map(len, inputs))
-    positions = adapter.positions(site.layer, inputs[0].shape)
+    positions = site.adapter.positions(site.layer, inputs[0].shape)
     kernel, _ = site.adapter.read(site.layer)
     wanted = max(_POSITIONS, _POSITIONS_PER_INPUT * math.prod(kernel.shape[:-1]))
     every = 1
@@ -177,19 +174,13 @@ def _hessian(site: KernelSite, inputs: list[NDArray[Any]], centered: bool) -> ND
         share = samples * math.prod(positions) / wanted
         every = max(1, math.ceil(share ** (1 / len(positions))))
     rng = np.random.default_rng(0)
-    products: Any = 0.0
-    sums: Any = 0.0
-    count = 0
+    total: Any = 0.0
     for batch in inputs:
         start = [int(rng.integers(min(every, size))) for size in positions]
-        patches = adapter.patches(site.layer, batch, every, start).astype(np.float32)
+        patches = site.adapter.patches(site.layer, batch, every, start).astype(np.float32)
         patches = np.ascontiguousarray(patches.swapaxes(0, 1))
-        products = products + np.matmul(patches.swapaxes(1, 2), patches).astype(np.float64)
-        sums = sums + patches.sum(1, dtype=np.float64)
-        count += patches.shape[1]
-    if centered:
-        products = products - sums[:, :, None] * sums[:, None, :] / count
-    return np.asarray(products)
+        total = total + np.matmul(patches.swapaxes(1, 2), patches).astype(np.float64)
+    return np.asarray(total)
 
 
 def _grouped(kernel: NDArray[Any], groups: int) -> NDArray[Any]:

@@ -16,12 +16,11 @@ from ocs_tf.numerics.kernel import GRANULARITIES, MAX_WEIGHT_BITS
 
 ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 ACTIVATION_SCOPES = ("all", "inputs")
-ROUNDINGS = ("nearest", "error_compensated")
+ROUNDINGS = ("auto", "nearest", "error_compensated")
 # What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
 AUTO_EXPAND_RATIO = 0.02
 _SWITCHES = (
     "fold_batch_norm",
-    "bias_correction",
     "quantization_aware",
     "power_of_two",
     "full_range",
@@ -152,9 +151,11 @@ class Config:
             0..1; `"auto"` is 0.02 below 8 weight bits, 0 at 8.
         weight_clip: one of `numerics.CLIP_METHODS`.
         rounding: `"nearest"`, or `"error_compensated"`: what is lost by rounding one weight is made
-            up for by others, for the inputs that the layer sees on calibration data.
+            up for by others, for the inputs that the layer sees on calibration data. `"auto"` is
+            the latter where data are given (and `quantization_aware` is on).
         bias_correction: add to biases the mean difference to the float model's outputs, measured
-            on calibration data. Layers without a bias stay without.
+            on calibration data; `"auto"`: where data are given. Layers without a bias stay
+            without.
         activation_clip: one of `numerics.CLIP_METHODS`.
         percentile: for clip method `"percentile"`, 0..100.
         first_layer_bits, last_layer_bits: weight bits of the layers next to the model's inputs
@@ -183,8 +184,8 @@ class Config:
     granularity: str = "channel"
     expand_ratio: float | Literal["auto"] = "auto"
     weight_clip: str = "optimal"
-    rounding: str = "nearest"
-    bias_correction: bool = False
+    rounding: str = "auto"
+    bias_correction: bool | Literal["auto"] = "auto"
     activation_clip: str = "none"
     percentile: float = DEFAULT_PERCENTILE
     first_layer_bits: int | Literal["same"] | None = 8
@@ -215,6 +216,7 @@ class Config:
         _check_choice("granularity", self.granularity, GRANULARITIES)
         _check_choice("weight_clip", self.weight_clip, CLIP_METHODS)
         _check_choice("rounding", self.rounding, ROUNDINGS)
+        _check_choice("bias_correction", self.bias_correction, ("auto", True, False))
         if self.rounding == "error_compensated" and not self.quantization_aware:
             raise ValueError(
                 "`rounding` (='error_compensated') chooses codes of whole weights, which only the"
@@ -240,10 +242,36 @@ class Config:
             _keep(self, "calibration_samples", int(samples))
         _keep(self, "overrides", _as_overrides(self.overrides))
 
-    @property
-    def needs_data(self) -> bool:
-        """Whether kernels or biases are chosen on calibration data."""
-        return self.rounding != "nearest" or self.bias_correction
+    def resolve(self, with_data: bool) -> Config:
+        """What `"auto"` stands for, given whether there are calibration data.
+
+        Raises:
+            ValueError: an option needs data, and there are none.
+        """
+        values: dict[str, Any] = {}
+        if self.activation_bits == "auto":
+            values["activation_bits"] = 8 if with_data else None
+        if self.rounding == "auto":
+            compensates = with_data and self.quantization_aware
+            values["rounding"] = "error_compensated" if compensates else "nearest"
+        if self.bias_correction == "auto":
+            values["bias_correction"] = with_data
+        config = dataclasses.replace(self, **values)
+        if with_data:
+            return config
+        if config.activation_bits is not None:
+            raise ValueError(
+                f"`activation_bits` (={config.activation_bits}) needs `representative_dataset`, to"
+                " measure the ranges of activations. Give some inputs, or set activation_bits=None"
+                " to leave activations in float."
+            )
+        if config.rounding != "nearest" or config.bias_correction:
+            raise ValueError(
+                f"`rounding` (={config.rounding!r}) and `bias_correction`"
+                f" (={config.bias_correction}) need `representative_dataset`. Give some inputs, or"
+                " leave both as they are by default."
+            )
+        return config
 
     @classmethod
     def paper(cls, **options: Any) -> Config:
@@ -262,6 +290,8 @@ class Config:
             "activation_scope": "inputs",
             "activation_symmetric": True,
             "full_range": True,
+            "rounding": "nearest",
+            "bias_correction": False,
         }
         defaults = {"expand_ratio": 0.0, "weight_clip": "none", "activation_clip": "none"}
         extra = _as_overrides(options.pop("overrides", ()))

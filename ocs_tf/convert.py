@@ -74,24 +74,12 @@ def plan(
     Raises:
         ValueError: `model` is not a built functional or Sequential Keras 3 model, or has no layer
             that can be quantized; an option is out of range or an override matches nothing;
-            `activation_bits` are asked for without data; the data do not fit the model; a kernel
+            an option needs data, and there are none; the data do not fit the model; a kernel
             or an activation holds NaN or infinity.
     """
-    config = _config(config, options)
+    config = _config(config, options).resolve(with_data=representative_dataset is not None)
     bits = config.activation_bits
-    if bits == "auto":
-        bits = None if representative_dataset is None else 8
-    if bits is not None and representative_dataset is None:
-        raise ValueError(
-            f"`activation_bits` (={bits}) needs `representative_dataset`, to measure the ranges of"
-            " activations. Give some inputs, or set activation_bits=None to leave activations in"
-            " float."
-        )
-    if config.needs_data and representative_dataset is None:
-        raise ValueError(
-            "`rounding` (='error_compensated') and `bias_correction` need `representative_dataset`."
-            " Give some inputs, or leave both as they are by default."
-        )
+    assert bits != "auto"
     graph = Graph(model, config.fold_batch_norm)
     batches = []
     if bits is not None:

@@ -24,7 +24,7 @@ from ocs_tf.numerics.splitting import Copies, check_finite, choose_copies, copie
 
 PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
 
-_FORMAT = 2
+_FORMAT = 1
 _ON_PURPOSE = "left in float by the configuration"
 SMALLEST_CHANNEL = 2.0**-13  # of the largest threshold in a kernel
 
@@ -129,8 +129,8 @@ class Plan:
                 float_layers=values["float_layers"],
                 activations={k: ActivationGrid(**g) for k, g in values["activations"].items()},
                 fold_batch_norm=values["fold_batch_norm"],
-                rounding=values["rounding"],
-                bias_correction=values["bias_correction"],
+                rounding=values.get("rounding", "nearest"),
+                bias_correction=values.get("bias_correction", False),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the plan lacks a field or has an unknown one: {error}.") from error
@@ -176,7 +176,7 @@ def plan_kernels(graph: Graph, config: Config, verbose: bool = True) -> Plan:
         float_layers,
         fold_batch_norm=config.fold_batch_norm,
         rounding=config.rounding,
-        bias_correction=config.bias_correction,
+        bias_correction=config.bias_correction is True,
     )
 
 

@@ -17,6 +17,7 @@ FLOORS = (
     ("graph",),
     ("data", "calibration"),
     ("planning",),
+    ("compensation",),
     ("convert",),
     ("export", "report"),
     ("compare", "files"),

@@ -162,7 +162,10 @@ def test_json_round_trip(scope: str, model: keras.Model, tmp_path: pathlib.Path)
     loaded = Plan.load(tmp_path / "plan.json")
     assert loaded == result
     x = images.astype(np.float32)
-    first, second = (ocs_tf.apply(model, p, verbose=False) for p in (result, loaded))
+    first, second = (
+        ocs_tf.apply(model, p, representative_dataset=images, verbose=False)
+        for p in (result, loaded)
+    )
     np.testing.assert_array_equal(np.asarray(first(x)), np.asarray(second(x)))
 
 

@@ -103,8 +103,8 @@ class DenseAdapter(KernelAdapter):
         self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
     ) -> np.ndarray:
         starts = start or [0] * (x.ndim - 2)
-        where = tuple(slice(first, None, every) for first in starts)
-        return x[(slice(None), *where)].reshape(-1, 1, x.shape[-1])
+        where = (slice(None), *(slice(first, None, every) for first in starts))
+        return x[where].reshape(-1, 1, x.shape[-1])
 
 
 class ConvolutionAdapter(KernelAdapter):

@@ -60,10 +60,10 @@ def windows(
         x = np.pad(x, [(0, 0), *around, (0, 0)])
     taps = []
     for tap in np.ndindex(*kernel):
-        where = []
+        where = [slice(None)]
         for axis in range(rank):
             first = tap[axis] * dilation[axis] + starts[axis] * strides[axis]
             last = tap[axis] * dilation[axis] + (outputs[axis] - 1) * strides[axis] + 1
             where.append(slice(first, last, strides[axis] * every))
-        taps.append(x[(slice(None), *where)])
+        taps.append(x[tuple(where)])
     return np.stack(taps, axis=-2)
