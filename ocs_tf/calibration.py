@@ -109,7 +109,8 @@ class Statistics:
 def _histogram(values: NDArray[np.float32], exponent: int) -> NDArray[np.int64]:
     """Counts in `2 * HALF_BINS` equal bins over `-2^exponent .. 2^exponent`."""
     flat = values.reshape(-1)
-    factor = np.float32(HALF_BINS * 2.0**-exponent)  # a power of two: the product is exact
+    # In float64, where the product with a power of two is exact even for the least of values.
+    factor = np.float64(HALF_BINS * 2.0**-exponent)
     counts = np.zeros(2 * HALF_BINS, np.int64)
     for start in range(0, flat.size, _CHUNK):
         bins = np.floor(flat[start : start + _CHUNK] * factor).astype(np.intp)

@@ -34,6 +34,12 @@ def test_two_halves_give_the_whole(values: list[float], data: st.DataObject) -> 
     assert equal(second.merge(first), whole)
 
 
+def test_a_negative_value_far_below_the_width_of_a_bin() -> None:
+    """It is below 0, though the quotient would vanish in float32."""
+    x = np.float32([2.0**41, -1.9e-36])
+    assert equal(Statistics.of(x[:1]).merge(Statistics.of(x[1:])), Statistics.of(x))
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e-3, 1.0, 1e5, 1e30])
 def test_many_parts_in_any_order(scale: float, rng: np.random.Generator) -> None:
     x = (rng.standard_cauchy(10_000) * scale).clip(-3e38, 3e38).astype(np.float32)

@@ -61,6 +61,7 @@ def test_exported_file_predicts_what_keras_does(
         network.model,
         weight_bits=bits,
         representative_dataset=network.calibration[:32],
+        rounding="nearest",  # how codes were chosen makes no difference
         verbose=False,
     )
     path = tmp_path / "model.tflite"
@@ -75,6 +76,13 @@ def test_exported_file_predicts_what_keras_does(
         assert np.mean(got == want) >= 0.99
     # What a float border costs aside, every operator is one that Coral documents.
     assert [op.op for op in result.ops if not op.supported] in ([], ["QUANTIZE", "DEQUANTIZE"])
+
+
+@pytest.mark.parametrize("entry", ["resnet20_cifar10"], indirect=True)
+def test_what_is_chosen_on_data_helps(entry: Any) -> None:
+    options = {"weight_bits": 3, "representative_dataset": entry[0].calibration[:128]}
+    nearest = agreement(*entry, rounding="nearest", bias_correction=False, **options)
+    assert agreement(*entry, **options) > nearest + 0.1
 
 
 @pytest.mark.parametrize("entry", ["resnet20_cifar10"], indirect=True)
