@@ -25,8 +25,8 @@ from ocs_tf.planning import LayerPlan
 Batches = Sequence[Sequence[NDArray[Any]]]
 
 # Output positions that products of inputs are summed over: as many as this, and for each input.
-_POSITIONS = 1 << 15
-_POSITIONS_PER_INPUT = 8
+_POSITIONS = 1 << 14
+_POSITIONS_PER_INPUT = 4
 _SAMPLES = 1024
 _BYTES = 1 << 30
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 
 from ocs_tf.numerics import grid
 from ocs_tf.numerics.splitting import Copies
@@ -108,7 +109,9 @@ def _round_rows(
 ) -> NDArray[np.float64]:
     """`weights` [K, F], in steps, rounded row by row; they are overwritten."""
     # Upper triangular U with H^-1 = U^T U; row k of it tells how the rows behind k make up for k.
-    factor = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    # It is the inverse of the upper triangular R with H = R R^T.
+    root = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
+    factor = solve_triangular(root, np.eye(len(root)))
     codes = np.empty_like(weights)
     rows = len(weights)
     for start in range(0, rows, _BLOCK):
