@@ -311,6 +311,11 @@ def _convert(values: Flags, arguments: Arguments) -> None:
     dataset = read_data(values.data, values.preprocess, model)
     if values.from_plan:
         plan = _from_json(ocs_tf.Plan, values.from_plan)
+        if plan.needs_data and dataset is None:
+            raise UsageError(
+                f"--from_plan {values.from_plan} has rounding={plan.rounding} and"
+                f" bias_correction={plan.bias_correction}, which need --data."
+            )
     else:
         plan = ocs_tf.plan(model, config, representative_dataset=dataset)
     quantized = ocs_tf.apply(

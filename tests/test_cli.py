@@ -143,6 +143,26 @@ class TestConvert:
         assert code == 0
         assert keras.models.load_model("out.keras").get_layer("second").weight_bits == 3
 
+    def test_from_a_plan_that_needs_data(self, run):
+        run("convert {}/model.keras --weight_bits 3 --data {}/bytes.npy --plan plan.json")
+        code, _, err = run("convert {}/model.keras --from_plan plan.json --output out.keras")
+        assert (code, err) == (
+            2,
+            "ocs_tf: --from_plan plan.json has rounding=error_compensated and"
+            " bias_correction=True, which need --data.\n",
+        )
+        command = "convert {}/model.keras --from_plan plan.json --data {}/bytes.npy"
+        assert run(f"{command} --output out.keras")[0] == 0
+
+    @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
+    def test_bias_correction(self, run, text, value):
+        run(
+            "convert {}/model.keras --rounding nearest --plan plan.json --data {}/bytes.npy"
+            f" --bias_correction {text}"
+        )
+        plan = ocs_tf.Plan.load("plan.json")
+        assert (plan.rounding, plan.bias_correction) == ("nearest", value)
+
     def test_existing_file_stays_without_overwrite(self, run):
         pathlib.Path("out.keras").write_text("mine")
         code, _, err = run("convert {}/model.keras --output out.keras")
