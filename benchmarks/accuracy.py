@@ -409,8 +409,8 @@ def _network(results: Results, network: str, pictures: int) -> list[str]:
 
 _ON_DATA = """\
 Chosen on calibration data, activations in 8 bits, clip method `optimal`, `r` = 0.02 below 8 bits:
-top-1, and agreement with the float network. The last column is what `ocs_tf.convert` does by
-default, and the seconds are those it takes."""
+top-1, and agreement with the float network. *Both* is what `ocs_tf.convert` does by default; the
+seconds are those that takes."""
 
 
 def _on_data(rows: Sequence[Row]) -> list[str]:
