@@ -36,6 +36,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "percentile-101": ({"percentile": 101}, r"`percentile` \(=101\) must be a number in 0 .. 100"),
     "percentile-nan": ({"percentile": float("nan")}, r"`percentile` \(=nan\)"),
     "percentile-text": ({"percentile": "99"}, r"`percentile` \(='99'\)"),
+    "rounding": ({"rounding": "up"}, r"`rounding`.*'auto', 'nearest', 'error_compensated'"),
+    "rounding of halves": (
+        {"rounding": "error_compensated", "quantization_aware": False},
+        "which only the copies of quantization_aware=True add up to",
+    ),
+    "bias_correction": ({"bias_correction": "no"}, r"`bias_correction` \(='no'\).*'auto', True"),
     "activation_scope": ({"activation_scope": "some"}, r"`activation_scope`.*'all', 'inputs'"),
     "switch": ({"fold_batch_norm": "no"}, r"`fold_batch_norm` \(='no'\).*True, False"),
     "strict": ({"strict": 1}, r"`strict` \(=1\)"),
@@ -174,6 +180,7 @@ CONFIGS: dict[str, Config] = {
         calibration_samples=100,
         strict=True,
     ),
+    "on data": Config(rounding="error_compensated", bias_correction=True),
     "overrides": Config(
         overrides=[
             Override("head", weight_bits=None),
@@ -247,6 +254,8 @@ def test_paper() -> None:
         "activation_symmetric": True,
         "quantization_aware": True,
         "power_of_two": False,
+        "rounding": "nearest",
+        "bias_correction": False,
     }
     assert {name: given[name] for name in expected} == expected
     for layer in (layers.Dense(2), layers.DepthwiseConv2D(3)):
@@ -264,3 +273,32 @@ def test_paper_takes_every_option() -> None:
     assert override.weight_bits == 8
     with pytest.raises(TypeError, match="weight_bit"):
         Config.paper(weight_bit=4)
+
+
+AUTO = ("activation_bits", "rounding", "bias_correction")
+
+
+def resolved(with_data: bool, **options: Any) -> tuple[Any, ...]:
+    config = Config(**options).resolve(with_data)
+    return tuple(getattr(config, name) for name in AUTO)
+
+
+def test_auto_depends_on_data() -> None:
+    assert resolved(True) == (8, "error_compensated", True)
+    assert resolved(False) == (None, "nearest", False)
+    assert resolved(True, quantization_aware=False) == (8, "nearest", True)
+    given = {"activation_bits": 4, "rounding": "nearest", "bias_correction": False}
+    assert resolved(True, **given) == tuple(given.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation_bits": 8}, r"`activation_bits` \(=8\) needs `representative_dataset`"),
+        ({"rounding": "error_compensated"}, r"`rounding` \(='error_compensated'\) and"),
+        ({"bias_correction": True}, r"`bias_correction` \(=True\) need `representative_dataset`"),
+    ],
+)
+def test_what_needs_data(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**options).resolve(with_data=False)

@@ -326,3 +326,12 @@ def test_no_layer_to_quantize() -> None:
     model = keras.Model(inputs, layers.ReLU()(inputs))
     with pytest.raises(ValueError, match="no layer that can be quantized; those are: Dense, Conv"):
         plan(model)
+
+
+def test_plans_without_what_is_chosen_on_data_are_read(model: keras.Model) -> None:
+    result = plan(model, weight_bits=4)
+    values = json.loads(result.to_json())
+    del values["rounding"], values["bias_correction"]
+    loaded = Plan.from_json(json.dumps(values))
+    assert loaded == result
+    assert not loaded.needs_data
