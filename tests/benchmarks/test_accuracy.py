@@ -18,6 +18,8 @@ FIELDS = {
     "activation_bits": (int, type(None)),
     "clip": str,
     "expand_ratio": float,
+    "rounding": str,
+    "bias_correction": bool,
     "top1": float,
     "agreement": float,
     "weight_bytes": int,
@@ -68,12 +70,23 @@ def test_weight_bytes(results, float_case, setup):
 
 def test_rows_of_the_file(results):
     rows = json.loads(results.path.read_text())["rows"]
-    assert len(rows) == 1 + 2 * (2 * 2 * 2 + 1)
+    assert len(rows) == 1 + 2 * (2 * 2 * 2 + 1) + len(accuracy.ROUNDINGS)
     for row in rows:
         assert row.keys() == FIELDS.keys()
         assert all(isinstance(row[name], kind) for name, kind in FIELDS.items())
         assert 0 <= row["top1"] <= 100
         assert 0 <= row["agreement"] <= 100
+
+
+def test_what_is_chosen_on_data_helps(results):
+    nearest, *_, both = accuracy.on_data("resnet20_cifar10", 200)[-8:-4]  # 4 bits
+    assert (nearest.weight_bits, both.bias_correction) == (4, True)
+    assert results[both].agreement > results[nearest].agreement
+    text = results.path.with_suffix(".md").read_text()
+    cells = [
+        f"{results[case].top1:.1f} ({results[case].agreement:.1f})" for case in (nearest, both)
+    ]
+    assert all(cell in text for cell in cells)
 
 
 def test_resume_measures_only_what_is_missing(zoo, results, tmp_path, monkeypatch):
