@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -56,6 +61,36 @@ def load_zoo(folder: str | Path | None = None) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def in_turns(
+    actions: Mapping[str, Callable[[], Any]], rounds: int, least: float = 0.0
+) -> dict[str, NDArray[np.float64]]:
+    """Seconds of each action in each round; the order changes from round to round.
+
+    What takes less than `least` seconds is repeated for as long. What an action returns is let go
+    of outside of the time that is measured, but for repetitions.
+    """
+    repeats = {}
+    for name, action in actions.items():
+        action()
+        repeats[name] = max(1, int(least / _seconds(action, 1)))
+    order = np.random.default_rng(0)
+    seconds = {name: np.zeros(rounds) for name in actions}
+    for i in range(rounds):
+        for name in order.permutation(list(actions)):
+            gc.collect(0)
+            seconds[name][i] = _seconds(actions[name], repeats[name]) / repeats[name]
+    return seconds
+
+
+def _seconds(action: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        result = action()
+    seconds = time.perf_counter() - start
+    del result
+    return seconds
 
 
 def _cpu_model() -> str:

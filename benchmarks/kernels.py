@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import pathlib
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -315,39 +314,18 @@ def builtin(x: NDArray[Any], dtype: Any, scale: NDArray[np.float32], axis: int) 
     return action
 
 
-def in_turns(actions: dict[str, Action], rounds: int) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each action in each round; the order changes from round to round."""
-    repeats = {}
-    for name, action in actions.items():
-        action()
-        repeats[name] = max(1, int(SAMPLE / _seconds(action, 1)))
-    order = np.random.default_rng(0)
-    seconds = {name: np.zeros(rounds) for name in actions}
-    for i in range(rounds):
-        for name in order.permutation(list(actions)):
-            seconds[name][i] = _seconds(actions[name], repeats[name]) / repeats[name]
-    return seconds
-
-
-def _seconds(action: Action, repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        action()
-    return time.perf_counter() - start
-
-
 def measure(case: Case, rounds: int, other_rounds: int) -> Row:
     """A case against memcpy."""
     memcpy = copying(case.traffic)
     total = sum(case.traffic)
     actions = {"memcpy": memcpy, "memset": writing(case.written), **case.kernels}
-    seconds = in_turns(actions, rounds)
+    seconds = common.in_turns(actions, rounds, SAMPLE)
     ratios = {"memcpy": total / float(np.median(seconds["memcpy"])) / 1e9}
     ratios["memset"] = _ratio(seconds, "memset")
     best = list(case.kernels)[-1]
     ratios |= {name: _ratio(seconds, name) for name in reversed(case.kernels)}
     if case.others:
-        theirs = in_turns({"memcpy": memcpy, **case.others}, other_rounds)
+        theirs = common.in_turns({"memcpy": memcpy, **case.others}, other_rounds, SAMPLE)
         ratios |= {name: _ratio(theirs, name) for name in case.others}
     milliseconds = 1e3 * float(np.median(seconds[best]))
     return Row(case.operation, case.place, total / 2**20, milliseconds, ratios)

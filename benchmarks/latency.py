@@ -11,12 +11,10 @@ own grows by. Writes latency.json, latency.md and latency.png. Some 5 minutes on
 from __future__ import annotations
 
 import dataclasses
-import gc
 import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -149,7 +147,9 @@ def measure(
 ) -> list[Row]:
     """All files of one network, against each other."""
     latencies = {count: _latencies(files, samples, count, rounds) for count in threads}
-    loads = _in_turns({name: _loader(path) for name, path in files.items()}, max(5, rounds // 10))
+    loads = common.in_turns(
+        {name: _loader(path) for name, path in files.items()}, max(5, rounds // 10)
+    )
     return [
         Row(
             network,
@@ -187,28 +187,11 @@ def _latencies(
         values = np.random.default_rng(0).normal(size=shape)
         interpreter.set_tensor(detail["index"], values.astype(detail["dtype"]))
         runs[name] = interpreter.invoke
-    return _in_turns(runs, rounds)
+    return common.in_turns(runs, rounds)
 
 
 def _loader(path: pathlib.Path) -> Callable[[], Any]:
     return lambda: tflite.Interpreter(path, num_threads=1)
-
-
-def _in_turns(actions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each action in each round; the order changes from round to round."""
-    names = list(actions)
-    seconds = {name: np.zeros(rounds) for name in names}
-    order = np.random.default_rng(0)
-    for action in actions.values():
-        action()
-    for i in range(rounds):
-        for name in order.permutation(names):
-            gc.collect(0)
-            start = time.perf_counter()
-            result = actions[name]()
-            seconds[name][i] = time.perf_counter() - start
-            del result
-    return seconds
 
 
 def _median(seconds: np.ndarray) -> float:

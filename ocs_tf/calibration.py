@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -135,6 +135,16 @@ def merge(
     return merged
 
 
+def observe(
+    model: keras.Model, tensors: Sequence[Any], batches: Iterable[Sequence[NDArray[Any]]]
+) -> Iterator[Sequence[NDArray[Any]]]:
+    """The values of symbolic `tensors` of `model`, for each of the `batches` of inputs."""
+    observer = keras.Model(model.inputs, list(tensors))
+    for batch in batches:
+        outputs = observer.predict_on_batch(list(batch) if len(batch) > 1 else batch[0])
+        yield outputs if isinstance(outputs, (list, tuple)) else [outputs]
+
+
 def calibrate(
     model: keras.Model,
     tensors: Mapping[str, Sequence[Any]],
@@ -161,10 +171,7 @@ def calibrate(
     found: dict[str, Statistics] = {}
     if not flat:
         return found
-    observer = keras.Model(model.inputs, [tensor for _, tensor in flat])
-    for batch in batches:
-        outputs = observer.predict_on_batch(list(batch) if len(batch) > 1 else batch[0])
-        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    for outputs in observe(model, [tensor for _, tensor in flat], batches):
         for (key, _), values in zip(flat, outputs, strict=True):
             if key in through:
                 values = keras.ops.convert_to_numpy(through[key](values))

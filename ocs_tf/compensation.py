@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from ocs_tf.calibration import observe
 from ocs_tf.graph.reader import Graph, KernelSite, Node
 from ocs_tf.numerics.kernel import QuantizedKernel, encode
 from ocs_tf.numerics.rounding import code_ranges, compensated_codes
@@ -90,18 +91,25 @@ def _rounded(
 
 def sample_limit(graph: Graph) -> int:
     """How many samples `compensate` should be given, by the memory that it is going to take."""
-    unread = {key: len(readers) for key, readers in graph.consumers.items()}
+    last_reads = _last_reads(graph)
     held: dict[int, int] = {}
     most = 1
     for node in graph.nodes:
         for tensor in node.outputs:
             held[id(tensor)] = 4 * math.prod(size or 1 for size in tensor.shape[1:])
         most = max(most, sum(held.values()))
-        for tensor in node.inputs:
-            unread[id(tensor)] -= 1
-            if not unread[id(tensor)]:
-                held.pop(id(tensor), None)
+        for key in last_reads[id(node)]:
+            del held[key]
     return max(1, min(_SAMPLES, _BYTES // most))
+
+
+def _last_reads(graph: Graph) -> dict[int, list[int]]:
+    """Of each call, by its id: the tensors, by theirs, that no later call reads."""
+    last = {id(tensor): id(node) for node in graph.nodes for tensor in node.inputs}
+    reads: dict[int, list[int]] = {id(node): [] for node in graph.nodes}
+    for tensor, node in last.items():
+        reads[node].append(tensor)
+    return reads
 
 
 def _walk(
@@ -112,7 +120,7 @@ def _walk(
 ) -> Iterator[tuple[Any, list[NDArray[Any]]]]:
     """Run a model call by call; yield each layer of `names`, with its inputs, before its first."""
     inputs = {id(tensor): index for index, tensor in enumerate(graph.model.inputs)}
-    unread = {key: len(readers) for key, readers in graph.consumers.items()}
+    last_reads = _last_reads(graph)
     values: dict[int, list[Any]] = {}  # by tensor: of each batch
     left = set(names)
     for node in progress(graph.nodes):
@@ -134,21 +142,17 @@ def _walk(
             outputs.append([keras.ops.convert_to_numpy(result) for result in results])
         for tensor, made in zip(node.outputs, zip(*outputs, strict=True), strict=True):
             values[id(tensor)] = list(made)
-        for tensor in node.inputs:
-            unread[id(tensor)] -= 1
-            if not unread[id(tensor)]:
-                del values[id(tensor)]
+        for key in last_reads[id(node)]:
+            del values[key]
 
 
 def _float_inputs(graph: Graph, names: list[str], batches: Batches) -> dict[str, NDArray[Any]]:
     """The mean of each layer's input over all samples, float64, in the float model."""
     tensors = [graph.calls_of(name)[0].inputs[0] for name in names]
-    observer = keras.Model(graph.model.inputs, tensors)
     sums: list[Any] = [0.0] * len(tensors)
     counts = [0] * len(tensors)  # of samples; an operation may change how many there are
-    for batch in batches:
-        outputs = observer.predict_on_batch(list(batch) if len(batch) > 1 else batch[0])
-        for i, values in enumerate(outputs if isinstance(outputs, (list, tuple)) else [outputs]):
+    for outputs in observe(graph.model, tensors, batches):
+        for i, values in enumerate(outputs):
             sums[i] = sums[i] + values.sum(0, dtype=np.float64)
             counts[i] += len(values)
     return {name: total / n for name, total, n in zip(names, sums, counts, strict=True)}
