@@ -141,8 +141,10 @@ def observe(
     """The values of symbolic `tensors` of `model`, for each of the `batches` of inputs."""
     observer = keras.Model(model.inputs, list(tensors))
     for batch in batches:
-        outputs = observer.predict_on_batch(list(batch) if len(batch) > 1 else batch[0])
-        yield outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        # Called, not predicted: TensorFlow's graph optimizer (oneDNN, 2.21) crashes the process on
+        # some networks without batch norms when it is asked for what lies between their layers.
+        outputs = observer(list(batch) if len(batch) > 1 else batch[0], training=False)
+        yield [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
 
 
 def calibrate(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ocs_tf.calibration import observe
 from ocs_tf.graph.reader import Graph, KernelSite, Node
 from ocs_tf.numerics.kernel import QuantizedKernel, encode
-from ocs_tf.numerics.rounding import code_ranges, compensated_codes
+from ocs_tf.numerics.rounding import code_ranges, compensated_codes, shrunk_moments
 from ocs_tf.planning import LayerPlan
 
 Batches = Sequence[Sequence[NDArray[Any]]]
@@ -56,21 +56,21 @@ def compensate(
         progress: wraps the calls that are gone through.
     """
     means = _float_inputs(graph, list(plans), batches) if bias_correction else {}
-    for layer, inputs in _walk(Graph(model, fold_batch_norm=False), set(plans), batches, progress):
+    for layer, inputs in walk(Graph(model, fold_batch_norm=False), set(plans), batches, progress):
         site = graph.kernels[layer.name]
         kernel, bias = site.weights()
         plan = plans[layer.name]
-        quantized = _rounded(site, kernel, plan, inputs) if rounding else plan.quantize(kernel)
+        quantized = rounded(site, kernel, plan, inputs) if rounding else plan.quantize(kernel)
         if bias_correction and bias is not None:
-            before = _mean_outputs(site, means[layer.name], kernel)
+            before = mean_outputs(site, means[layer.name], kernel)
             total = np.sum([batch.sum(0, dtype=np.float64) for batch in inputs], axis=0)
             mean = total / sum(map(len, inputs))
-            bias = bias + before - _mean_outputs(site, mean, quantized.effective_kernel())
+            bias = bias + before - mean_outputs(site, mean, quantized.effective_kernel())
         site.adapter.store(layer, quantized, bias)
         layer.kernel_sqnr_db = quantized.sqnr_db(kernel)
 
 
-def _rounded(
+def rounded(
     site: KernelSite, kernel: NDArray[Any], plan: LayerPlan, inputs: list[NDArray[Any]]
 ) -> QuantizedKernel:
     """`kernel`, with codes chosen for `inputs` of the layer."""
@@ -83,7 +83,7 @@ def _rounded(
         step.reshape(groups, -1) if step.ndim else step,
         np.tile(low, taps),
         np.tile(high, taps),
-        _hessian(site, inputs),
+        _moments(site, inputs),
     )
     values = codes.swapaxes(0, 1).reshape(kernel.shape) * step.astype(np.float64)
     return encode(values, plan.bits, step, copies, plan.full_range)
@@ -112,7 +112,7 @@ def _last_reads(graph: Graph) -> dict[int, list[int]]:
     return reads
 
 
-def _walk(
+def walk(
     graph: Graph,
     names: set[str],
     batches: Batches,
@@ -158,7 +158,7 @@ def _float_inputs(graph: Graph, names: list[str], batches: Batches) -> dict[str,
     return {name: total / n for name, total, n in zip(names, sums, counts, strict=True)}
 
 
-def _mean_outputs(
+def mean_outputs(
     site: KernelSite, mean: NDArray[np.float64], kernel: NDArray[Any]
 ) -> NDArray[np.float64]:
     """Mean of each output channel, without bias, for inputs of this mean."""
@@ -167,8 +167,8 @@ def _mean_outputs(
     return np.matmul(patches[:, None], weights).reshape(-1)
 
 
-def _hessian(site: KernelSite, inputs: list[NDArray[Any]]) -> NDArray[np.float64]:
-    """Sums of products of inputs `[G, K, K]`, over output positions of all samples."""
+def _moments(site: KernelSite, inputs: list[NDArray[Any]]) -> NDArray[np.float64]:
+    """Second moments of a layer's inputs `[G, K, K]`, over output positions of all samples."""
     samples = sum(map(len, inputs))
     positions = site.adapter.positions(site.layer, inputs[0].shape)
     kernel, _ = site.adapter.read(site.layer)
@@ -178,13 +178,17 @@ def _hessian(site: KernelSite, inputs: list[NDArray[Any]]) -> NDArray[np.float64
         share = samples * math.prod(positions) / wanted
         every = max(1, math.ceil(share ** (1 / len(positions))))
     rng = np.random.default_rng(0)
-    total: Any = 0.0
+    products: Any = 0.0
+    sums: Any = 0.0
+    count = 0
     for batch in inputs:
         start = [int(rng.integers(min(every, size))) for size in positions]
         patches = site.adapter.patches(site.layer, batch, every, start).astype(np.float32)
         patches = np.ascontiguousarray(patches.swapaxes(0, 1))
-        total = total + np.matmul(patches.swapaxes(1, 2), patches).astype(np.float64)
-    return np.asarray(total)
+        products = products + np.matmul(patches.swapaxes(1, 2), patches).astype(np.float64)
+        sums = sums + patches.sum(1, dtype=np.float64)
+        count += patches.shape[1]
+    return shrunk_moments(products / count, sums / count, count)
 
 
 def _grouped(kernel: NDArray[Any], groups: int) -> NDArray[Any]:

@@ -12,11 +12,13 @@ import numpy as np
 
 from ocs_tf.numerics.clipping import CLIP_METHODS, DEFAULT_PERCENTILE
 from ocs_tf.numerics.grid import check_bits
-from ocs_tf.numerics.kernel import GRANULARITIES, MAX_WEIGHT_BITS
+from ocs_tf.numerics.kernel import GRANULARITIES, MAX_WEIGHT_BITS, WEIGHT_CLIPS
 
 ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 ACTIVATION_SCOPES = ("all", "inputs")
 ROUNDINGS = ("auto", "nearest", "error_compensated")
+ALLOCATIONS = ("auto", "measured", "sqnr", "closed_form")
+ALLOCATION_COSTS = ("size", "macs")
 # What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
 AUTO_EXPAND_RATIO = 0.02
 _SWITCHES = (
@@ -63,7 +65,7 @@ class Override:
         if self.granularity is not None:
             _check_choice("granularity", self.granularity, GRANULARITIES)
         if self.weight_clip is not None:
-            _check_choice("weight_clip", self.weight_clip, CLIP_METHODS)
+            _check_choice("weight_clip", self.weight_clip, WEIGHT_CLIPS)
         if self.expand_ratio is not None:
             _keep(self, "expand_ratio", _check_ratio(self.expand_ratio))
 
@@ -149,7 +151,7 @@ class Config:
         granularity: `"channel"`, one step per output channel, or `"tensor"`, one per kernel.
         expand_ratio: each layer gets `ceil(expand_ratio * C)` copies of its outlier channels,
             0..1; `"auto"` is 0.02 below 8 weight bits, 0 at 8.
-        weight_clip: one of `numerics.CLIP_METHODS`.
+        weight_clip: one of `numerics.WEIGHT_CLIPS`.
         rounding: `"nearest"`, or `"error_compensated"`: what is lost by rounding one weight is made
             up for by others, for the inputs that the layer sees on calibration data. `"auto"` is
             the latter where data are given (and `quantization_aware` is on).
@@ -159,8 +161,19 @@ class Config:
         activation_clip: one of `numerics.CLIP_METHODS`.
         percentile: for clip method `"percentile"`, 0..100.
         first_layer_bits, last_layer_bits: weight bits of the layers next to the model's inputs
-            and outputs: 2..8, `None` for float, `"same"` for `weight_bits`. The first layers are
-            not split (they have few channels) unless an override gives them an `expand_ratio`.
+            and outputs: 2..8, `None` for float, `"same"` for those of the others; `"auto"` is 8,
+            or `"same"` where widths are allocated. The first layers are not split (they have few
+            channels) unless an override gives them an `expand_ratio`.
+        average_bits: 2..8: each layer gets a width of its own, 2..8, so that weights take no more
+            than this on average, copies and the layers with a given width counted. `weight_bits`
+            is not used then.
+        weight_bytes: the same, with a limit to the bytes of all codes; give one of the two.
+        allocation: how the widths are chosen: `"measured"`, by what each layer adds to the error
+            of the model's outputs on calibration data; `"sqnr"`, by each kernel's signal to
+            quantization noise ratio; `"closed_form"`, by how many weights it has (Lin et al., ICML
+            2016). `"auto"`: measured where data are given, else `"sqnr"`.
+        allocation_cost: what `average_bits` is an average over: `"size"`, the weights, or
+            `"macs"`, the multiplications with them.
         fold_batch_norm: multiply a batch norm into the layer before it, where that is possible.
         quantization_aware: the codes of a channel's copies add up to the code of the whole weight.
         power_of_two: all steps are powers of two.
@@ -183,13 +196,17 @@ class Config:
     activation_bits: int | Literal["auto"] | None = "auto"
     granularity: str = "channel"
     expand_ratio: float | Literal["auto"] = "auto"
-    weight_clip: str = "optimal"
+    weight_clip: str = "joint"
     rounding: str = "auto"
     bias_correction: bool | Literal["auto"] = "auto"
     activation_clip: str = "none"
     percentile: float = DEFAULT_PERCENTILE
-    first_layer_bits: int | Literal["same"] | None = 8
-    last_layer_bits: int | Literal["same"] | None = 8
+    first_layer_bits: int | Literal["auto", "same"] | None = "auto"
+    last_layer_bits: int | Literal["auto", "same"] | None = "auto"
+    average_bits: float | None = None
+    weight_bytes: int | None = None
+    allocation: str = "auto"
+    allocation_cost: str = "size"
     fold_batch_norm: bool = True
     quantization_aware: bool = True
     power_of_two: bool = False
@@ -203,7 +220,7 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("weight_bits", "first_layer_bits", "last_layer_bits"):
             value = getattr(self, name)
-            if value is not None and not (value == "same" and name != "weight_bits"):
+            if value is not None and not (value in ("auto", "same") and name != "weight_bits"):
                 _keep(self, name, _check_weight_bits(name, value))
         bits = self.activation_bits
         if bits is not None and bits != "auto":
@@ -214,7 +231,7 @@ class Config:
             if not isinstance(getattr(self, name), bool):
                 _refuse(name, getattr(self, name), (True, False))
         _check_choice("granularity", self.granularity, GRANULARITIES)
-        _check_choice("weight_clip", self.weight_clip, CLIP_METHODS)
+        _check_choice("weight_clip", self.weight_clip, WEIGHT_CLIPS)
         _check_choice("rounding", self.rounding, ROUNDINGS)
         _check_choice("bias_correction", self.bias_correction, ("auto", True, False))
         if self.rounding == "error_compensated" and not self.quantization_aware:
@@ -222,6 +239,9 @@ class Config:
                 "`rounding` (='error_compensated') chooses codes of whole weights, which only the"
                 " copies of quantization_aware=True add up to."
             )
+        _check_choice("allocation", self.allocation, ALLOCATIONS)
+        _check_choice("allocation_cost", self.allocation_cost, ALLOCATION_COSTS)
+        self._check_budget()
         _check_choice("activation_clip", self.activation_clip, CLIP_METHODS)
         _check_choice("activation_scope", self.activation_scope, ACTIVATION_SCOPES)
         if self.activation_clip == "aciq" and self.activation_bits == 16:
@@ -242,6 +262,32 @@ class Config:
             _keep(self, "calibration_samples", int(samples))
         _keep(self, "overrides", _as_overrides(self.overrides))
 
+    def _check_budget(self) -> None:
+        average, size = self.average_bits, self.weight_bytes
+        if average is not None:
+            if not (_is_number(average) and 2 <= average <= 8):
+                raise ValueError(f"`average_bits` (={average!r}) must be a number in 2 .. 8.")
+            _keep(self, "average_bits", float(average))
+        if size is not None:
+            if not _is_integer(size) or size < 1:
+                raise ValueError(f"`weight_bytes` (={size!r}) must be a positive integer.")
+            _keep(self, "weight_bytes", int(size))
+        if average is not None and size is not None:
+            raise ValueError(
+                f"`average_bits` (={average!r}) and `weight_bytes` (={size!r}) are two ways to say"
+                " one thing; give one."
+            )
+        if size is not None and self.allocation_cost != "size":
+            raise ValueError(
+                f"`weight_bytes` (={size!r}) is about size; allocation_cost='macs' needs"
+                " `average_bits`."
+            )
+
+    @property
+    def allocates(self) -> bool:
+        """Whether each layer gets a width of its own."""
+        return self.average_bits is not None or self.weight_bytes is not None
+
     def resolve(self, with_data: bool) -> Config:
         """What `"auto"` stands for, given whether there are calibration data.
 
@@ -256,6 +302,12 @@ class Config:
             values["rounding"] = "error_compensated" if compensates else "nearest"
         if self.bias_correction == "auto":
             values["bias_correction"] = with_data
+        if self.allocation == "auto":
+            values["allocation"] = "measured" if with_data else "sqnr"
+        edges = "same" if self.allocates else 8
+        for name in ("first_layer_bits", "last_layer_bits"):
+            if getattr(self, name) == "auto":
+                values[name] = edges
         config = dataclasses.replace(self, **values)
         if with_data:
             return config
@@ -264,6 +316,11 @@ class Config:
                 f"`activation_bits` (={config.activation_bits}) needs `representative_dataset`, to"
                 " measure the ranges of activations. Give some inputs, or set activation_bits=None"
                 " to leave activations in float."
+            )
+        if config.allocates and config.allocation == "measured":
+            raise ValueError(
+                "`allocation` (='measured') needs `representative_dataset`. Give some inputs, or"
+                " choose 'sqnr'."
             )
         if config.rounding != "nearest" or config.bias_correction:
             raise ValueError(

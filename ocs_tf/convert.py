@@ -10,6 +10,7 @@ import keras
 from tqdm import tqdm
 
 from ocs_tf import data
+from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits
 from ocs_tf.calibration import calibrate
 from ocs_tf.compensation import compensate, sample_limit
 from ocs_tf.config import Config
@@ -21,6 +22,7 @@ from ocs_tf.planning import (
     Plan,
     activation_grids,
     check_not_quantized,
+    layer_options,
     plan_kernels,
 )
 
@@ -86,7 +88,15 @@ def plan(
         # The first batch is read before the slow part, so that data that do not fit fail at once.
         stream = data.batches(representative_dataset, graph.model, limit=config.calibration_samples)
         batches = [next(stream)]
-    result = plan_kernels(graph, config, verbose)
+    options = layer_options(graph, config)
+    if config.allocates:
+        samples: list[list[Any]] = []
+        if config.allocation == "measured":
+            limit = min(sample_limit(graph), config.calibration_samples or MEASURED_SAMPLES)
+            limit = min(limit, MEASURED_SAMPLES)
+            samples = list(data.batches(representative_dataset, graph.model, limit=limit))
+        options = allocate_bits(graph, options, config, samples, verbose)
+    result = plan_kernels(graph, config, options, verbose)
     if bits is None:
         return result
     find = all_sites if config.activation_scope == "all" else input_sites

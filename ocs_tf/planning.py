@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,8 +20,8 @@ from ocs_tf.graph.activations import Site, fixed_grid
 from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel, copy_count, symmetric_step
 from ocs_tf.numerics.grid import check_bits
-from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS, check_kernel, choose_threshold, encode
-from ocs_tf.numerics.splitting import Copies, check_finite, choose_copies, copies_of_map
+from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS, check_kernel, choose_splits, encode
+from ocs_tf.numerics.splitting import Copies, check_finite, copies_of_map
 
 PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
 
@@ -145,12 +146,11 @@ class Plan:
         return cls.from_json(pathlib.Path(path).read_text(encoding="utf-8"))
 
 
-def plan_kernels(graph: Graph, config: Config, verbose: bool = True) -> Plan:
-    """A plan without activations.
+def layer_options(graph: Graph, config: Config) -> dict[str, Override]:
+    """The options of each layer with a kernel, none left open but widths to be allocated.
 
     Raises:
-        ValueError: an override matches no layer; there is no layer to quantize; a kernel holds NaN
-            or infinity; with `config.strict`, a layer would stay in float unasked.
+        ValueError: an override matches no layer; there is no layer to quantize.
     """
     check_not_quantized(graph)
     _check_overrides(graph, config)
@@ -159,16 +159,28 @@ def plan_kernels(graph: Graph, config: Config, verbose: bool = True) -> Plan:
         name: _options(site, config, name in first, name in last)
         for name, site in graph.kernels.items()
     }
-    float_layers = _unsupported(graph, config)
-    if config.strict:
-        _refuse_skipped(graph, float_layers)
     if not options:
         known = ", ".join(a.layer_class.__name__ for a in adapters.ADAPTERS)
         raise ValueError(f"`model` has no layer that can be quantized; those are: {known}.")
+    return options
+
+
+def plan_kernels(
+    graph: Graph, config: Config, options: Mapping[str, Override], verbose: bool = True
+) -> Plan:
+    """A plan without activations, given the options of each layer with a kernel.
+
+    Raises:
+        ValueError: a kernel holds NaN or infinity; with `config.strict`, a layer would stay in
+            float unasked.
+    """
+    float_layers = _unsupported(graph, config)
+    if config.strict:
+        _refuse_skipped(graph, float_layers)
     float_layers |= {name: _ON_PURPOSE for name, o in options.items() if o.weight_bits is None}
     chosen = [name for name, o in options.items() if o.weight_bits is not None]
     layers = {
-        name: _plan_layer(graph.kernels[name], options[name], config)
+        name: plan_layer(graph.kernels[name], options[name], config)
         for name in tqdm(chosen, "Planning", delay=PROGRESS_DELAY, disable=not verbose, leave=False)
     }
     return Plan(
@@ -199,7 +211,7 @@ def activation_grids(
 def _options(site: KernelSite, config: Config, first: bool, last: bool) -> Override:
     """Every option of one layer: overrides before first and last before the rest."""
     override = config.override_for(site.layer) or Override(site.name)
-    bits = config.weight_bits
+    bits: Any = "unset" if config.allocates else config.weight_bits
     ratio = config.expand_ratio
     if last and config.last_layer_bits != "same":
         bits = config.last_layer_bits
@@ -212,8 +224,6 @@ def _options(site: KernelSite, config: Config, first: bool, last: bool) -> Overr
         ratio = override.expand_ratio
     if site.adapter.why_not_split(site.layer):
         ratio = 0.0
-    if ratio == "auto":
-        ratio = AUTO_EXPAND_RATIO if bits is not None and bits < 8 else 0.0
     return Override(
         site.name,
         weight_bits=bits,
@@ -223,28 +233,37 @@ def _options(site: KernelSite, config: Config, first: bool, last: bool) -> Overr
     )
 
 
-def _plan_layer(site: KernelSite, options: Override, config: Config) -> LayerPlan:
+def plan_layer(site: KernelSite, options: Override, config: Config) -> LayerPlan:
+    """The plan of one layer, which has a width."""
     bits, clip, granularity = options.weight_bits, options.weight_clip, options.granularity
     assert isinstance(bits, int)
     assert clip is not None
     assert granularity is not None
-    assert isinstance(options.expand_ratio, (int, float))
+    ratio = options.expand_ratio
+    if ratio == "auto":
+        ratio = AUTO_EXPAND_RATIO if bits < 8 else 0.0
+    assert isinstance(ratio, (int, float))
     kernel, bias = site.weights()
     kernel = check_kernel(kernel, f"kernel of layer {site.name}")
     if bias is not None:
         check_finite(bias, f"bias of layer {site.name}")
-    count = copy_count(options.expand_ratio, kernel.shape[-2])
-    threshold = choose_threshold(
-        kernel, bits, count, clip, granularity, percentile=config.percentile
+    count = copy_count(ratio, kernel.shape[-2])
+    threshold, channels = choose_splits(
+        kernel,
+        bits,
+        count,
+        clip,
+        granularity,
+        percentile=config.percentile,
+        power_of_two=config.power_of_two,
+        quantization_aware=config.quantization_aware,
+        # A channel that is all but dead would get a step so small that its int32 bias overflows.
+        smallest=SMALLEST_CHANNEL,
     )
-    # A channel that is all but dead would get a step so small that its int32 bias overflows.
-    threshold = np.maximum(threshold, np.max(threshold) * SMALLEST_CHANNEL)
-    step = symmetric_step(threshold, bits, config.power_of_two)
-    copies = choose_copies(kernel, count, step if config.quantization_aware else None)
     return LayerPlan(
         bits,
         np.asarray(threshold).tolist(),
-        copies.channel_map[kernel.shape[-2] :].tolist(),
+        channels,
         config.power_of_two,
         config.quantization_aware,
         config.full_range,

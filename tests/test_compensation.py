@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -106,7 +108,10 @@ def test_codes_of_a_dense_layer_are_those_of_the_definition() -> None:
     )
     kernel = quantized.get_layer("layer").quantized_kernel()
     weights = np.asarray(model.get_layer("layer").kernel, np.float64) / kernel.scale
-    hessian = x.T.astype(np.float64) @ x
+    mean = x.mean(0, dtype=np.float64)
+    share = 2 / (2 + 4)  # of what four samples show of the two inputs' covariance
+    hessian = x.T.astype(np.float64) @ x / 4
+    hessian[[0, 1], [1, 0]] -= share * (hessian[0, 1] - mean[0] * mean[1])
     hessian += DAMPING * hessian.diagonal().mean() * np.eye(2)
     first = np.rint(weights[0])
     second = np.rint(weights[1] + (weights[0] - first) * hessian[1, 0] / hessian[1, 1])
@@ -189,14 +194,22 @@ def test_only_some_positions_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> N
     model = LAYERS["conv"]()
     site = Graph(model).kernels["layer"]
     x = [correlated(model, 40), correlated(model, 24)]
-    everything = compensation._hessian(site, x)
+    counts = []
+
+    def unchanged(moments: Any, mean: Any, samples: int) -> Any:
+        counts.append(samples)
+        return np.concatenate([moments, mean[..., None]], -1)
+
+    monkeypatch.setattr(compensation, "shrunk_moments", unchanged)
+    everything = compensation._moments(site, x)
     patches = np.concatenate([site.adapter.patches(site.layer, batch)[:, 0] for batch in x])
-    np.testing.assert_allclose(everything[0], patches.T @ patches, rtol=1e-4, atol=1e-2)
+    moments = np.column_stack([patches.T @ patches / len(patches), patches.mean(0)])
+    np.testing.assert_allclose(everything[0], moments, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(compensation, "_POSITIONS", 300)
-    few = compensation._hessian(site, x)
+    compensation._moments(site, x)
     # Of 6 x 7 positions, 2 or 3 along each axis: every third.
-    share = np.trace(few[0]) / np.trace(everything[0])
-    assert 0.7 * 2 * 2 / (6 * 7) < share < 1.3 * 2 * 3 / (6 * 7)
+    assert counts[0] == 64 * 6 * 7
+    assert 64 * 2 * 2 <= counts[1] <= 64 * 2 * 3
 
 
 def test_samples_are_limited_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:

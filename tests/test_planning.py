@@ -14,7 +14,7 @@ from keras import layers
 
 import ocs_tf
 from ocs_tf import Config, LayerPlan, Override, Plan
-from ocs_tf.numerics import copy_count, quantize_kernel
+from ocs_tf.numerics import WEIGHT_CLIPS, copy_count, quantize_kernel
 
 
 def network() -> keras.Model:
@@ -131,7 +131,7 @@ def test_paper(model: keras.Model) -> None:
     np.testing.assert_array_equal(got.scale, want.scale)
 
 
-@pytest.mark.parametrize("clip", ["none", "mse", "aciq", "kl", "percentile", "optimal"])
+@pytest.mark.parametrize("clip", WEIGHT_CLIPS)
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_a_planned_kernel_is_that_of_the_numerics(
     granularity: str, clip: str, model: keras.Model
@@ -298,7 +298,7 @@ def test_weights_that_are_not_finite(weight: str, value: float, model: keras.Mod
 
 @pytest.mark.parametrize("value", [0.0, 0.25], ids=["zero", "constant"])
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
-@pytest.mark.parametrize("clip", ["none", "mse", "aciq", "kl", "percentile", "optimal"])
+@pytest.mark.parametrize("clip", WEIGHT_CLIPS)
 def test_zero_and_constant_kernels(
     clip: str, granularity: str, value: float, model: keras.Model
 ) -> None:

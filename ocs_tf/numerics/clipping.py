@@ -107,6 +107,7 @@ def optimal_thresholds(
     bits: int,
     *,
     weights: ArrayLike | None = None,
+    reach: ArrayLike | None = None,
     one_sided: bool = False,
     candidates: int = 96,
 ) -> NDArray[np.float64]:
@@ -119,6 +120,9 @@ def optimal_thresholds(
     Arguments:
         values: finite floats `[n, F]`.
         weights: non-negative weight of each value's squared error, `[n]` or `[n, F]`; ones if None.
+        reach: `[n]`, >= 1: codes of a row reach this many times as far as `bits` has it, as those
+            of split channels do; ones if None. The largest threshold scanned is that of each
+            column's largest magnitude over its reach.
         one_sided: the values are never negative, and the grid's `2^bits` levels are all >= 0.
         candidates: thresholds to scan, at least.
 
@@ -143,10 +147,23 @@ def optimal_thresholds(
     maxima = np.maximum(values.max(0), -values.min(0)).astype(np.float64)
     if not np.all(np.isfinite(maxima)):
         raise ValueError("`values` must be finite.")
+    multiple = np.ones((1, 1), np.float32)
+    if reach is not None:
+        multiple = np.asarray(reach, np.float32)[:, None]
+        if multiple.shape != (len(values), 1):
+            raise ValueError(
+                f"`reach` must be of shape ({len(values)},), but is {np.shape(reach)}."
+            )
+        maxima = np.abs(values / multiple).max(0).astype(np.float64)
     # Magnitudes near 1, so that no square overflows; powers of two change no rounding.
     exponent = np.frexp(maxima)[1]
     base = np.where(maxima == 0, 1.0, np.ldexp(maxima, -exponent)) / grid.limit
-    blocks = _Blocks(values, np.broadcast_to(w, values.shape), exponent)
+    blocks = _Blocks(
+        values,
+        np.broadcast_to(w, values.shape),
+        np.broadcast_to(multiple, (len(values), 1)),
+        exponent,
+    )
     fractions = _scanned_fractions(len(values), candidates)
     step = grid.best(blocks, base * fractions[:, None])
     zoom = np.linspace(-2 / candidates, 2 / candidates, _ZOOM_STEPS)
@@ -179,15 +196,16 @@ class _Blocks:
 
     values: NDArray[np.floating]
     weights: NDArray[np.float32]
+    reach: NDArray[np.float32]
     exponent: NDArray[np.integer]
 
-    def __iter__(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def __iter__(self) -> Iterator[tuple[NDArray[np.float32], ...]]:
         n, columns = self.values.shape
         rows = max(1, _BLOCK_SIZE // columns)
         for start in range(0, n, rows):
             block = slice(start, start + rows)
             x = np.ldexp(self.values[block], -self.exponent).astype(np.float32, copy=False)
-            yield x, self.weights[block]
+            yield x, self.weights[block], self.reach[block]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,16 +225,24 @@ class _Levels:
     def bits(self) -> int:
         return (self.limit + 1).bit_length() - (self.smallest == 0)
 
-    def codes(self, x: NDArray[np.floating], step: ArrayLike) -> NDArray[np.floating]:
+    def codes(
+        self, x: NDArray[np.floating], step: ArrayLike, reach: ArrayLike = 1
+    ) -> NDArray[np.floating]:
         codes = np.divide(x, step, dtype=x.dtype)
         np.rint(codes, out=codes)
-        return np.clip(codes, self.smallest, self.limit, out=codes)
+        return np.clip(
+            codes, np.multiply(reach, self.smallest), np.multiply(reach, self.limit), out=codes
+        )
 
     def squared_error(
-        self, x: NDArray[np.floating], step: ArrayLike, weights: ArrayLike = 1
+        self,
+        x: NDArray[np.floating],
+        step: ArrayLike,
+        weights: ArrayLike = 1,
+        reach: ArrayLike = 1,
     ) -> NDArray[np.float64]:
         """Weighted sum over axis 0 of the squared error; `step` broadcasts against `x`."""
-        error = self.codes(x, step)
+        error = self.codes(x, step, reach)
         error *= np.asarray(step, x.dtype)
         error -= x
         np.square(error, out=error)
@@ -226,16 +252,16 @@ class _Levels:
     def best(self, blocks: _Blocks, steps: NDArray[np.float64]) -> NDArray[np.float64]:
         """The step of least squared error in each column of `steps` `[k, F]`."""
         errors = np.zeros(steps.shape)
-        for x, w in blocks:
+        for x, w, reach in blocks:
             for error, step in zip(errors, steps, strict=True):
-                error += self.squared_error(x, step, w)
+                error += self.squared_error(x, step, w, reach)
         return np.take_along_axis(steps, errors.argmin(0)[None], 0)[0]
 
     def refit(self, blocks: _Blocks, step: NDArray[np.float64]) -> NDArray[np.float64]:
         """The best step for the codes that `step` gives; 0 where all are 0."""
         projection, power = np.zeros(step.shape), np.zeros(step.shape)
-        for x, w in blocks:
-            codes = self.codes(x, step)
+        for x, w, reach in blocks:
+            codes = self.codes(x, step, reach)
             weighted = w * codes
             projection += (weighted * x).sum(0, dtype=np.float64)
             power += (weighted * codes).sum(0, dtype=np.float64)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ocs_tf.numerics import clipping, grid, splitting
+from ocs_tf.numerics import clipping, grid, search, splitting
 
 MAX_WEIGHT_BITS = 8
+WEIGHT_CLIPS = (*clipping.CLIP_METHODS, "joint")
 GRANULARITIES = ("tensor", "channel")
 _BLOCK = 1 << 20  # weights looked at together, where a whole kernel would take much memory
 _BLOCK_SIZE = 2**16
@@ -98,7 +99,7 @@ def quantize_kernel(
         kernel: finite floats `[..., C, F]` in Keras order, e.g. `[h, w, in, out]`.
         bits: 2..8.
         expand_ratio: 0..1; `ceil(expand_ratio * C)` copies are added.
-        clip: one of `numerics.CLIP_METHODS`, see `choose_threshold`.
+        clip: one of `numerics.WEIGHT_CLIPS`, see `choose_threshold` and `choose_splits`.
         granularity: `"tensor"`, or `"channel"` for one step per output channel.
         percentile: for clip `"percentile"`.
         power_of_two: steps are powers of two.
@@ -113,10 +114,64 @@ def quantize_kernel(
     """
     kernel = check_kernel(kernel)
     count = splitting.copy_count(expand_ratio, kernel.shape[-2])
-    threshold = choose_threshold(kernel, bits, count, clip, granularity, percentile=percentile)
+    threshold, channels = choose_splits(
+        kernel,
+        bits,
+        count,
+        clip,
+        granularity,
+        percentile=percentile,
+        power_of_two=power_of_two,
+        quantization_aware=quantization_aware,
+    )
     step = grid.symmetric_step(threshold, bits, power_of_two)
-    copies = splitting.choose_copies(kernel, count, step if quantization_aware else None)
+    copies = splitting.copies_of_map(
+        kernel, [*range(kernel.shape[-2]), *channels], step if quantization_aware else None
+    )
     return encode(kernel, bits, step, copies, full_range)
+
+
+def choose_splits(
+    kernel: NDArray[Any],
+    bits: int,
+    count: int,
+    clip: str,
+    granularity: str,
+    *,
+    percentile: float = clipping.DEFAULT_PERCENTILE,
+    power_of_two: bool = False,
+    quantization_aware: bool = True,
+    smallest: float = 0.0,
+) -> tuple[NDArray[np.float64], list[int]]:
+    """Clip threshold(s) of a kernel, and the input channels to split.
+
+    Arguments:
+        count: of copies; `"joint"` may find that fewer do better.
+        clip: one of `WEIGHT_CLIPS`. `"joint"` looks for splits and thresholds together, for the
+            least squared error of the effective kernel (`numerics.search`); without
+            quantization-aware splits it is `"optimal"`.
+        smallest: lower bound of thresholds, over the largest of them.
+
+    Returns:
+        float64 threshold, `()` for granularity `"tensor"`, `[F]` for `"channel"`; and the channel
+        of each copy, in the order they are made.
+    """
+    if clip not in WEIGHT_CLIPS:
+        raise ValueError(f"`clip` (={clip!r}) must be one of {', '.join(WEIGHT_CLIPS)}.")
+    joint = clip == "joint" and quantization_aware and count > 0
+    clip = "optimal" if clip == "joint" else clip
+    if joint:
+        _check_grid(bits, granularity)
+        channels, _ = search.search_splits(kernel, bits, count, granularity)
+        threshold = search.fit_thresholds(kernel, bits, channels, granularity)
+    else:
+        threshold = choose_threshold(kernel, bits, count, clip, granularity, percentile=percentile)
+    threshold = np.maximum(threshold, np.max(threshold) * smallest)
+    if not joint:
+        step = grid.symmetric_step(threshold, bits, power_of_two) if quantization_aware else None
+        mapping = splitting.choose_copies(kernel, count, step).channel_map
+        channels = mapping[kernel.shape[-2] :].tolist()
+    return threshold, channels
 
 
 def choose_threshold(
@@ -137,12 +192,8 @@ def choose_threshold(
     Returns:
         float64, shape `()` for granularity `"tensor"`, `[F]` for `"channel"`.
     """
-    grid.check_bits(bits, "bits", largest=MAX_WEIGHT_BITS)
+    _check_grid(bits, granularity)
     clipping.check_method(clip, bits, "clip")
-    if granularity not in GRANULARITIES:
-        raise ValueError(
-            f"`granularity` (={granularity!r}) must be one of {', '.join(GRANULARITIES)}."
-        )
     columns = kernel.shape[-1] if granularity == "channel" else 1
     if clip in ("mse", "aciq", "kl"):
         values = kernel
@@ -214,6 +265,14 @@ def _sqnr_db(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> float:
     if noise == 0:
         return float("inf")
     return float(10 * np.log10(signal / noise)) if signal else float("-inf")
+
+
+def _check_grid(bits: int, granularity: str) -> None:
+    grid.check_bits(bits, "bits", largest=MAX_WEIGHT_BITS)
+    if granularity not in GRANULARITIES:
+        raise ValueError(
+            f"`granularity` (={granularity!r}) must be one of {', '.join(GRANULARITIES)}."
+        )
 
 
 def _plain_maxima(

@@ -101,6 +101,31 @@ def compensated_codes(
     return codes
 
 
+def shrunk_moments(
+    moments: NDArray[np.float64], mean: NDArray[np.float64], samples: int
+) -> NDArray[np.float64]:
+    """Second moments of inputs as more samples would show them.
+
+    Few samples show correlations that are not there. The share `K / (K + samples)` of the
+    covariances between inputs is taken away; means and variances stay. (Shrinkage, as of Ledoit &
+    Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004, with a
+    simpler share.)
+
+    Arguments:
+        moments: `[G, K, K]`, the mean of `x x^T`.
+        mean: `[G, K]`, the mean of `x`.
+        samples: that the means were taken over, >= 1.
+
+    Returns:
+        float64 `[G, K, K]`.
+    """
+    share = mean.shape[-1] / (mean.shape[-1] + samples)
+    shrunk = (1 - share) * moments + share * mean[:, :, None] * mean[:, None, :]
+    diagonal = np.arange(mean.shape[-1])
+    shrunk[:, diagonal, diagonal] = moments[:, diagonal, diagonal]
+    return shrunk
+
+
 def _round_rows(
     weights: NDArray[np.float64],
     low: NDArray[np.int32],

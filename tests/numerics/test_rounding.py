@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 
 from ocs_tf.numerics.grid import code_limit
 from ocs_tf.numerics.kernel import encode
-from ocs_tf.numerics.rounding import DAMPING, code_ranges, compensated_codes
+from ocs_tf.numerics.rounding import (
+    DAMPING,
+    code_ranges,
+    compensated_codes,
+    shrunk_moments,
+)
 from ocs_tf.numerics.splitting import choose_copies
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
@@ -145,3 +150,17 @@ def test_ranges_are_what_copies_can_hold(
             values = (codes * step.astype(np.float64))[:, None]
             found = encode(values, bits, step, copies, full_range).effective_codes()[:, 0]
             assert np.all((found == codes) == (past == 0))
+
+
+@given(rng=seeds, inputs=st.integers(1, 6), samples=st.integers(1, 100))
+def test_shrinkage_leaves_means_and_variances(
+    rng: np.random.Generator, inputs: int, samples: int
+) -> None:
+    x = rng.normal(1, 2, (samples, inputs)) @ rng.normal(size=(inputs, inputs))
+    mean = x.mean(0)
+    shrunk = shrunk_moments((x.T @ x / samples)[None], mean[None], samples)[0]
+    covariance = np.cov(x.T, bias=True).reshape(inputs, inputs)
+    kept = np.where(np.eye(inputs) > 0, 1, samples / (inputs + samples))
+    want = covariance * kept + np.outer(mean, mean)
+    np.testing.assert_allclose(shrunk, want, rtol=1e-9, atol=1e-9)
+    assert np.linalg.eigvalsh(shrunk).min() > -1e-9 * np.trace(shrunk)

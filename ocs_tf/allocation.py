@@ -1,0 +1,222 @@
+"""A width for each layer, so that the error of the whole is least for its size.
+
+Errors that layers add to the outputs add up, as far as they are small. What a layer adds at some
+width is measured, or taken to be the noise to signal ratio of its kernel; how it changes with the
+width follows from the kernel's squared error at each width, splits and clipping included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ocs_tf.compensation import Batches, mean_outputs, rounded, walk
+from ocs_tf.config import Config, Override
+from ocs_tf.graph.reader import Graph, KernelSite
+from ocs_tf.graph.rewrite import rewrite
+from ocs_tf.numerics.allocation import allocate, closed_form_bits
+from ocs_tf.planning import PROGRESS_DELAY, LayerPlan, plan_layer
+
+WIDTHS = range(2, 9)
+MEASURED_SAMPLES = 256
+_TESTED_SAMPLES = 64  # of them, at most, and no more than half
+_AVERAGE_STEP = 0.02
+_REFERENCE_BITS = (3, 5)  # widths at which errors are measured: large enough to see, yet small
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """What the widths of one layer cost: its plan, squared error and cost at each of `WIDTHS`."""
+
+    site: KernelSite
+    plans: list[LayerPlan]
+    noise: NDArray[np.float64]
+    costs: NDArray[np.float64]
+    power: float  # sum of the squares of the kernel
+
+
+def allocate_bits(
+    graph: Graph,
+    options: Mapping[str, Override],
+    config: Config,
+    batches: Batches,
+    verbose: bool = True,
+) -> dict[str, Override]:
+    """`options`, with a width for each layer that has none yet.
+
+    Arguments:
+        batches: calibration data, of each batch one array per input; for allocation `"measured"`.
+
+    Raises:
+        ValueError: the budget is too small for widths of 2 bits.
+    """
+
+    def progress(items: Sequence[Any], title: str) -> Iterable[Any]:
+        return tqdm(items, title, delay=PROGRESS_DELAY, disable=not verbose, leave=False)
+
+    counts = {name: _count(graph, graph.kernels[name], config) for name in options}
+    free = [name for name, o in options.items() if o.weight_bits == "unset"]
+    if not free:
+        return dict(options)
+    layers = {
+        name: _layer(graph.kernels[name], options[name], config, counts[name])
+        for name in progress(free, "Trying widths")
+    }
+    given = sum(
+        _cost(plan_layer(graph.kernels[name], o, config), graph.kernels[name], counts[name])
+        for name, o in options.items()
+        if isinstance(o.weight_bits, int)
+    )
+    quantized = [name for name, o in options.items() if o.weight_bits is not None]
+    if config.average_bits is not None:
+        limit = config.average_bits * sum(counts[name] for name in quantized)
+    else:
+        assert config.weight_bytes is not None
+        limit = 8.0 * config.weight_bytes
+    _check_budget(config, given, layers, limit, sum(counts[name] for name in quantized))
+    if config.allocation == "closed_form":
+        bits = _closed_form(layers, limit - given)
+    else:
+        if config.allocation == "measured":
+            reference = int(np.clip(round(limit / sum(counts.values())), *_REFERENCE_BITS))
+            errors = _measured(graph, layers, reference, batches, config, progress)
+            scale = [errors[name] / layers[name].noise[reference - 2] for name in free]
+        else:
+            scale = [1 / (layers[name].power or 1.0) for name in free]
+        noise = np.stack([layers[name].noise for name in free])
+        costs = np.stack([layers[name].costs for name in free])
+        chosen = allocate(noise * np.array(scale)[:, None], costs, limit - given)
+        bits = {name: WIDTHS[index] for name, index in zip(free, chosen, strict=True)}
+    return {
+        name: dataclasses.replace(o, weight_bits=bits[name]) if name in bits else o
+        for name, o in options.items()
+    }
+
+
+def _layer(site: KernelSite, options: Override, config: Config, count: float) -> _Layer:
+    kernel, _ = site.weights()
+    plans, noise = [], []
+    for bits in WIDTHS:
+        plan = plan_layer(site, dataclasses.replace(options, weight_bits=bits), config)
+        error = plan.quantize(kernel, site.name).effective_kernel() - kernel
+        plans.append(plan)
+        # Not 0, which an all-zero kernel has: then no width would cost anything.
+        noise.append(max(float(np.square(error, dtype=np.float64).sum()), 1e-300))
+    costs = np.array([_cost(plan, site, count) for plan in plans])
+    return _Layer(site, plans, np.array(noise), costs, float(np.square(kernel).sum()))
+
+
+def _count(graph: Graph, site: KernelSite, config: Config) -> float:
+    """Weights of a layer, or multiplications with them for one sample."""
+    kernel, _ = site.weights()
+    if config.allocation_cost == "size":
+        return float(kernel.size)
+    (tensor,) = graph.calls_of(site.name)[0].inputs
+    sizes = site.adapter.positions(site.layer, [1, *(size or 1 for size in tensor.shape[1:])])
+    return float(kernel.size * math.prod(sizes))
+
+
+def _cost(plan: LayerPlan, site: KernelSite, count: float) -> float:
+    """Bits of a layer's codes, times how often each is used, if that is what counts."""
+    channels = site.weights()[0].shape[-2]
+    return plan.bits * count * (1 + len(plan.copies) / channels)
+
+
+def _check_budget(
+    config: Config, given: float, layers: Mapping[str, _Layer], limit: float, count: float
+) -> None:
+    least = given + sum(layer.costs.min() for layer in layers.values())
+    if least > limit:
+        asked, lowest = f"`weight_bytes` (={config.weight_bytes})", f"{math.ceil(least / 8)}"
+        if config.average_bits is not None:
+            asked, lowest = f"`average_bits` (={config.average_bits})", f"{least / count:.3g}"
+        raise ValueError(
+            f"{asked} is too small: with 2 bits wherever the width is not given, copies counted,"
+            f" it is {lowest}. Give more, or a smaller `expand_ratio`."
+        )
+
+
+def _closed_form(layers: Mapping[str, _Layer], limit: float) -> dict[str, int]:
+    """Lin et al.'s widths, as large as they may be with the copies that come with them."""
+    counts = [layer.costs[-1] / WIDTHS[-1] for layer in layers.values()]
+    for average in np.arange(max(WIDTHS), min(WIDTHS), -_AVERAGE_STEP):
+        bits = closed_form_bits(counts, average).tolist()
+        costs = [layer.costs[b - WIDTHS[0]] for layer, b in zip(layers.values(), bits, strict=True)]
+        if sum(costs) <= limit:
+            return dict(zip(layers, bits, strict=True))
+    return dict.fromkeys(layers, WIDTHS[0])
+
+
+def _measured(
+    graph: Graph,
+    layers: Mapping[str, _Layer],
+    bits: int,
+    batches: Batches,
+    config: Config,
+    progress: Any,
+) -> dict[str, float]:
+    """What each layer alone, in `bits` bits, adds to the error of the float model's outputs.
+
+    Some samples choose the codes, others tell the error: on those that chose them, few-sample
+    layers look better than they are.
+    """
+    arrays = [np.concatenate(column) for column in zip(*batches, strict=True)]
+    tested = max(1, min(_TESTED_SAMPLES, len(arrays[0]) // 2))
+    fitted = [[array[: max(1, len(array) - tested)] for array in arrays]]
+    held_out = [array[-tested:] for array in arrays]
+    model = rewrite(graph, {}, {})
+    float_graph = Graph(model, fold_batch_norm=False)
+    exact = _outputs(model, held_out)
+    softmax = [_is_softmax(float_graph, tensor) for tensor in model.outputs]
+    found = {}
+    calls = walk(float_graph, set(layers), fitted, lambda nodes: progress(nodes, "Measuring"))
+    for layer, inputs in calls:
+        site = layers[layer.name].site
+        kernel, bias = site.weights()
+        plan = layers[layer.name].plans[bits - WIDTHS[0]]
+        if config.rounding == "error_compensated":
+            effective = rounded(site, kernel, plan, inputs).effective_kernel()
+        else:
+            effective = plan.quantize(kernel).effective_kernel()
+        changed = [site.adapter.to_keras(effective, layer)]
+        if bias is not None:
+            if config.bias_correction:
+                mean = np.concatenate(inputs).mean(0, dtype=np.float64)
+                shift = mean_outputs(site, mean, kernel) - mean_outputs(site, mean, effective)
+                bias = (bias + shift).astype(np.float32)
+            changed.append(bias)
+        weights = layer.get_weights()
+        layer.set_weights(changed)
+        found[layer.name] = sum(
+            _error(*pair) for pair in zip(exact, _outputs(model, held_out), softmax, strict=True)
+        )
+        layer.set_weights(weights)
+    return found
+
+
+def _outputs(model: keras.Model, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    outputs = model.predict_on_batch(inputs if len(inputs) > 1 else inputs[0])
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def _is_softmax(graph: Graph, tensor: Any) -> bool:
+    layer = graph.producer[id(tensor)].layer
+    function = getattr(layer, "activation", None)
+    return isinstance(layer, keras.layers.Softmax) or function is keras.activations.softmax
+
+
+def _error(exact: NDArray[Any], output: NDArray[Any], softmax: bool) -> float:
+    """Kullback-Leibler divergence of probabilities, or relative squared error of other outputs."""
+    exact, output = exact.astype(np.float64), output.astype(np.float64)
+    if softmax:
+        p, q = np.maximum(exact, 1e-9), np.maximum(output, 1e-9)
+        return float((p * np.log(p / q)).sum() / len(p))
+    spread = np.square(exact - exact.mean(0)).sum() or 1.0
+    return float(np.square(exact - output).sum() / spread)
