@@ -75,7 +75,7 @@ def pil_inputs(files) -> np.ndarray:
     """What the network takes, by another library: shorter side 28, the middle 24 x 24, -1..1."""
     arrays = []
     for file in files:
-        image = PIL.Image.open(file)
+        image = PIL.Image.open(file).convert("RGB")
         sides = [28 * side // min(image.size) for side in image.size]
         image = image.resize(sides, PIL.Image.Resampling.BILINEAR)
         left, top = (round((side - SIZE) / 2) for side in sides)
@@ -90,6 +90,15 @@ def test_pictures_are_resized_and_cut_as_pillow_does(folders):
     pictures = imagenet.find(folders / "val", FORM, CLASSES)
     (got,) = pictures.batches(100)
     np.testing.assert_allclose(got, pil_inputs(pictures.files), atol=1.01 / 127.5)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_photographs_are_read_as_pillow_does(tmp_path, rng, mode):
+    path = tmp_path / "one.JPEG"
+    image = tf.image.resize(rng.uniform(0, 255, (5, 6, 3)), (30, 40)).numpy().astype(np.uint8)
+    PIL.Image.fromarray(image).convert(mode).save(path, quality=95)
+    (got,) = imagenet.Pictures([path], [0], FORM).batches()
+    np.testing.assert_allclose(got, pil_inputs([path]), atol=2.01 / 127.5)
 
 
 def test_a_picture_of_the_right_height_is_only_cut(tmp_path, rng):
