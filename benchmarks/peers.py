@@ -44,6 +44,7 @@ from ocs_tf.export.tflite import convert_float
 COMMAND = "python -m benchmarks.peers"
 NETWORKS = {name: few for name, (few, _) in PICTURES.items()}
 QUICK = {"resnet20_cifar10": QUICK_PICTURES}
+QUICK_CALIBRATION = 50
 BATCH = 100
 
 CONVERTER, AI_EDGE, OURS = "TensorFlow converter", "ai-edge-quantizer", "ocs_tf"
@@ -55,7 +56,7 @@ ALGORITHMS = {
     "OCTAV": algorithm_manager.AlgorithmName.OCTAV,
     "MSE": algorithm_manager.AlgorithmName.MSE,
 }
-# Ranges of activations: over all pictures, or as ai-edge-quantizer's `calibrate` has them.
+# Of activations: over all pictures, or as ai-edge-quantizer's `calibrate` has them.
 RANGES = ("true ranges", "moving averages")
 DEFAULT = "default"
 
@@ -161,8 +162,12 @@ class Network:
         """The float network as a `.tflite` file."""
         return convert_float(self.entry.model)
 
+    def statistics(self, ranges: str) -> dict[str, Any]:
+        """Ranges of activations for ai-edge-quantizer, one of the two in `RANGES`."""
+        return self._true_ranges if ranges == RANGES[0] else self._averages
+
     @functools.cached_property
-    def ranges(self) -> dict[str, dict[str, np.ndarray]]:
+    def _true_ranges(self) -> dict[str, dict[str, np.ndarray]]:
         """Smallest and largest value of each activation, as ai-edge-quantizer takes them."""
         model = fb.read(self.file)
         tensors, found = model.subgraphs[0].tensors, measure_ranges(self.file, [[self.calibration]])
@@ -173,7 +178,7 @@ class Network:
         return statistics
 
     @functools.cached_property
-    def averages(self) -> dict[str, Any]:
+    def _averages(self) -> dict[str, Any]:
         """What `calibrate` of ai-edge-quantizer measures, picture by picture."""
         engine = quantizer.Quantizer(self.file)
         engine.update_quantization_recipe(
@@ -222,12 +227,10 @@ def by_ai_edge(network: Network, width: Width, method: str) -> bytes:
             _ai_edge_config(wanted, width.activations),
             ALGORITHMS[algorithm],
         )
-    statistics = {"": None, RANGES[0]: "ranges", RANGES[1]: "averages"}[ranges]
+    statistics = network.statistics(ranges) if ranges else None
     with fb.quiet():
         result = engine.quantize(
-            getattr(network, statistics) if statistics else None,
-            enable_progress_bar=False,
-            enable_progress_report=False,
+            statistics, enable_progress_bar=False, enable_progress_report=False
         )
     content = bytes(result.quantized_model or b"")
     expected, got = [f"int{b}" for b in bits], kernel_types(content)
@@ -397,9 +400,6 @@ def benchmark(
     finally:  # an interrupted run reports what it has
         common.save_text(path.with_suffix(".md"), markdown(results))
     return results
-
-
-QUICK_CALIBRATION = 50
 
 
 def _is_mixed(width: Width) -> bool:
