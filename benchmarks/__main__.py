@@ -1,11 +1,14 @@
-"""All benchmarks, one after the other: `python -m benchmarks [--quick] [--output_dir FOLDER]`."""
+"""All benchmarks, one after the other: `python -m benchmarks [--quick] [--output_dir FOLDER]`.
+
+But for `benchmarks.imagenet`, which needs pictures that do not come with the others.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-BENCHMARKS = ("splitting", "accuracy", "runtimes", "kernels", "latency")
+BENCHMARKS = ("splitting", "accuracy", "peers", "runtimes", "kernels", "latency")
 
 
 def main() -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
-import json
 import math
 import pathlib
 import time
@@ -115,30 +114,11 @@ REFERENCES = (
 )
 
 
-class Results:
+class Results(common.Results[Case, Row]):
     """Measured rows, kept in a JSON file."""
 
     def __init__(self, path: pathlib.Path, resume: bool = True) -> None:
-        self.path = path
-        rows = json.loads(path.read_text())["rows"] if resume and path.exists() else []
-        self._rows = {row.case: row for row in (Row(**values) for values in rows)}
-
-    def __contains__(self, case: Case) -> bool:
-        return case in self._rows
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self._rows.values())
-
-    def __getitem__(self, case: Case) -> Row:
-        return self._rows[case]
-
-    def get(self, case: Case) -> Row | None:
-        return self._rows.get(case)
-
-    def add(self, row: Row) -> None:
-        self._rows[row.case] = row
-        lines = ",\n".join(json.dumps(dataclasses.asdict(row)) for row in self)
-        _write(self.path, f'{{"rows": [\n{lines}\n]}}\n')
+        super().__init__(path, Case, Row, resume)
 
     def best_clip(self, network: str, pictures: int, setup: str, bits: int) -> str | None:
         """The clip method of the best top-1 without splitting; None if nothing was measured."""
@@ -500,16 +480,8 @@ def benchmark(
         run(common.load_zoo(zoo), results, todo, limit)
     finally:  # an interrupted run reports what it has
         text = findings.read_text(encoding="utf-8") if findings.exists() else ""
-        _write(path.with_suffix(".md"), markdown(results, text))
+        common.save_text(path.with_suffix(".md"), markdown(results, text))
     return results
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Write a file in one step, so that an interruption leaves the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def main() -> None:

@@ -2,24 +2,84 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib.util
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-_PACKAGES = ("numpy", "scipy", "keras", "tensorflow")
+_PACKAGES = ("numpy", "scipy", "keras", "tensorflow", "ai-edge-litert", "ai-edge-quantizer")
+
+Case = TypeVar("Case")
+Row = TypeVar("Row")
+
+
+class Results(Generic[Case, Row]):
+    """Measured rows, kept in a JSON file that is written anew with each of them.
+
+    A case is what was measured, a frozen dataclass; a row, which inherits from it, adds what came
+    out.
+    """
+
+    def __init__(
+        self, path: Path, case: type[Case], row: type[Row], resume: bool = True, **head: Any
+    ) -> None:
+        """Start with the rows that are in `path` already, if `resume`.
+
+        Arguments:
+            path: of the JSON file.
+            case, row: their classes.
+            resume: whether to keep what was measured before.
+            **head: values to write in front of the rows.
+        """
+        self.path = path
+        self._names = [field.name for field in dataclasses.fields(case)]  # type: ignore[arg-type]
+        self._make_case = case
+        self._head = head
+        rows = json.loads(path.read_text())["rows"] if resume and path.exists() else []
+        self._rows = {self.case_of(found): found for found in (row(**values) for values in rows)}
+
+    def __contains__(self, case: Case) -> bool:
+        return case in self._rows
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows.values())
+
+    def __getitem__(self, case: Case) -> Row:
+        return self._rows[case]
+
+    def get(self, case: Case) -> Row | None:
+        return self._rows.get(case)
+
+    def case_of(self, row: Row) -> Case:
+        """The case that a row belongs to."""
+        return self._make_case(*(getattr(row, name) for name in self._names))
+
+    def add(self, row: Row) -> None:
+        self._rows[self.case_of(row)] = row
+        head = "".join(f"{json.dumps(key)}: {json.dumps(self._head[key])},\n" for key in self._head)
+        lines = ",\n".join(json.dumps(dataclasses.asdict(found)) for found in self)  # type: ignore[call-overload]
+        save_text(self.path, f'{{{head}"rows": [\n{lines}\n]}}\n')
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a file in one step, so that an interruption leaves the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def save_json(path: str | Path, payload: Any) -> None:

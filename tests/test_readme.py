@@ -19,6 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.json"
+PEERS = RESULTS.with_name("peers.json")
+BESIDE = "### Beside other quantizers"
 COLUMNS = re.compile(r"`(none|mse|aciq|kl|optimal|percentile)(?: r=([\d.]+))?`")
 ON_DATA = {
     "nearest": ("nearest", False),
@@ -120,10 +122,10 @@ def test_the_options_table_is_complete() -> None:
             assert default == f"`{value}`", name
 
 
-def results_tables() -> list[list[list[str]]]:
-    """The tables of scores in README, as rows of cells; header first."""
+def results_tables(start: str, end: str) -> list[list[list[str]]]:
+    """The tables of README between two titles, as rows of cells; header first."""
     text = README.read_text(encoding="utf-8")
-    text = text[text.index("## Results") : text.index("## Limits")]
+    text = text[text.index(start) : text.index(end)]
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     rows = [[line.strip("|\n ").split(" | ") for line in t.splitlines()] for t in tables]
     return [[table[0], *table[2:]] for table in rows]
@@ -132,7 +134,7 @@ def results_tables() -> list[list[list[str]]]:
 def test_scores_are_those_of_the_benchmark() -> None:
     """Each score is a row of the JSON file, rounded; the first cell of a table is its set-up."""
     measured = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    tables = results_tables()
+    tables = results_tables("## Results", BESIDE)
     assert tables
     for header, *lines in tables:
         (setup,) = re.findall(r"`(\w+)`", header[0])
@@ -154,6 +156,26 @@ def test_scores_are_those_of_the_benchmark() -> None:
                 score, agreement = f"{row['top1']:.1f}", f"{row['agreement']:.1f}"
                 expected = (score, f"{score} ({agreement})")
                 assert cell.replace("*", "") in expected, (line, column)
+
+
+def test_scores_of_other_tools_are_those_of_the_benchmark() -> None:
+    """Each score is that of a tool's best row."""
+    measured = json.loads(PEERS.read_text(encoding="utf-8"))["rows"]
+    ((header, *lines),) = results_tables(BESIDE, "## Limits")
+    assert lines
+    for line in lines:
+        network, pictures, width = line[0].strip("`"), int(line[1].replace(",", "")), line[2]
+        own = [row for row in measured if (row["network"], row["pictures"]) == (network, pictures)]
+        (exact,) = (row["top1"] for row in own if row["tool"] == "float")
+        assert line[3] == f"{exact:.1f}"
+        for tool, cell in zip(header[4:], line[4:], strict=True):
+            found = [
+                (row["top1"], row["agreement"])
+                for row in own
+                if (row["tool"], row["width"]) == (tool.strip("`"), width)
+            ]
+            expected = "{:.1f} ({:.1f})".format(*max(found)) if found else ""
+            assert cell.strip().replace("*", "") == expected, (line, tool)
 
 
 def options_of(column: str, bits: int) -> dict[str, Any]:
