@@ -77,6 +77,13 @@ class Override:
             return isinstance(layer, self.select)
         return bool(self.select(layer))
 
+    def by_name(self, layers: Iterable[Any]) -> Override:
+        """The same for copies of `layers`, which a callable might not know again."""
+        if "callable" not in self._selector_dict():
+            return self
+        names = {layer.name for layer in layers if self.matches(layer)}
+        return dataclasses.replace(self, select=lambda layer: layer.name in names)
+
     def describe(self) -> str:
         """The selector in words, for messages."""
         kind, value = next(iter(self._selector_dict().items()))
@@ -161,6 +168,9 @@ class Config:
         first_layer_bits, last_layer_bits: weight bits of the layers next to the model's inputs
             and outputs: 2..8, `None` for float, `"same"` for `weight_bits`. The first layers are
             not split (they have few channels) unless an override gives them an `expand_ratio`.
+        equalization: scale the channels between kernels for weights to use their grids better
+            (cross-layer equalization); the float model's function stays the same. `"auto"`: with
+            granularity `"tensor"`.
         fold_batch_norm: multiply a batch norm into the layer before it, where that is possible.
         quantization_aware: the codes of a channel's copies add up to the code of the whole weight.
         power_of_two: all steps are powers of two.
@@ -190,6 +200,7 @@ class Config:
     percentile: float = DEFAULT_PERCENTILE
     first_layer_bits: int | Literal["same"] | None = 8
     last_layer_bits: int | Literal["same"] | None = 8
+    equalization: bool | Literal["auto"] = "auto"
     fold_batch_norm: bool = True
     quantization_aware: bool = True
     power_of_two: bool = False
@@ -217,6 +228,7 @@ class Config:
         _check_choice("weight_clip", self.weight_clip, CLIP_METHODS)
         _check_choice("rounding", self.rounding, ROUNDINGS)
         _check_choice("bias_correction", self.bias_correction, ("auto", True, False))
+        _check_choice("equalization", self.equalization, ("auto", True, False))
         if self.rounding == "error_compensated" and not self.quantization_aware:
             raise ValueError(
                 "`rounding` (='error_compensated') chooses codes of whole weights, which only the"
@@ -256,6 +268,8 @@ class Config:
             values["rounding"] = "error_compensated" if compensates else "nearest"
         if self.bias_correction == "auto":
             values["bias_correction"] = with_data
+        if self.equalization == "auto":
+            values["equalization"] = self.granularity == "tensor"
         config = dataclasses.replace(self, **values)
         if with_data:
             return config
@@ -292,6 +306,7 @@ class Config:
             "full_range": True,
             "rounding": "nearest",
             "bias_correction": False,
+            "equalization": False,
         }
         defaults = {"expand_ratio": 0.0, "weight_clip": "none", "activation_clip": "none"}
         extra = _as_overrides(options.pop("overrides", ()))
@@ -315,6 +330,13 @@ class Config:
             for o in _as_overrides(self.overrides)
             if isinstance(o.select, (str, re.Pattern)) and not any(map(o.matches, candidates))
         ]
+
+    def for_copies_of(self, layers: Iterable[Any]) -> Config:
+        """The same options for copies of `layers`: what a callable selects, by their names."""
+        originals = list(layers)
+        return dataclasses.replace(
+            self, overrides=tuple(o.by_name(originals) for o in _as_overrides(self.overrides))
+        )
 
     def to_json(self) -> str:
         """The configuration as JSON text; `Config.from_json` reads it."""

@@ -14,6 +14,7 @@ from ocs_tf.calibration import calibrate
 from ocs_tf.compensation import compensate, sample_limit
 from ocs_tf.config import Config
 from ocs_tf.graph.activations import all_sites, input_sites
+from ocs_tf.graph.equalization import chains, choose_scales, equalized
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rewrite import Replacement, rewrite
 from ocs_tf.planning import (
@@ -86,7 +87,14 @@ def plan(
         # The first batch is read before the slow part, so that data that do not fit fail at once.
         stream = data.batches(representative_dataset, graph.model, limit=config.calibration_samples)
         batches = [next(stream)]
-    result = plan_kernels(graph, config, verbose)
+    scales = choose_scales(graph, config.granularity) if config.equalization else {}
+    if scales:
+        config = config.for_copies_of(node.layer for node in graph.nodes)
+        graph = Graph(equalized(graph, scales), config.fold_batch_norm)
+    result = dataclasses.replace(
+        plan_kernels(graph, config, verbose),
+        equalization={name: values.tolist() for name, values in scales.items()},
+    )
     if bits is None:
         return result
     find = all_sites if config.activation_scope == "all" else input_sites
@@ -130,13 +138,18 @@ def apply(
     check_not_quantized(graph)
     _check_fits(plan, graph)
     batches = _batches(plan, graph, representative_dataset, calibration_samples)
+    scaled: set[str] = set()
+    if plan.equalization:
+        known = chains(graph)
+        graph = Graph(equalized(graph, plan.equalization), plan.fold_batch_norm)
+        scaled = {reader for name in plan.equalization for reader in known[name].readers}
     kernels = {}
     bar = tqdm(plan.layers.items(), "Quantizing", delay=PROGRESS_DELAY, disable=not verbose)
     for name, layer_plan in bar:
         kernel, bias = graph.kernels[name].weights()
         quantized = layer_plan.quantize(kernel, name)
         quality = quantized.sqnr_db(kernel)
-        kernels[name] = Replacement(quantized, bias, quality)
+        kernels[name] = Replacement(quantized, bias, quality, name in scaled)
     result = rewrite(graph, kernels, plan.activations)
     if batches:
         compensate(
