@@ -127,7 +127,7 @@ def choose_scales(graph: Graph, granularity: str) -> dict[str, NDArray[np.float6
             read = np.zeros(chain.size)
             for reader, channels in chain.readers.items():
                 shares = input_ranges(sizes[reader], _groups(graph, reader), granularity)
-                np.maximum.at(read, channels, shares)
+                np.fmax.at(read, channels, shares)
             # From the ranges before scaling: what the limits hold back must not push the others.
             made, read = sizes[makers[name]].max(0) * scales[name], read / scales[name]
             scales[name] = equalizing_scales(made, read, balance).clip(least[name], LIMIT)

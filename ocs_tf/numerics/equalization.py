@@ -20,8 +20,8 @@ def equalizing_scales(
 ) -> NDArray[np.float64]:
     """Scales `s = made^balance / read^(1 - balance)` of channels.
 
-    With `balance=0.5` it is `sqrt(made * read) / read`: equation 11 of Nagel et al., after which
-    `made / s = read * s`. With 0, all `read * s` are equal.
+    With `balance=0.5` it is `sqrt(made * read) / read`, equation 11 of Nagel et al.: after it,
+    `made / s` is `read * s` but for a common factor. With 0, all `read * s` are equal.
 
     Arguments:
         made: non-negative `[C]`: the range of each channel in the kernel that makes it.

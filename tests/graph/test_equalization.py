@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import ai_edge_litert.interpreter as litert
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
+import ocs_tf
 from ocs_tf.calibration import observe
 from ocs_tf.graph.equalization import chains, choose_scales, equalized
 from ocs_tf.graph.reader import Graph
+from ocs_tf.layers import QuantizedOutput
 from ocs_tf.numerics.equalization import LIMIT
 
 SHAPE = (6, 6, 4)
@@ -406,3 +412,165 @@ def test_a_layer_with_more_weights_than_its_kernel_is_left_alone() -> None:
     model = keras.Model(inputs, dense("c")(dense("b")(dense("a")(inputs))))
     model.get_layer("b").enable_lora(2)
     assert chains(Graph(model)) == {}
+
+
+# From end to end -------------------------------------------------------------------------------
+
+
+def convert(model: keras.Model, **options: Any) -> keras.Model:
+    return ocs_tf.convert(model, verbose=False, **options)
+
+
+def images(count: int = 32) -> np.ndarray:
+    return np.random.default_rng(4).normal(size=(count, *SHAPE)).astype(np.float32)
+
+
+def sqnr_db(want: np.ndarray, got: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(want).sum() / np.square(want - got).sum()))
+
+
+def unequal(model: keras.Model, maker: str, reader: str) -> keras.Model:
+    """The same function with channels 100 times larger, or smaller, than they were."""
+    other = keras.models.clone_model(model)
+    other.set_weights(model.get_weights())
+    factors = 10 ** np.random.default_rng(6).uniform(-2, 2, 5)
+    made, read = other.get_layer(maker), other.get_layer(reader)
+    made.set_weights([w * factors for w in made.get_weights()])
+    kernel, bias = read.get_weights()
+    read.set_weights([kernel / factors[:, None], bias])
+    return other
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("with_data", [False, True], ids=["weights only", "on data"])
+def test_unequal_channels_are_made_good(granularity: str, with_data: bool, randomize: Any) -> None:
+    model, x = model_of("relu", randomize), images()
+    skewed = unequal(model, "a", "b")
+    want = model.predict_on_batch(x)
+    np.testing.assert_allclose(skewed.predict_on_batch(x), want, rtol=0, atol=1e-4)
+    options = {"weight_bits": 8, "granularity": granularity}
+    if with_data:
+        options["representative_dataset"] = x
+    found = {
+        name: sqnr_db(want, convert(m, equalization=on, **options).predict_on_batch(x))
+        for name, m, on in (
+            ("balanced", model, False),
+            ("skewed", skewed, False),
+            ("equalized", skewed, True),
+        )
+    }
+    assert found["equalized"] > found["balanced"] - 3
+    assert found["equalized"] > found["skewed"] + 6
+
+
+@pytest.mark.parametrize("fold", [False, True], ids=["unfolded", "folded"])
+def test_a_plan_repeats_what_was_planned(
+    fold: bool, randomize: Any, tmp_path: pathlib.Path
+) -> None:
+    model, x = model_of("mobile", randomize), images()
+    options = {"granularity": "tensor", "weight_bits": 5, "fold_batch_norm": fold}
+    data = {"representative_dataset": x, "verbose": False}
+    plan = ocs_tf.plan(model, rounding="nearest", **options, **data)
+    assert set(plan.equalization) == {"n1", "n2"}
+    plan.save(tmp_path / "plan.json")
+    loaded = ocs_tf.Plan.load(tmp_path / "plan.json")
+    assert loaded == plan
+    want = convert(model, rounding="nearest", representative_dataset=x, **options)
+    got = ocs_tf.apply(model, loaded, **data)
+    for a, b in zip(want.weights, got.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_plan_from_before_equalization_is_read(randomize: Any) -> None:
+    model = model_of("relu", randomize)
+    plan = ocs_tf.plan(model, verbose=False)
+    values = json.loads(plan.to_json())
+    assert values.pop("equalization") == {}
+    assert ocs_tf.Plan.from_json(json.dumps(values)) == plan
+
+
+def test_a_plan_whose_scales_do_not_fit(randomize: Any) -> None:
+    model = model_of("relu", randomize)
+    plan = ocs_tf.plan(model, equalization=True, verbose=False)
+    plan = dataclasses.replace(plan, equalization={"b": [1.0, 1.0, 1.0]})
+    with pytest.raises(ValueError, match=r"channels of layer 'b', which .*; those are: a\."):
+        ocs_tf.apply(model, plan, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "scaled"),
+    [
+        ({}, set()),
+        ({"granularity": "tensor"}, {"a"}),
+        ({"granularity": "tensor", "equalization": False}, set()),
+        ({"equalization": True}, {"a"}),
+        ({"config": ocs_tf.Config.paper()}, set()),
+    ],
+    ids=["channel", "tensor", "off", "on", "paper"],
+)
+def test_when_channels_are_scaled(options: Any, scaled: set[str], randomize: Any) -> None:
+    plan = ocs_tf.plan(model_of("relu", randomize), verbose=False, **options)
+    assert set(plan.equalization) == scaled
+
+
+def test_the_report_names_the_kernels(randomize: Any) -> None:
+    model = model_of("in a row", randomize)
+    result = ocs_tf.report(convert(model, equalization=True))
+    assert [layer.name for layer in result.layers if layer.equalized] == ["b", "c"]
+    assert "Kernels with scaled input channels (cross-layer equalization): b, c." in str(result)
+    assert "equalization" not in str(ocs_tf.report(convert(model)))
+
+
+def test_a_saved_model_remembers(randomize: Any, tmp_path: pathlib.Path) -> None:
+    quantized = convert(model_of("relu", randomize), equalization=True)
+    quantized.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert [loaded.get_layer(name).equalized for name in "ab"] == [False, True]
+
+
+def test_a_callable_sees_the_layers_of_the_users_model(randomize: Any) -> None:
+    model = model_of("in a row", randomize)
+    chosen = model.get_layer("b")
+    override = ocs_tf.Override(lambda layer: layer is chosen, weight_bits=5)
+    plan = ocs_tf.plan(model, equalization=True, overrides=[override], verbose=False)
+    assert {name: layer.bits for name, layer in plan.layers.items()} == {"a": 8, "b": 5, "c": 8}
+
+
+def test_sequential_models_stay_compiled_and_sequential(randomize: Any) -> None:
+    steps = [dense("a", activation="relu"), dense("b", activation="relu"), dense("c")]
+    model = randomize(keras.Sequential([keras.Input((4,)), *steps]))
+    model.compile("sgd", "mse")
+    quantized = convert(model, equalization=True)
+    assert isinstance(quantized, keras.Sequential)
+    assert quantized.compiled
+
+
+def test_weights_that_are_not_finite_are_named_as_ever(randomize: Any) -> None:
+    model = model_of("in a row", randomize)
+    kernel = np.asarray(model.get_layer("b").kernel).copy()
+    kernel[0, 0, 2, 3] = np.nan
+    model.get_layer("b").kernel.assign(kernel)
+    with pytest.raises(ValueError, match="kernel of layer b` must be finite"):
+        ocs_tf.plan(model, equalization=True, verbose=False)
+
+
+@pytest.mark.parametrize("fold", [False, True], ids=["unfolded", "folded"])
+@pytest.mark.parametrize("name", ["mobile", "lone norms", "flatten", "two readers, two tensors"])
+def test_an_exported_file_computes_the_same(
+    name: str, fold: bool, randomize: Any, tmp_path: pathlib.Path
+) -> None:
+    model, x = model_of(name, randomize), images()
+    quantized = convert(
+        model, equalization=True, fold_batch_norm=fold, weight_bits=6, representative_dataset=x
+    )
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, io_dtype="float32")
+    runner = litert.Interpreter(str(path)).get_signature_runner()
+    (key,) = runner.get_input_details()
+    got = np.concatenate([next(iter(runner(**{key: image[None]}).values())) for image in x])
+    want = quantized.predict_on_batch(x)
+    last = quantized.get_layer(quantized.output_names[0])
+    grid = last.grid if isinstance(last, QuantizedOutput) else last.output_grid
+    difference = np.abs(got - want) / grid.scale
+    assert difference.max() <= 1.01
+    assert (difference > 0.5).mean() <= 0.02
