@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import warnings
 from typing import Any
 
@@ -53,6 +54,8 @@ def convert(
     """
     config = _config(config, options)
     plan_ = plan(model, config, representative_dataset=representative_dataset, verbose=verbose)
+    if plan_.equalization:
+        gc.collect()  # Keras models are circular; the copy that was planned on must not stay
     return apply(
         model,
         plan_,
@@ -89,6 +92,7 @@ def plan(
         batches = [next(stream)]
     scales = choose_scales(graph, config.granularity) if config.equalization else {}
     if scales:
+        # A copy of the float model, for as long as it takes.
         config = config.for_copies_of(node.layer for node in graph.nodes)
         graph = Graph(equalized(graph, scales), config.fold_batch_norm)
     result = dataclasses.replace(

@@ -111,7 +111,8 @@ def choose_scales(graph: Graph, granularity: str) -> dict[str, NDArray[np.float6
     known = chains(graph)
     folded = {s.batch_norm: name for name, s in graph.kernels.items() if s.batch_norm is not None}
     makers = {name: folded.get(chain.layer, name) for name, chain in known.items()}
-    sizes, biases = {}, {}
+    sizes: dict[str, NDArray[np.floating]] = {}
+    biases: dict[str, NDArray[Any] | None] = {}
     for name, site in graph.kernels.items():
         kernel, biases[name] = site.weights()
         sizes[name] = _sizes(kernel)
@@ -132,10 +133,11 @@ def choose_scales(graph: Graph, granularity: str) -> dict[str, NDArray[np.float6
             made, read = sizes[makers[name]].max(0) * scales[name], read / scales[name]
             scales[name] = equalizing_scales(made, read, balance).clip(least[name], LIMIT)
             factors = scales[name] / before[name]
-            sizes[makers[name]] /= factors
+            _multiply(sizes[makers[name]], 1 / factors)
             for reader, channels in chain.readers.items():
                 outputs = sizes[reader].shape[-1]
-                sizes[reader] *= input_factors(factors[channels], _groups(graph, reader), outputs)
+                rows = input_factors(factors[channels], _groups(graph, reader), outputs)
+                _multiply(sizes[reader], rows)
         if all(np.allclose(scales[name], before[name], rtol=_SETTLED) for name in known):
             break
     return scales
@@ -181,28 +183,32 @@ def equalized(graph: Graph, scales: Mapping[str, Any]) -> keras.Model:
 def _scaled_weights(
     layer: Any, made: NDArray[np.float64] | None, read: NDArray[np.float64] | None
 ) -> list[NDArray[np.float32]]:
-    """Weights of `layer` with output channels times `made` and input channels times `read`."""
+    """Weights of `layer` with output channels times `made` and input channels times `read`.
+
+    Float32 products of float64 factors, without a copy in float64 of a whole kernel.
+    """
     if isinstance(layer, _LAYERS.BatchNormalization):
         return _scaled_norm(layer, made)
     adapter = adapters.adapter_for(layer)
     assert adapter is not None
     kernel, bias = adapter.read(layer)
     factors = np.ones(kernel.shape[-1]) if made is None else made
-    scaled = kernel.astype(np.float64) * factors
+    scaled = kernel.astype(np.float32)
+    _multiply(scaled, factors)
     if read is not None:
-        scaled *= input_factors(read, adapter.groups(layer), kernel.shape[-1])
+        rows = input_factors(read, adapter.groups(layer), kernel.shape[-1])
+        _multiply(scaled, rows)
     weights = [adapter.to_keras(scaled, layer)]
-    if bias is not None:
-        weights.append(bias * factors)
-    return [w.astype(np.float32) for w in weights]
+    return weights if bias is None else [*weights, (bias * factors).astype(np.float32)]
 
 
-def _sizes(kernel: NDArray[Any]) -> NDArray[np.float64]:
+def _sizes(kernel: NDArray[Any]) -> NDArray[np.floating]:
     """The largest magnitude over the taps of a canonical kernel, `[C / groups, F]`."""
-    return np.abs(kernel.reshape(-1, *kernel.shape[-2:])).max(0).astype(np.float64)
+    taps = kernel.reshape(-1, *kernel.shape[-2:])
+    return np.maximum(taps.max(0), -taps.min(0))
 
 
-def _norm_sizes(norm: Any) -> tuple[NDArray[np.float64], NDArray[Any] | None]:
+def _norm_sizes(norm: Any) -> tuple[NDArray[np.floating], NDArray[Any] | None]:
     """Root mean squares of outputs `[1, C]` for inputs as in training, and the shift."""
     gain = np.asarray(norm.gamma, np.float64) if norm.scale else np.ones(norm.moving_mean.shape)
     shift = np.asarray(norm.beta) if norm.center else None
@@ -215,6 +221,11 @@ def _least_scales(bias: NDArray[Any] | None) -> Any:
         return 1 / LIMIT
     sizes = np.abs(bias.astype(np.float64))
     return np.fmax(sizes / (sizes.max() or 1.0), 1 / LIMIT)
+
+
+def _multiply(values: NDArray[np.floating], factors: NDArray[np.float64]) -> None:
+    """In place, in float64 piece by piece."""
+    np.multiply(values, factors, out=values, casting="same_kind")
 
 
 def _groups(graph: Graph, name: str) -> int:

@@ -51,10 +51,12 @@ def input_factors(channel_factors: ArrayLike, groups: int, outputs: int) -> NDAr
         outputs: output channels `F`.
     """
     by_group = np.asarray(channel_factors, np.float64).reshape(groups, -1)
-    return np.repeat(by_group, outputs // groups, axis=0).T
+    shape = (groups, outputs // groups, by_group.shape[1])
+    # In a plain kernel this repeats nothing: all output channels share one column.
+    return np.broadcast_to(by_group[:, None], shape).reshape(outputs, -1).T
 
 
-def input_ranges(sizes: NDArray[np.float64], groups: int, granularity: str) -> NDArray[np.float64]:
+def input_ranges(sizes: NDArray[np.floating], groups: int, granularity: str) -> NDArray[np.float64]:
     """How much of its grid each input channel of a kernel takes up at most, 0..1, `[C]`.
 
     Arguments:
@@ -65,5 +67,5 @@ def input_ranges(sizes: NDArray[np.float64], groups: int, granularity: str) -> N
     """
     largest = sizes.max() if granularity == "tensor" else sizes.max(0)
     with np.errstate(invalid="ignore"):  # infinity / infinity: not finite either
-        shares = sizes / np.where(largest == 0, 1, largest)
+        shares = sizes / np.where(largest == 0, 1, largest).astype(sizes.dtype)
     return shares.reshape(len(sizes), groups, -1).max(-1).T.reshape(-1)
