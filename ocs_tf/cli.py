@@ -47,6 +47,8 @@ _CONFIG_HELP = {
     "weight_clip": "how to clip weights: none, mse, aciq, kl, optimal, percentile",
     "rounding": "nearest; error_compensated: regards what layers compute; auto: with --data",
     "bias_correction": "add to biases what outputs lose on average: true, false, auto: with --data",
+    "equalization": "scale channels so that kernels share ranges: true, false, auto: if granularity"
+    " is tensor",
     "activation_clip": "how to clip activations; the same choices",
     "percentile": "for clip percentile, e.g. 99.9",
     "first_layer_bits": "weight bits of the first layers; none, or same as the others",
@@ -256,7 +258,7 @@ def _value(name: str, text: Any) -> Any:
     """A flag's text as the value of option `name`; `Config` decides whether it is allowed."""
     if text == "none" and name in _MAY_BE_NONE:
         return None
-    if name == "bias_correction" and text in ("true", "false"):
+    if name in ("bias_correction", "equalization") and text in ("true", "false"):
         return text == "true"
     for kind in (int, float):
         with contextlib.suppress(ValueError, TypeError):

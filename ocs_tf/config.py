@@ -79,6 +79,13 @@ class Override:
             return isinstance(layer, self.select)
         return bool(self.select(layer))
 
+    def by_name(self, layers: Iterable[Any]) -> Override:
+        """The same for copies of `layers`, which a callable might not know again."""
+        if "callable" not in self._selector_dict():
+            return self
+        names = {layer.name for layer in layers if self.matches(layer)}
+        return dataclasses.replace(self, select=lambda layer: layer.name in names)
+
     def describe(self) -> str:
         """The selector in words, for messages."""
         kind, value = next(iter(self._selector_dict().items()))
@@ -174,6 +181,9 @@ class Config:
             2016). `"auto"`: measured where data are given, else `"sqnr"`.
         allocation_cost: what `average_bits` is an average over: `"size"`, the weights, or
             `"macs"`, the multiplications with them.
+        equalization: scale the channels between kernels for weights to use their grids better
+            (cross-layer equalization); the float model's function stays the same. `"auto"`: with
+            granularity `"tensor"`.
         fold_batch_norm: multiply a batch norm into the layer before it, where that is possible.
         quantization_aware: the codes of a channel's copies add up to the code of the whole weight.
         power_of_two: all steps are powers of two.
@@ -207,6 +217,7 @@ class Config:
     weight_bytes: int | None = None
     allocation: str = "auto"
     allocation_cost: str = "size"
+    equalization: bool | Literal["auto"] = "auto"
     fold_batch_norm: bool = True
     quantization_aware: bool = True
     power_of_two: bool = False
@@ -234,6 +245,7 @@ class Config:
         _check_choice("weight_clip", self.weight_clip, WEIGHT_CLIPS)
         _check_choice("rounding", self.rounding, ROUNDINGS)
         _check_choice("bias_correction", self.bias_correction, ("auto", True, False))
+        _check_choice("equalization", self.equalization, ("auto", True, False))
         if self.rounding == "error_compensated" and not self.quantization_aware:
             raise ValueError(
                 "`rounding` (='error_compensated') chooses codes of whole weights, which only the"
@@ -308,6 +320,8 @@ class Config:
         for name in ("first_layer_bits", "last_layer_bits"):
             if getattr(self, name) == "auto":
                 values[name] = edges
+        if self.equalization == "auto":
+            values["equalization"] = self.granularity == "tensor"
         config = dataclasses.replace(self, **values)
         if with_data:
             return config
@@ -349,6 +363,7 @@ class Config:
             "full_range": True,
             "rounding": "nearest",
             "bias_correction": False,
+            "equalization": False,
         }
         defaults = {"expand_ratio": 0.0, "weight_clip": "none", "activation_clip": "none"}
         extra = _as_overrides(options.pop("overrides", ()))
@@ -372,6 +387,13 @@ class Config:
             for o in _as_overrides(self.overrides)
             if isinstance(o.select, (str, re.Pattern)) and not any(map(o.matches, candidates))
         ]
+
+    def for_copies_of(self, layers: Iterable[Any]) -> Config:
+        """The same options for copies of `layers`: what a callable selects, by their names."""
+        originals = list(layers)
+        return dataclasses.replace(
+            self, overrides=tuple(o.by_name(originals) for o in _as_overrides(self.overrides))
+        )
 
     def to_json(self) -> str:
         """The configuration as JSON text; `Config.from_json` reads it."""

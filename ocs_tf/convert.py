@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import warnings
 from typing import Any
 
@@ -15,6 +16,7 @@ from ocs_tf.calibration import calibrate
 from ocs_tf.compensation import compensate, sample_limit
 from ocs_tf.config import Config
 from ocs_tf.graph.activations import all_sites, input_sites
+from ocs_tf.graph.equalization import chains, choose_scales, equalized
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rewrite import Replacement, rewrite
 from ocs_tf.planning import (
@@ -54,6 +56,8 @@ def convert(
     """
     config = _config(config, options)
     plan_ = plan(model, config, representative_dataset=representative_dataset, verbose=verbose)
+    if plan_.equalization:
+        gc.collect()  # Keras models are circular; the copy that was planned on must not stay
     return apply(
         model,
         plan_,
@@ -88,15 +92,22 @@ def plan(
         # The first batch is read before the slow part, so that data that do not fit fail at once.
         stream = data.batches(representative_dataset, graph.model, limit=config.calibration_samples)
         batches = [next(stream)]
+    scales = choose_scales(graph, config.granularity) if config.equalization else {}
+    if scales:
+        # A copy of the float model, for as long as it takes.
+        config = config.for_copies_of(node.layer for node in graph.nodes)
+        graph = Graph(equalized(graph, scales), config.fold_batch_norm)
     options = layer_options(graph, config)
     if config.allocates:
         samples: list[list[Any]] = []
         if config.allocation == "measured":
-            limit = min(sample_limit(graph), config.calibration_samples or MEASURED_SAMPLES)
-            limit = min(limit, MEASURED_SAMPLES)
+            limit = min(sample_limit(graph), MEASURED_SAMPLES, config.calibration_samples or 1024)
             samples = list(data.batches(representative_dataset, graph.model, limit=limit))
         options = allocate_bits(graph, options, config, samples, verbose)
-    result = plan_kernels(graph, config, options, verbose)
+    result = dataclasses.replace(
+        plan_kernels(graph, config, options, verbose),
+        equalization={name: values.tolist() for name, values in scales.items()},
+    )
     if bits is None:
         return result
     find = all_sites if config.activation_scope == "all" else input_sites
@@ -140,13 +151,18 @@ def apply(
     check_not_quantized(graph)
     _check_fits(plan, graph)
     batches = _batches(plan, graph, representative_dataset, calibration_samples)
+    scaled: set[str] = set()
+    if plan.equalization:
+        known = chains(graph)
+        graph = Graph(equalized(graph, plan.equalization), plan.fold_batch_norm)
+        scaled = {reader for name in plan.equalization for reader in known[name].readers}
     kernels = {}
     bar = tqdm(plan.layers.items(), "Quantizing", delay=PROGRESS_DELAY, disable=not verbose)
     for name, layer_plan in bar:
         kernel, bias = graph.kernels[name].weights()
         quantized = layer_plan.quantize(kernel, name)
         quality = quantized.sqnr_db(kernel)
-        kernels[name] = Replacement(quantized, bias, quality)
+        kernels[name] = Replacement(quantized, bias, quality, name in scaled)
     result = rewrite(graph, kernels, plan.activations)
     if batches:
         compensate(

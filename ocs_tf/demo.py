@@ -23,11 +23,12 @@ CALIBRATION_IMAGES = 128
 SEED = 0
 
 # One step per kernel, where a single large weight costs all the others their precision.
+_ONE_STEP = {"granularity": "tensor", "equalization": False}
 _WAYS: dict[str, dict[str, Any]] = {
-    "round only": {"granularity": "tensor", "weight_clip": "none", "expand_ratio": 0.0},
-    "clip only": {"granularity": "tensor", "weight_clip": "mse", "expand_ratio": 0.0},
-    "OCS": {"granularity": "tensor", "weight_clip": "none", "expand_ratio": EXPAND_RATIO},
-    "OCS + clip": {"granularity": "tensor", "weight_clip": "mse", "expand_ratio": EXPAND_RATIO},
+    "round only": {**_ONE_STEP, "weight_clip": "none", "expand_ratio": 0.0},
+    "clip only": {**_ONE_STEP, "weight_clip": "mse", "expand_ratio": 0.0},
+    "OCS": {**_ONE_STEP, "weight_clip": "none", "expand_ratio": EXPAND_RATIO},
+    "OCS + clip": {**_ONE_STEP, "weight_clip": "mse", "expand_ratio": EXPAND_RATIO},
     "default": {},
 }
 

@@ -93,6 +93,8 @@ class Plan:
             `NAME:preactivation`; see `graph.activations`.
         fold_batch_norm: whether batch norms are folded into the layers before them.
         rounding, bias_correction: as in `Config`; other than the defaults they need data.
+        equalization: by the name of a layer, what its output channels are divided by, and what the
+            kernels that read them are multiplied by; see `graph.equalization`.
     """
 
     layers: dict[str, LayerPlan]
@@ -101,6 +103,7 @@ class Plan:
     fold_batch_norm: bool = True
     rounding: str = "nearest"
     bias_correction: bool = False
+    equalization: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     @property
     def needs_data(self) -> bool:
@@ -132,6 +135,7 @@ class Plan:
                 fold_batch_norm=values["fold_batch_norm"],
                 rounding=values.get("rounding", "nearest"),
                 bias_correction=values.get("bias_correction", False),
+                equalization=dict(values.get("equalization", {})),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the plan lacks a field or has an unknown one: {error}.") from error

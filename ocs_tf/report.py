@@ -32,6 +32,7 @@ _FLOAT_ACTIVATIONS = (
 _STORED = (
     "A .keras file holds the codes as int8; an int8 .tflite file computes with integers throughout."
 )
+_EQUALIZED = "Kernels with scaled input channels (cross-layer equalization)"
 _LEGEND = (
     "Bytes: float32 weights before; after, codes packed at their bits, scales, channel maps and"
     " float32 biases."
@@ -50,6 +51,7 @@ class LayerReport:
         granularity: `"tensor"` or `"channel"`, or `None`.
         clip_threshold: smallest and largest over the steps, or `None`; equal per tensor.
         copies: the original input channel of each copy.
+        equalized: whether the kernel's input channels were scaled before it was quantized.
         sqnr_db: of the kernel after quantization, in dB, or `None` if unknown.
         parameters: numbers in the float layer.
         codes: integers in the expanded kernel.
@@ -66,6 +68,7 @@ class LayerReport:
     granularity: str | None = None
     clip_threshold: tuple[float, float] | None = None
     copies: tuple[int, ...] = ()
+    equalized: bool = False
     sqnr_db: float | None = None
     parameters: int = 0
     codes: int = 0
@@ -179,7 +182,9 @@ class Report:
 
     def _notes(self) -> list[str]:
         rounded = any(layer.output_grid or layer.input_grid for layer in self.layers)
-        return [_LEGEND, _SIMULATED if rounded else _FLOAT_ACTIVATIONS, _STORED]
+        scaled = [layer.name for layer in self.layers if layer.equalized]
+        equalized = [f"{_EQUALIZED}: {', '.join(scaled)}."] if scaled else []
+        return [*equalized, _LEGEND, _SIMULATED if rounded else _FLOAT_ACTIVATIONS, _STORED]
 
 
 def report(model: keras.Model) -> Report:
@@ -255,6 +260,7 @@ def _quantized(layer: Any, name: str, input_grid: ActivationGrid | None) -> Laye
         granularity=layer.granularity,
         clip_threshold=(float(kernel.threshold.min()), float(kernel.threshold.max())),
         copies=tuple(kernel.channel_map[shape[-2] :].tolist()),
+        equalized=layer.equalized,
         sqnr_db=layer.kernel_sqnr_db,
         parameters=parameters,
         codes=codes,

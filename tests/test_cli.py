@@ -163,6 +163,11 @@ class TestConvert:
         plan = ocs_tf.Plan.load("plan.json")
         assert (plan.rounding, plan.bias_correction) == ("nearest", value)
 
+    @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
+    def test_equalization(self, run, text, value):
+        run(f"convert {{}}/model.keras --plan plan.json --equalization {text}")
+        assert bool(ocs_tf.Plan.load("plan.json").equalization) == value
+
     def test_existing_file_stays_without_overwrite(self, run):
         pathlib.Path("out.keras").write_text("mine")
         code, _, err = run("convert {}/model.keras --output out.keras")

@@ -49,6 +49,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "bytes of macs": ({"weight_bytes": 9, "allocation_cost": "macs"}, r"`weight_bytes` .* size"),
     "allocation": ({"allocation": "best"}, r"`allocation` .*'measured', 'sqnr', 'closed_form'"),
     "allocation_cost": ({"allocation_cost": "time"}, r"`allocation_cost` .*'size', 'macs'"),
+    "equalization": ({"equalization": "yes"}, r"`equalization` \(='yes'\).*'auto', True, False"),
     "activation_scope": ({"activation_scope": "some"}, r"`activation_scope`.*'all', 'inputs'"),
     "switch": ({"fold_batch_norm": "no"}, r"`fold_batch_norm` \(='no'\).*True, False"),
     "strict": ({"strict": 1}, r"`strict` \(=1\)"),
@@ -288,6 +289,31 @@ AUTO = ("activation_bits", "rounding", "bias_correction")
 def resolved(with_data: bool, **options: Any) -> tuple[Any, ...]:
     config = Config(**options).resolve(with_data)
     return tuple(getattr(config, name) for name in AUTO)
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+@pytest.mark.parametrize(("granularity", "equalizes"), [("tensor", True), ("channel", False)])
+def test_auto_equalizes_where_channels_share_a_step(
+    granularity: str, equalizes: bool, with_data: bool
+) -> None:
+    config = Config(granularity=granularity)
+    assert config.resolve(with_data).equalization is equalizes
+    for given in (True, False):
+        config = Config(granularity=granularity, equalization=given)
+        assert config.resolve(with_data).equalization is given
+
+
+def test_callable_selectors_know_the_originals_of_copies() -> None:
+    original, other = layers.Dense(2, name="a"), layers.Dense(2, name="b")
+    config = Config(
+        overrides=[Override(lambda layer: layer is original, 5), Override(re.compile("a|b"), 6)]
+    )
+    copied = config.for_copies_of([original, other])
+    for name, bits in (("a", 5), ("b", 6)):
+        override = copied.override_for(layers.Dense(2, name=name))
+        assert override is not None
+        assert override.weight_bits == bits
+    assert copied.overrides[1] is config.overrides[1]  # as JSON can hold it
 
 
 def test_auto_depends_on_data() -> None:

@@ -322,14 +322,15 @@ def test_the_file_is_a_quarter(tmp_path: pathlib.Path, randomize: Any) -> None:
 
 
 PEAK_MEMORY = """
-import resource
+import resource, sys
 import keras, numpy as np, ocs_tf
 from keras import layers
 
 def convert(size):
     model = keras.Sequential([keras.Input((size,)), layers.Dense(size), layers.Dense(size)])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ocs_tf.convert(model, last_layer_bits=5, expand_ratio=0.02, weight_clip="none")
+    options = {"weight_clip": "none", "equalization": sys.argv[1] == "True"}
+    ocs_tf.convert(model, last_layer_bits=5, expand_ratio=0.02, **options)
     return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (8 * size**2)
 
 convert(4)  # what TensorFlow sets up at the first use
@@ -338,15 +339,19 @@ print(convert(3000))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kilobytes on Linux only")
-def test_peak_memory_is_below_twice_the_model() -> None:
+@pytest.mark.parametrize(
+    ("equalization", "models"), [(False, 2), (True, 3)], ids=["plain", "equalized"]
+)
+def test_peak_memory_is_below_twice_the_model(equalization: bool, models: int) -> None:
+    """Equalization works on one more copy of the model."""
     run = subprocess.run(
-        [sys.executable, "-c", PEAK_MEMORY],
+        [sys.executable, "-c", PEAK_MEMORY, str(equalization)],
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         check=True,
         capture_output=True,
         text=True,
     )
-    assert float(run.stdout) < 2
+    assert float(run.stdout) < models
 
 
 # Errors -----------------------------------------------------------------------------------------

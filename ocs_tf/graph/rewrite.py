@@ -23,11 +23,13 @@ class Replacement:
         kernel: canonical quantized kernel.
         bias: float32 `[F]` or `None`.
         sqnr_db: of the effective kernel against the float one.
+        equalized: whether its input channels were scaled before.
     """
 
     kernel: QuantizedKernel
     bias: np.ndarray | None
     sqnr_db: float
+    equalized: bool = False
 
 
 def rewrite(
@@ -91,7 +93,7 @@ def rewrite(
             inner.set_weights([site.adapter.to_keras(kernel, inner), bias])
         elif name not in graph.folded:
             original = graph.calls_of(name)[0]
-            _check_copied(original.layer, inner)
+            check_copied(original.layer, inner)
             if isinstance(inner, keras.layers.BatchNormalization):
                 _round_shift(inner, known.get(id(original.inputs[0])))
     return model
@@ -195,7 +197,8 @@ def _copy_weights(old: Any, new: Any) -> None:
                 layer.finalize_state()  # what it computes with is derived from its weights
 
 
-def _check_copied(old: Any, new: Any) -> None:
+def check_copied(old: Any, new: Any) -> None:
+    """Raise `ValueError` if the weights of `old` did not fit `new`, made in its place."""
     if isinstance(old, keras.layers.Layer) and _shapes(old) != _shapes(new):
         raise ValueError(
             f"layer {old.name!r} ({type(old).__name__}) cannot be copied: made from its"
@@ -226,6 +229,7 @@ def _quantized_layer(
             "output_grid": kernel_output_grid(graph, layer, grids),
             "preactivation_grid": grids.get(f"{layer.name}:preactivation"),
             "kernel_sqnr_db": replacement.sqnr_db,
+            "equalized": replacement.equalized,
         }
     )
 

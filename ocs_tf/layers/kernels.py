@@ -33,6 +33,7 @@ QUANTIZATION_OPTIONS = (
     "output_grid",
     "preactivation_grid",
     "kernel_sqnr_db",
+    "equalized",
 )
 
 
@@ -49,6 +50,7 @@ class KernelLayer(keras.layers.Layer):
         preactivation_grid: likewise for what goes into the activation function, where a runtime
             computes that as a step of its own.
         kernel_sqnr_db: what quantization left of the float kernel, for reports.
+        equalized: whether input channels were scaled before quantization, for reports.
 
     Weights, none trainable: `codes` int8 in the kernel's layout with `copies` more input channels;
     `scale` float32, `()` or `[F]`; `channel_map` int32 `[C']` if there are copies; `bias` float32.
@@ -64,6 +66,7 @@ class KernelLayer(keras.layers.Layer):
         output_grid: ActivationGrid | dict[str, Any] | None = None,
         preactivation_grid: ActivationGrid | dict[str, Any] | None = None,
         kernel_sqnr_db: float | None = None,
+        equalized: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **{**kwargs, "trainable": False})
@@ -74,6 +77,7 @@ class KernelLayer(keras.layers.Layer):
         self.output_grid = as_grid(output_grid)
         self.preactivation_grid = as_grid(preactivation_grid)
         self.kernel_sqnr_db = kernel_sqnr_db
+        self.equalized = equalized
 
     def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
         """Shape of the unexpanded Keras kernel; input channels on axis -2."""
@@ -214,6 +218,7 @@ class KernelLayer(keras.layers.Layer):
             "output_grid": grid_config(self.output_grid),
             "preactivation_grid": grid_config(self.preactivation_grid),
             "kernel_sqnr_db": self.kernel_sqnr_db,
+            "equalized": self.equalized,
         }
 
 
