@@ -143,7 +143,7 @@ def observe(
     for batch in batches:
         # Called, not predicted: TensorFlow's graph optimizer (oneDNN, 2.21) crashes the process on
         # some networks without batch norms when it is asked for what lies between their layers.
-        outputs = observer(list(batch) if len(batch) > 1 else batch[0], training=False)
+        outputs = observer(list(batch), training=False)
         yield [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
 
 

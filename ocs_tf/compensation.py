@@ -18,9 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf.calibration import observe
+from ocs_tf.graph.moments import Moments
 from ocs_tf.graph.reader import Graph, KernelSite, Node
 from ocs_tf.numerics.kernel import QuantizedKernel, encode
-from ocs_tf.numerics.rounding import code_ranges, compensated_codes, shrunk_moments
+from ocs_tf.numerics.rounding import (
+    assumed_moments,
+    code_ranges,
+    compensated_codes,
+    shrunk_moments,
+)
 from ocs_tf.planning import LayerPlan
 
 Batches = Sequence[Sequence[NDArray[Any]]]
@@ -70,10 +76,52 @@ def compensate(
         layer.kernel_sqnr_db = quantized.sqnr_db(kernel)
 
 
+def compensate_blind(
+    site: KernelSite,
+    plan: LayerPlan,
+    moments: Moments | None,
+    *,
+    rounding: bool = True,
+    bias_correction: bool = True,
+) -> tuple[QuantizedKernel, NDArray[np.float32] | None]:
+    """Kernel and bias of one layer, chosen without data.
+
+    Arguments:
+        moments: mean and variance of each input channel, if they are known. Without them, codes
+            are balanced as for inputs of mean 0, and the bias stays as it is.
+        rounding: balance errors; else codes are the nearest.
+        bias_correction: correct the bias for the mean.
+    """
+    kernel, bias = site.weights()
+    groups = site.adapter.groups(site.layer)
+    quantized = plan.quantize(kernel, site.name)
+    if rounding and plan.quantization_aware:
+        channels = groups * kernel.shape[-2]
+        mean, variance = moments or (np.zeros(channels), np.ones(channels))
+        hessian = assumed_moments(
+            kernel.shape[:-2], mean.reshape(groups, -1), variance.reshape(groups, -1)
+        )
+        quantized = _encoded(site, kernel, plan, hessian)
+    if bias_correction and bias is not None and moments is not None:
+        error = (kernel - quantized.effective_kernel()).astype(np.float64)
+        error = error.reshape(-1, *error.shape[-2:]).sum(0)  # at all places the mean is one
+        by_group = _grouped(error, groups)
+        shift = np.matmul(moments[0].reshape(groups, 1, -1), by_group).reshape(-1)
+        bias = (bias + shift).astype(np.float32)
+    return quantized, bias
+
+
 def rounded(
     site: KernelSite, kernel: NDArray[Any], plan: LayerPlan, inputs: list[NDArray[Any]]
 ) -> QuantizedKernel:
     """`kernel`, with codes chosen for `inputs` of the layer."""
+    return _encoded(site, kernel, plan, _moments(site, inputs))
+
+
+def _encoded(
+    site: KernelSite, kernel: NDArray[Any], plan: LayerPlan, hessian: NDArray[np.float64]
+) -> QuantizedKernel:
+    """`kernel`, with codes compensated for inputs of these second moments `[G, K, K]`."""
     step, copies = plan.step(), plan.expansion(kernel)
     low, high = code_ranges(copies, plan.bits, plan.full_range)
     taps = math.prod(kernel.shape[:-2])
@@ -83,7 +131,7 @@ def rounded(
         step.reshape(groups, -1) if step.ndim else step,
         np.tile(low, taps),
         np.tile(high, taps),
-        _moments(site, inputs),
+        hessian,
     )
     values = codes.swapaxes(0, 1).reshape(kernel.shape) * step.astype(np.float64)
     return encode(values, plan.bits, step, copies, plan.full_range)

@@ -16,7 +16,8 @@ from ocs_tf.numerics.kernel import GRANULARITIES, MAX_WEIGHT_BITS, WEIGHT_CLIPS
 
 ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 ACTIVATION_SCOPES = ("all", "inputs")
-ROUNDINGS = ("auto", "nearest", "error_compensated")
+ROUNDINGS = ("auto", "nearest", "error_balanced", "error_compensated")
+BIAS_CORRECTIONS = ("auto", True, False, "batch_norm")
 ALLOCATIONS = ("auto", "measured", "sqnr", "closed_form")
 ALLOCATION_COSTS = ("size", "macs")
 # What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
@@ -160,11 +161,13 @@ class Config:
             0..1; `"auto"` is 0.02 below 8 weight bits, 0 at 8.
         weight_clip: one of `numerics.WEIGHT_CLIPS`.
         rounding: `"nearest"`, or `"error_compensated"`: what is lost by rounding one weight is made
-            up for by others, for the inputs that the layer sees on calibration data. `"auto"` is
-            the latter where data are given (and `quantization_aware` is on).
-        bias_correction: add to biases the mean difference to the float model's outputs, measured
-            on calibration data; `"auto"`: where data are given. Layers without a bias stay
-            without.
+            up for by others, for the inputs that the layer sees on calibration data; or
+            `"error_balanced"`: the same without data, for inputs as batch norms describe them.
+            `"auto"` is compensated where data are given, else balanced (or nearest, without
+            `quantization_aware`).
+        bias_correction: add to biases the mean difference to the float model's outputs: `True`, as
+            measured on calibration data; `"batch_norm"`, as batch norms before the layer tell.
+            `"auto"`: measured where data are given. Layers without a bias stay without.
         activation_clip: one of `numerics.CLIP_METHODS`.
         percentile: for clip method `"percentile"`, 0..100.
         first_layer_bits, last_layer_bits: weight bits of the layers next to the model's inputs
@@ -208,7 +211,7 @@ class Config:
     expand_ratio: float | Literal["auto"] = "auto"
     weight_clip: str = "joint"
     rounding: str = "auto"
-    bias_correction: bool | Literal["auto"] = "auto"
+    bias_correction: bool | Literal["auto", "batch_norm"] = "auto"
     activation_clip: str = "none"
     percentile: float = DEFAULT_PERCENTILE
     first_layer_bits: int | Literal["auto", "same"] | None = "auto"
@@ -244,11 +247,11 @@ class Config:
         _check_choice("granularity", self.granularity, GRANULARITIES)
         _check_choice("weight_clip", self.weight_clip, WEIGHT_CLIPS)
         _check_choice("rounding", self.rounding, ROUNDINGS)
-        _check_choice("bias_correction", self.bias_correction, ("auto", True, False))
+        _check_choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
         _check_choice("equalization", self.equalization, ("auto", True, False))
-        if self.rounding == "error_compensated" and not self.quantization_aware:
+        if self.rounding in ("error_balanced", "error_compensated") and not self.quantization_aware:
             raise ValueError(
-                "`rounding` (='error_compensated') chooses codes of whole weights, which only the"
+                f"`rounding` (={self.rounding!r}) chooses codes of whole weights, which only the"
                 " copies of quantization_aware=True add up to."
             )
         _check_choice("allocation", self.allocation, ALLOCATIONS)
@@ -310,10 +313,10 @@ class Config:
         if self.activation_bits == "auto":
             values["activation_bits"] = 8 if with_data else None
         if self.rounding == "auto":
-            compensates = with_data and self.quantization_aware
-            values["rounding"] = "error_compensated" if compensates else "nearest"
+            careful = "error_compensated" if with_data else "error_balanced"
+            values["rounding"] = careful if self.quantization_aware else "nearest"
         if self.bias_correction == "auto":
-            values["bias_correction"] = with_data
+            values["bias_correction"] = True if with_data else "batch_norm"
         if self.allocation == "auto":
             values["allocation"] = "measured" if with_data else "sqnr"
         edges = "same" if self.allocates else 8
@@ -336,7 +339,7 @@ class Config:
                 "`allocation` (='measured') needs `representative_dataset`. Give some inputs, or"
                 " choose 'sqnr'."
             )
-        if config.rounding != "nearest" or config.bias_correction:
+        if config.rounding == "error_compensated" or config.bias_correction is True:
             raise ValueError(
                 f"`rounding` (={config.rounding!r}) and `bias_correction`"
                 f" (={config.bias_correction}) need `representative_dataset`. Give some inputs, or"

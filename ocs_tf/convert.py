@@ -13,10 +13,11 @@ from tqdm import tqdm
 from ocs_tf import data
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits
 from ocs_tf.calibration import calibrate
-from ocs_tf.compensation import compensate, sample_limit
+from ocs_tf.compensation import compensate, compensate_blind, sample_limit
 from ocs_tf.config import Config
 from ocs_tf.graph.activations import all_sites, input_sites
 from ocs_tf.graph.equalization import chains, choose_scales, equalized
+from ocs_tf.graph.moments import channel_moments
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rewrite import Replacement, rewrite
 from ocs_tf.planning import (
@@ -156,11 +157,19 @@ def apply(
         known = chains(graph)
         graph = Graph(equalized(graph, plan.equalization), plan.fold_batch_norm)
         scaled = {reader for name in plan.equalization for reader in known[name].readers}
+    moments = channel_moments(graph) if plan.uses_batch_norms else {}
     kernels = {}
     bar = tqdm(plan.layers.items(), "Quantizing", delay=PROGRESS_DELAY, disable=not verbose)
     for name, layer_plan in bar:
-        kernel, bias = graph.kernels[name].weights()
-        quantized = layer_plan.quantize(kernel, name)
+        site = graph.kernels[name]
+        kernel, _ = site.weights()
+        quantized, bias = compensate_blind(
+            site,
+            layer_plan,
+            moments.get(id(graph.calls_of(name)[0].inputs[0])),
+            rounding=plan.rounding == "error_balanced",
+            bias_correction=plan.bias_correction == "batch_norm",
+        )
         quality = quantized.sqnr_db(kernel)
         kernels[name] = Replacement(quantized, bias, quality, name in scaled)
     result = rewrite(graph, kernels, plan.activations)
@@ -171,7 +180,7 @@ def apply(
             plan.layers,
             batches,
             rounding=plan.rounding == "error_compensated",
-            bias_correction=plan.bias_correction,
+            bias_correction=plan.bias_correction is True,
             progress=lambda calls: tqdm(
                 calls, "Compensating", delay=PROGRESS_DELAY, disable=not verbose
             ),

@@ -102,13 +102,18 @@ class Plan:
     activations: dict[str, ActivationGrid] = dataclasses.field(default_factory=dict)
     fold_batch_norm: bool = True
     rounding: str = "nearest"
-    bias_correction: bool = False
+    bias_correction: bool | str = False
     equalization: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     @property
     def needs_data(self) -> bool:
         """Whether `apply` needs calibration data."""
-        return self.rounding != "nearest" or self.bias_correction
+        return self.rounding == "error_compensated" or self.bias_correction is True
+
+    @property
+    def uses_batch_norms(self) -> bool:
+        """Whether `apply` takes the moments of activations from batch norms."""
+        return self.rounding == "error_balanced" or self.bias_correction == "batch_norm"
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -192,7 +197,7 @@ def plan_kernels(
         float_layers,
         fold_batch_norm=config.fold_batch_norm,
         rounding=config.rounding,
-        bias_correction=config.bias_correction is True,
+        bias_correction=config.bias_correction,
     )
 
 

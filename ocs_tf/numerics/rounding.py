@@ -13,6 +13,8 @@ a code are determined by it. So whole channels are rounded, each within the rang
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
@@ -21,6 +23,7 @@ from ocs_tf.numerics import grid
 from ocs_tf.numerics.splitting import Copies
 
 DAMPING = 0.01  # of the mean of the diagonal, added to it
+NEIGHBOUR_CORRELATION = 0.7  # of activations, as data-free rounding assumes it
 _BLOCK = 64  # rows whose errors are passed on together
 
 
@@ -124,6 +127,34 @@ def shrunk_moments(
     diagonal = np.arange(mean.shape[-1])
     shrunk[:, diagonal, diagonal] = moments[:, diagonal, diagonal]
     return shrunk
+
+
+def assumed_moments(
+    taps: Sequence[int],
+    mean: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    correlation: float = NEIGHBOUR_CORRELATION,
+) -> NDArray[np.float64]:
+    """Second moments of a kernel's inputs, where only those of each channel are known.
+
+    Different channels are taken to be independent, and places of one channel to be correlated, by
+    `correlation` for each place between them. With these moments compensated codes balance the
+    errors of each two-dimensional kernel and, weighted by means, those of each output channel, as
+    SQuant does by flipping codes (Guo et al., "SQuant: On-the-Fly Data-Free Quantization via
+    Diagonal Hessian Approximation", ICLR 2022).
+
+    Arguments:
+        taps: size of the kernel along each spatial axis; empty for a dense kernel.
+        mean, variance: `[G, C]`, of the channels that each group of outputs reads.
+
+    Returns:
+        float64 `[G, K, K]`, K = product of `taps` times C, channels varying fastest.
+    """
+    places = np.stack([axis.ravel() for axis in np.indices(taps)], -1) if taps else np.zeros((1, 1))
+    distance = np.abs(places[:, None] - places).sum(-1)
+    moments = [np.kron(correlation**distance, np.diag(v)) for v in variance]
+    means = np.tile(mean, len(places))
+    return np.stack(moments) + means[:, :, None] * means[:, None, :]
 
 
 def _round_rows(

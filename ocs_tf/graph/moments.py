@@ -1,0 +1,125 @@
+"""Means and variances of activations without data: what batch norms say of their outputs.
+
+Behind a batch norm, a channel has the mean `beta` and the standard deviation `gamma` (Nagel et al.,
+"Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2).
+From there they are followed through the layers behind, taking values to be normally distributed and
+those of different channels and branches to be independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from ocs_tf import layers
+from ocs_tf.graph import adapters
+from ocs_tf.graph.reader import Graph, Node
+
+Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+_LAYERS = keras.layers
+_QUANTILES = ndtri((np.arange(256) + 0.5) / 256)  # of the standard normal distribution
+# Mean and variance of a channel stay as they are, or nearly so (zeros are padded, places averaged).
+_KEEP = (
+    _LAYERS.AveragePooling1D,
+    _LAYERS.AveragePooling2D,
+    _LAYERS.Dropout,
+    _LAYERS.GlobalAveragePooling1D,
+    _LAYERS.GlobalAveragePooling2D,
+    _LAYERS.Identity,
+    _LAYERS.SpatialDropout2D,
+    _LAYERS.UpSampling2D,
+    _LAYERS.ZeroPadding1D,
+    _LAYERS.ZeroPadding2D,
+)
+_FLAT = (_LAYERS.Flatten, _LAYERS.Reshape)
+_ELEMENTWISE = (_LAYERS.Activation, _LAYERS.ReLU, _LAYERS.LeakyReLU, _LAYERS.ELU)
+
+
+def channel_moments(graph: Graph) -> dict[int, Moments]:
+    """Mean and variance of each channel (last axis) of tensors of the float model, by tensor id.
+
+    float64 `[C]` each. Tensors that no batch norm tells of are left out.
+    """
+    known: dict[int, Moments] = {}
+    for node in graph.nodes:
+        if node.arguments is None or len(node.outputs) != 1:
+            continue
+        found = _of_call(node, [known.get(id(tensor)) for tensor in node.inputs])
+        if found is not None and all(len(m) == node.outputs[0].shape[-1] for m in found):
+            known[id(node.outputs[0])] = found
+    return known
+
+
+def _of_call(node: Node, inputs: list[Moments | None]) -> Moments | None:
+    layer = node.layer
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        return None
+    if isinstance(layer, _LAYERS.BatchNormalization):
+        return _of_batch_norm(layer, len(node.inputs[0].shape))
+    if not inputs or any(moments is None for moments in inputs):
+        return None
+    means, variances = zip(*(moments for moments in inputs if moments is not None), strict=True)
+    if isinstance(layer, _LAYERS.Add):
+        return np.sum(means, axis=0), np.sum(variances, axis=0)
+    if isinstance(layer, _LAYERS.Concatenate):
+        last = layer.axis in (-1, len(node.inputs[0].shape) - 1)
+        return (np.concatenate(means), np.concatenate(variances)) if last else None
+    if len(inputs) > 1:
+        return None
+    mean, variance = means[0], variances[0]
+    if isinstance(layer, _KEEP):
+        return mean, variance
+    if isinstance(layer, _FLAT):
+        places, rest = divmod(node.outputs[0].shape[-1] or 0, len(mean))
+        return None if rest else (np.tile(mean, places), np.tile(variance, places))
+    if isinstance(layer, _ELEMENTWISE) and not _is_softmax(layer):
+        return _through(layer, mean, variance)
+    adapter = adapters.adapter_for(layer)
+    if adapter is None:
+        return None
+    kernel, bias = adapter.read(layer)
+    groups = adapter.groups(layer)
+    mean_out = _weighted(kernel, mean, groups) + (0 if bias is None else bias)
+    moments = mean_out, _weighted(np.square(kernel, dtype=np.float64), variance, groups)
+    if adapters.is_linear(layer.activation):
+        return moments
+    return None if _is_softmax(layer) else _through(layer.activation, *moments)
+
+
+def _of_batch_norm(norm: Any, rank: int) -> Moments | None:
+    if norm.axis not in (-1, rank - 1):
+        return None
+    channels = norm.moving_mean.shape[0]
+    gamma = np.asarray(norm.gamma, np.float64) if norm.scale else np.ones(channels)
+    beta = np.asarray(norm.beta, np.float64) if norm.center else np.zeros(channels)
+    # Variances below epsilon are normalized to less than gamma.
+    variance = np.asarray(norm.moving_variance, np.float64)
+    return beta, np.square(gamma) * variance / (variance + norm.epsilon)
+
+
+def _through(
+    function: Callable[[Any], Any], mean: NDArray[np.float64], variance: NDArray[np.float64]
+) -> Moments:
+    """Of an elementwise `function` of normally distributed values."""
+    values = mean + np.sqrt(variance) * _QUANTILES[:, None]
+    outputs = keras.ops.convert_to_numpy(function(values.astype(np.float32))).astype(np.float64)
+    return outputs.mean(0), outputs.var(0)
+
+
+def _weighted(
+    kernel: NDArray[Any], values: NDArray[np.float64], groups: int
+) -> NDArray[np.float64]:
+    """Sums of per-channel `values`, weighted by canonical kernel `[..., C, F]`: `[F]`."""
+    weights = kernel.reshape(-1, *kernel.shape[-2:]).sum(0, dtype=np.float64)
+    inputs = values.reshape(groups, -1)
+    return np.einsum("gc,cgf->gf", inputs, weights.reshape(len(weights), groups, -1)).reshape(-1)
+
+
+def _is_softmax(layer: Any) -> bool:
+    return getattr(layers.unwrapped(layer), "activation", None) is keras.activations.softmax
