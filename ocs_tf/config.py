@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from ocs_tf.numerics.activation_splitting import SPLIT_RULES
 from ocs_tf.numerics.clipping import CLIP_METHODS, DEFAULT_PERCENTILE
 from ocs_tf.numerics.grid import check_bits
 from ocs_tf.numerics.kernel import GRANULARITIES, MAX_WEIGHT_BITS
@@ -157,6 +158,13 @@ class Config:
             on calibration data; `"auto"`: where data are given. Layers without a bias stay
             without.
         activation_clip: one of `numerics.CLIP_METHODS`.
+        activation_expand_ratio: each activation tensor that only quantized layers read gets
+            `ceil(activation_expand_ratio * C)` copies of its outlier channels, 0..1.
+        activation_split: which channels these are: `"error"`, those that leave the least squared
+            error, together with a clip threshold (`activation_clip` is for the other tensors,
+            then); `"maximum"`, those with the largest values; `"count"`, the paper's rule, those
+            with the most values above the 99th percentile; `"oracle"`, the best for each batch, for
+            simulation only.
         percentile: for clip method `"percentile"`, 0..100.
         first_layer_bits, last_layer_bits: weight bits of the layers next to the model's inputs
             and outputs: 2..8, `None` for float, `"same"` for `weight_bits`. The first layers are
@@ -187,6 +195,8 @@ class Config:
     rounding: str = "auto"
     bias_correction: bool | Literal["auto"] = "auto"
     activation_clip: str = "none"
+    activation_expand_ratio: float = 0.0
+    activation_split: str = "error"
     percentile: float = DEFAULT_PERCENTILE
     first_layer_bits: int | Literal["same"] | None = 8
     last_layer_bits: int | Literal["same"] | None = 8
@@ -230,6 +240,7 @@ class Config:
                 " another method."
             )
         _keep(self, "expand_ratio", _check_ratio(self.expand_ratio))
+        self._check_activation_split()
         if not (_is_number(self.percentile) and 0 <= self.percentile <= 100):
             raise ValueError(f"`percentile` (={self.percentile!r}) must be a number in 0 .. 100.")
         _keep(self, "percentile", float(self.percentile))
@@ -241,6 +252,26 @@ class Config:
                 )
             _keep(self, "calibration_samples", int(samples))
         _keep(self, "overrides", _as_overrides(self.overrides))
+
+    def _check_activation_split(self) -> None:
+        ratio = self.activation_expand_ratio
+        if not _is_number(ratio) or not 0 <= ratio <= 1:
+            raise ValueError(
+                f"`activation_expand_ratio` (={ratio!r}) must be a number from 0 to 1."
+            )
+        _keep(self, "activation_expand_ratio", float(ratio))
+        _check_choice("activation_split", self.activation_split, SPLIT_RULES)
+        if ratio and self.activation_bits is None:
+            raise ValueError(
+                f"`activation_expand_ratio` (={ratio}) splits channels of rounded activations, but"
+                " activation_bits=None leaves them in float; set activation_bits, or the ratio to"
+                " 0."
+            )
+        if ratio and self.activation_split == "oracle" and self.activation_scope != "inputs":
+            raise ValueError(
+                "`activation_split` (='oracle') is a simulation of what single layers read; set"
+                " activation_scope='inputs', or choose another rule."
+            )
 
     def resolve(self, with_data: bool) -> Config:
         """What `"auto"` stands for, given whether there are calibration data.
@@ -264,6 +295,12 @@ class Config:
                 f"`activation_bits` (={config.activation_bits}) needs `representative_dataset`, to"
                 " measure the ranges of activations. Give some inputs, or set activation_bits=None"
                 " to leave activations in float."
+            )
+        if config.activation_expand_ratio:
+            raise ValueError(
+                f"`activation_expand_ratio` (={config.activation_expand_ratio}) needs"
+                " `representative_dataset`, to find outlier channels. Give some inputs, or leave it"
+                " 0."
             )
         if config.rounding != "nearest" or config.bias_correction:
             raise ValueError(
