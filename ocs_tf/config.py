@@ -279,6 +279,12 @@ class Config:
         Raises:
             ValueError: an option needs data, and there are none.
         """
+        if self.activation_expand_ratio and not with_data:
+            raise ValueError(
+                f"`activation_expand_ratio` (={self.activation_expand_ratio}) needs"
+                " `representative_dataset`, to find outlier channels. Give some inputs, or leave it"
+                " 0."
+            )
         values: dict[str, Any] = {}
         if self.activation_bits == "auto":
             values["activation_bits"] = 8 if with_data else None
@@ -295,12 +301,6 @@ class Config:
                 f"`activation_bits` (={config.activation_bits}) needs `representative_dataset`, to"
                 " measure the ranges of activations. Give some inputs, or set activation_bits=None"
                 " to leave activations in float."
-            )
-        if config.activation_expand_ratio:
-            raise ValueError(
-                f"`activation_expand_ratio` (={config.activation_expand_ratio}) needs"
-                " `representative_dataset`, to find outlier channels. Give some inputs, or leave it"
-                " 0."
             )
         if config.rounding != "nearest" or config.bias_correction:
             raise ValueError(

@@ -163,6 +163,14 @@ class TestConvert:
         plan = ocs_tf.Plan.load("plan.json")
         assert (plan.rounding, plan.bias_correction) == ("nearest", value)
 
+    def test_split_activations(self, run):
+        run(
+            "convert {}/model.keras --activation_scope inputs --plan plan.json --data {}/bytes.npy"
+            " --activation_expand_ratio 0.5 --activation_split maximum"
+        )
+        plan = ocs_tf.Plan.load("plan.json")
+        assert plan.activations["second:input"].copies
+
     def test_existing_file_stays_without_overwrite(self, run):
         pathlib.Path("out.keras").write_text("mine")
         code, _, err = run("convert {}/model.keras --output out.keras")
@@ -207,6 +215,14 @@ class TestExport:
         assert (code, err) == (0, "")
         assert out.startswith("out.tflite: int8, ")
         assert pathlib.Path("out.tflite").read_bytes()[4:8] == b"TFL3"
+
+    def test_split_activations(self, run):
+        run(
+            "convert {}/model.keras --activation_scope inputs --plan plan.json --data {}/bytes.npy"
+            " --activation_expand_ratio 0.5 --activation_split maximum"
+        )
+        plan = ocs_tf.Plan.load("plan.json")
+        assert plan.activations["second:input"].copies
 
     def test_existing_file_stays_without_overwrite(self, run):
         pathlib.Path("out.tflite").write_text("mine")
