@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("splitting", "accuracy", "runtimes", "kernels", "latency")
+BENCHMARKS = ("splitting", "accuracy", "activation_splitting", "runtimes", "kernels", "latency")
 
 
 def main() -> int:

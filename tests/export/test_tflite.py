@@ -392,8 +392,10 @@ def test_split_activations_in_integers(make, options, tmp_path):
     """The interpreter adds up copies; the Keras model has one number with more codes."""
     model = make()
     data = samples(model, 48)
-    options = {"activation_expand_ratio": 0.3, **options}
-    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False, **options)
+    options = {"activation_expand_ratio": 0.3, "rounding": "nearest", **options}
+    quantized = ocs_tf.convert(
+        model, representative_dataset=data, bias_correction=False, verbose=False, **options
+    )
     grids = {v.name: v.output_grid for v in quantized.layers if hasattr(v, "output_grid")}
     copies = len(grids["a"].copies)
     assert copies
@@ -404,8 +406,8 @@ def test_split_activations_in_integers(make, options, tmp_path):
     worst, differ = worst_step(quantized.predict_on_batch(data["x"]), got, step)
     # Copies are rounded one by one, with a bias that is a whole number: near ties, sums of theirs
     # can differ from the Keras model's by a step of the tensor.
-    assert worst <= 2.01
-    assert differ <= 0.2
+    assert worst <= 3.01
+    assert differ <= 0.25
     shapes = [d["shape"].tolist() for d in litert.Interpreter(str(path)).get_tensor_details()]
     units = quantized.get_layer("a").codes.shape[-1]
     # Copies of what reads them may add more.
