@@ -209,7 +209,7 @@ def _check_splits(plan: Plan, graph: Graph) -> None:
     sites = {s.key: s for s in (*all_sites(graph, quantized), *input_sites(graph, quantized))}
     _, reasons = splittable_sites(graph, list(sites.values()), quantized)
     for key, grid in split.items():
-        reason = reasons.get(key)
+        reason = reasons.get(key) if key in sites else "activations are not rounded there"
         if isinstance(grid, OracleGrid) and not key.endswith(":input"):
             reason = "an oracle is for what single layers read (activation_scope='inputs')"
         channels = sites[key].tensors[0].shape[-1] if reason is None else 0
