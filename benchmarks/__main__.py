@@ -8,7 +8,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("splitting", "accuracy", "peers", "runtimes", "kernels", "latency")
+BENCHMARKS = (
+    "splitting",
+    "accuracy",
+    "activation_splitting",
+    "peers",
+    "runtimes",
+    "kernels",
+    "latency",
+)
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,9 +12,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf.numerics import clip_threshold
+from ocs_tf.numerics.grid import code_counts
 
 HALF_BINS = 1024
 _CHUNK = 1 << 15  # values of a histogram at a time: they stay in the cache
+# Histograms of channels share this many bins, 8 bytes each: the more channels, the wider the bins.
+_CHANNEL_BINS = 1 << 19
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelStatistics:
+    """What was seen of each channel (last axis) of one tensor.
+
+    The histograms are of magnitudes: equal bins over `0 .. 2^exponent`, the same for all channels.
+    They nest and merge like those of `Statistics`.
+
+    Attributes:
+        minima, maxima: float32 `[C]`.
+        exponent: of the histograms' span; the smallest power of two that holds all magnitudes.
+        counts: int64 `[C, bins]`; 16 to `HALF_BINS` bins, the more channels the fewer.
+    """
+
+    minima: NDArray[np.float32]
+    maxima: NDArray[np.float32]
+    exponent: int
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> ChannelStatistics:
+        """Statistics of finite `values` `[..., C]`, not empty."""
+        flat = np.asarray(values, np.float32).reshape(-1, np.shape(values)[-1])
+        minima, maxima = flat.min(0), flat.max(0)
+        exponent = _exponent(float(np.maximum(-minima, maxima).max()))
+        return cls(minima, maxima, exponent, _channel_histograms(flat, exponent))
+
+    @property
+    def width(self) -> float:
+        """Of a bin."""
+        return 2.0**self.exponent / self.counts.shape[1]
+
+    @property
+    def magnitudes(self) -> NDArray[np.float32]:
+        """The largest magnitude in each channel, `[C]`."""
+        return np.maximum(-self.minima, self.maxima)
+
+    def merge(self, other: ChannelStatistics) -> ChannelStatistics:
+        """The statistics of both data sets together; of the same channels."""
+        exponent = max(self.exponent, other.exponent)
+        return ChannelStatistics(
+            np.minimum(self.minima, other.minima),
+            np.maximum(self.maxima, other.maxima),
+            exponent,
+            self._counts_at(exponent) + other._counts_at(exponent),
+        )
+
+    def _counts_at(self, exponent: int) -> NDArray[np.int64]:
+        """The histograms over a wider span."""
+        counts = self.counts
+        for _ in range(min(exponent - self.exponent, counts.shape[1].bit_length())):
+            pairs = counts.reshape(len(counts), -1, 2).sum(2)
+            counts = np.concatenate([pairs, np.zeros_like(pairs)], axis=1)
+        return counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +88,21 @@ class Statistics:
         minimum, maximum: of all values.
         exponent: of the histogram's span; the smallest power of two that holds all magnitudes.
         counts: int64 `[2 * HALF_BINS]`, or `None` where only the range was measured.
+        channels: of each channel, or `None` where they were not told apart.
     """
 
     minimum: float
     maximum: float
     exponent: int
     counts: NDArray[np.int64] | None = None
+    channels: ChannelStatistics | None = None
 
     @classmethod
-    def of(cls, values: NDArray[Any], histogram: bool = True) -> Statistics:
+    def of(cls, values: NDArray[Any], histogram: bool = True, channels: bool = False) -> Statistics:
         """Statistics of finite `values`, any shape, not empty.
 
-        `histogram=False` measures the range only, which costs far less.
+        `histogram=False` measures the range only, which costs far less; `channels=True` measures
+        each channel of the last axis, too.
 
         Raises:
             ValueError: a value is NaN or infinite.
@@ -51,9 +112,14 @@ class Statistics:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("the activations hold NaN or infinity")
         largest = max(-low, high)
-        # frexp: largest = m * 2^e with m in [0.5, 1), so 2^e lies above every magnitude.
-        exponent = max(math.frexp(largest)[1], -100) if largest else -100
-        return cls(low, high, exponent, _histogram(values, exponent) if histogram else None)
+        exponent = _exponent(largest)
+        return cls(
+            low,
+            high,
+            exponent,
+            _histogram(values, exponent) if histogram else None,
+            ChannelStatistics.of(values) if channels else None,
+        )
 
     def merge(self, other: Statistics) -> Statistics:
         """The statistics of both data sets together."""
@@ -63,24 +129,44 @@ class Statistics:
             max(self.maximum, other.maximum),
             exponent,
             _add(self._counts_at(exponent), other._counts_at(exponent)),
+            self.channels.merge(other.channels) if self.channels and other.channels else None,
         )
 
     def clip_range(
-        self, bits: int, method: str, percentile: float, symmetric: bool = False
+        self,
+        bits: int,
+        method: str,
+        percentile: float,
+        symmetric: bool = False,
+        copies: Sequence[int] = (),
     ) -> tuple[float, float]:
         """Minimum and maximum after clipping by `method` (one of `numerics.CLIP_METHODS`).
 
         The methods see the histogram's bin centers. A tensor that is never negative is clipped
         one-sided, unless its grid is going to be `symmetric`; another one at the same magnitude on
-        both sides, where it reaches that far.
+        both sides, where it reaches that far. With `copies` (the channel of each), it is the tensor
+        of split channels that is clipped; `channels` must have been measured.
         """
-        if method == "none" or self.minimum == self.maximum:
-            return self.minimum, self.maximum
+        low, high = self._range(copies)
+        if method == "none" or low == high:
+            return low, high
         one_sided = self.minimum >= 0 and not symmetric
-        threshold = clip_threshold(
-            self._sample(), bits, method, one_sided=one_sided, percentile=percentile
-        )
-        return max(self.minimum, -threshold), min(self.maximum, threshold)
+        sample = self._split_sample(copies) if copies else self._sample()
+        threshold = clip_threshold(sample, bits, method, one_sided=one_sided, percentile=percentile)
+        return max(low, -threshold), min(high, threshold)
+
+    def _range(self, copies: Sequence[int]) -> tuple[float, float]:
+        """Minimum and maximum of the tensor with split channels."""
+        if not copies:
+            return self.minimum, self.maximum
+        seen = self._told_apart()
+        k = code_counts(copies, len(seen.maxima))
+        return float((seen.minima / k).min()), float((seen.maxima / k).max())
+
+    def _told_apart(self) -> ChannelStatistics:
+        if self.channels is None:
+            raise ValueError("channels were not told apart; splitting needs their statistics.")
+        return self.channels
 
     def _counts_at(self, exponent: int) -> NDArray[np.int64] | None:
         """The histogram over a wider span."""
@@ -100,10 +186,50 @@ class Statistics:
         centers = np.clip(centers, self.minimum, self.maximum)
         if self.counts is None:
             raise ValueError("only the range was measured; clipping needs the histogram.")
-        total = int(self.counts.sum())
-        kept = self.counts if total <= size else np.ceil(self.counts * (size / total))
-        values = np.repeat(centers, kept.astype(np.int64))
+        values = _repeated(centers, self.counts, size)
         return np.concatenate([values, [self.minimum, self.maximum]]).astype(np.float32)
+
+    def _split_sample(self, copies: Sequence[int], size: int = 100_000) -> NDArray[np.float32]:
+        """Likewise for the tensor with split channels; its signs are taken to be equally likely."""
+        seen = self._told_apart()
+        k = code_counts(copies, len(seen.maxima))
+        counts = np.stack([n * seen.counts[k == n].sum(0) for n in range(1, k.max() + 1)])
+        centers = (np.arange(seen.counts.shape[1]) + 0.5) * seen.width
+        parts = centers / np.arange(1, k.max() + 1)[:, None]
+        low, high = self._range(copies)
+        values = _repeated(np.minimum(parts, max(-low, high)).reshape(-1), counts.reshape(-1), size)
+        if low < 0:
+            values = np.concatenate([values, -values])
+        return np.concatenate([values, [low, high]]).astype(np.float32)
+
+
+def _repeated(
+    values: NDArray[np.float64], counts: NDArray[np.int64], size: int
+) -> NDArray[np.float64]:
+    """Each of `values` as often as `counts` says, or in that proportion: about `size` in all."""
+    total = int(counts.sum())
+    kept = counts if total <= size else np.ceil(counts * (size / total))
+    return np.repeat(values, kept.astype(np.int64))
+
+
+def _exponent(largest: float) -> int:
+    """Of the smallest power of two above a magnitude that is not negative; -100 at least."""
+    # frexp: largest = m * 2^e with m in [0.5, 1), so 2^e lies above every magnitude.
+    return max(math.frexp(largest)[1], -100) if largest else -100
+
+
+def _channel_histograms(values: NDArray[np.float32], exponent: int) -> NDArray[np.int64]:
+    """Counts of the magnitudes of `values` `[N, C]` in equal bins over `0 .. 2^exponent`."""
+    channels = values.shape[1]
+    bins = min(max(1 << (_CHANNEL_BINS // channels).bit_length() - 1, 16), HALF_BINS)
+    factor = np.float64(bins * 2.0**-exponent)
+    counts = np.zeros(channels * bins, np.int64)
+    rows = max(1, counts.size // channels)
+    first = np.arange(channels) * bins
+    for start in range(0, len(values), rows):
+        found = (np.abs(values[start : start + rows]) * factor).astype(np.intp) + first
+        counts += np.bincount(found.reshape(-1), minlength=counts.size)
+    return counts.reshape(channels, bins)
 
 
 def _histogram(values: NDArray[np.float32], exponent: int) -> NDArray[np.int64]:
@@ -154,6 +280,7 @@ def calibrate(
     *,
     through: Mapping[str, Callable[[Any], Any]] | None = None,
     histogram: bool = True,
+    channels: Collection[str] = (),
 ) -> dict[str, Statistics]:
     """Statistics of symbolic `tensors` of `model`, by key, over all `batches` of inputs.
 
@@ -164,6 +291,7 @@ def calibrate(
         through: by key, a layer that the values go through before they are measured. (Calling it
             on the symbolic tensors instead would leave traces in the user's model.)
         histogram: whether to measure more than the range.
+        channels: the keys of those tensors of which each channel (last axis) is measured, too.
 
     Raises:
         ValueError: an activation is NaN or infinite; the message names its key.
@@ -178,7 +306,7 @@ def calibrate(
             if key in through:
                 values = keras.ops.convert_to_numpy(through[key](values))
             try:
-                statistics = Statistics.of(values, histogram)
+                statistics = Statistics.of(values, histogram, key in channels)
             except ValueError as error:
                 raise ValueError(f"{error} at {key!r}, on the calibration data.") from None
             found = merge(found, {key: statistics})

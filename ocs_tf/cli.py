@@ -49,6 +49,8 @@ _CONFIG_HELP = {
     "bias_correction": "add to biases what outputs lose on average: true, false, auto: with --data",
     "equalization": "scale channels so that kernels share ranges: true, false, auto: if granularity"
     " is tensor",
+    "activation_expand_ratio": "share of channels of activations to add: 0 .. 1",
+    "activation_split": "which of them: error, maximum, count, or oracle (a simulation only)",
     "activation_clip": "how to clip activations; the same choices",
     "percentile": "for clip percentile, e.g. 99.9",
     "first_layer_bits": "weight bits of the first layers; none, or same as the others",

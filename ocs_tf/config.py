@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from ocs_tf.numerics.activation_splitting import SPLIT_RULES
 from ocs_tf.numerics.clipping import CLIP_METHODS, DEFAULT_PERCENTILE
 from ocs_tf.numerics.grid import check_bits
 from ocs_tf.numerics.kernel import GRANULARITIES, MAX_WEIGHT_BITS, WEIGHT_CLIPS
@@ -169,6 +170,13 @@ class Config:
             measured on calibration data; `"batch_norm"`, as batch norms before the layer tell.
             `"auto"`: measured where data are given. Layers without a bias stay without.
         activation_clip: one of `numerics.CLIP_METHODS`.
+        activation_expand_ratio: each activation tensor that only quantized layers read gets
+            `ceil(activation_expand_ratio * C)` copies of its outlier channels, 0..1.
+        activation_split: which channels these are: `"error"`, those that leave the least squared
+            error, together with a clip threshold (`activation_clip` is for the other tensors,
+            then); `"maximum"`, those with the largest values; `"count"`, the paper's rule, those
+            with the most values above the 99th percentile; `"oracle"`, the best for each batch, for
+            simulation only.
         percentile: for clip method `"percentile"`, 0..100.
         first_layer_bits, last_layer_bits: weight bits of the layers next to the model's inputs
             and outputs: 2..8, `None` for float, `"same"` for those of the others; `"auto"` is 8,
@@ -213,6 +221,8 @@ class Config:
     rounding: str = "auto"
     bias_correction: bool | Literal["auto", "batch_norm"] = "auto"
     activation_clip: str = "none"
+    activation_expand_ratio: float = 0.0
+    activation_split: str = "error"
     percentile: float = DEFAULT_PERCENTILE
     first_layer_bits: int | Literal["auto", "same"] | None = "auto"
     last_layer_bits: int | Literal["auto", "same"] | None = "auto"
@@ -265,6 +275,7 @@ class Config:
                 " another method."
             )
         _keep(self, "expand_ratio", _check_ratio(self.expand_ratio))
+        self._check_activation_split()
         if not (_is_number(self.percentile) and 0 <= self.percentile <= 100):
             raise ValueError(f"`percentile` (={self.percentile!r}) must be a number in 0 .. 100.")
         _keep(self, "percentile", float(self.percentile))
@@ -303,12 +314,38 @@ class Config:
         """Whether each layer gets a width of its own."""
         return self.average_bits is not None or self.weight_bytes is not None
 
+    def _check_activation_split(self) -> None:
+        ratio = self.activation_expand_ratio
+        if not _is_number(ratio) or not 0 <= ratio <= 1:
+            raise ValueError(
+                f"`activation_expand_ratio` (={ratio!r}) must be a number from 0 to 1."
+            )
+        _keep(self, "activation_expand_ratio", float(ratio))
+        _check_choice("activation_split", self.activation_split, SPLIT_RULES)
+        if ratio and self.activation_bits is None:
+            raise ValueError(
+                f"`activation_expand_ratio` (={ratio}) splits channels of rounded activations, but"
+                " activation_bits=None leaves them in float; set activation_bits, or the ratio to"
+                " 0."
+            )
+        if ratio and self.activation_split == "oracle" and self.activation_scope != "inputs":
+            raise ValueError(
+                "`activation_split` (='oracle') is a simulation of what single layers read; set"
+                " activation_scope='inputs', or choose another rule."
+            )
+
     def resolve(self, with_data: bool) -> Config:
         """What `"auto"` stands for, given whether there are calibration data.
 
         Raises:
             ValueError: an option needs data, and there are none.
         """
+        if self.activation_expand_ratio and not with_data:
+            raise ValueError(
+                f"`activation_expand_ratio` (={self.activation_expand_ratio}) needs"
+                " `representative_dataset`, to find outlier channels. Give some inputs, or leave it"
+                " 0."
+            )
         values: dict[str, Any] = {}
         if self.activation_bits == "auto":
             values["activation_bits"] = 8 if with_data else None

@@ -11,6 +11,7 @@ import keras
 from tqdm import tqdm
 
 from ocs_tf import data
+from ocs_tf.activation_planning import activation_grids
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits
 from ocs_tf.calibration import calibrate
 from ocs_tf.compensation import compensate, compensate_blind, sample_limit
@@ -20,10 +21,11 @@ from ocs_tf.graph.equalization import chains, choose_scales, equalized
 from ocs_tf.graph.moments import channel_moments
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rewrite import Replacement, rewrite
+from ocs_tf.graph.splittable import splittable_sites
+from ocs_tf.numerics import ActivationGrid, OracleGrid
 from ocs_tf.planning import (
     PROGRESS_DELAY,
     Plan,
-    activation_grids,
     check_not_quantized,
     layer_options,
     plan_kernels,
@@ -120,10 +122,16 @@ def plan(
         yield from batches
         yield from stream
 
+    split: set[str] = set()
+    if config.activation_expand_ratio:
+        split, unsplit = splittable_sites(graph, sites, set(result.layers))
+        result = dataclasses.replace(result, unsplit_activations=unsplit)
     bar = tqdm(progress(), "Calibrating", unit="batch", delay=PROGRESS_DELAY, disable=not verbose)
     histogram = config.activation_clip != "none"
-    statistics = calibrate(graph.model, observed, bar, through=through, histogram=histogram)
-    grids = activation_grids(sites, statistics, config, bits)
+    statistics = calibrate(
+        graph.model, observed, bar, through=through, histogram=histogram, channels=split
+    )
+    grids = activation_grids(sites, statistics, config, bits, split)
     return dataclasses.replace(result, activations=grids)
 
 
@@ -144,7 +152,8 @@ def apply(
 
     Raises:
         ValueError: the plan names a layer that the model does not have, or does not fit a kernel;
-            it needs data and there are none, or they do not fit the model.
+            it splits activations of which nobody could read or make copies; it needs data and
+            there are none, or they do not fit the model.
     """
     if not isinstance(plan, Plan):
         raise ValueError(f"`plan` must be an ocs_tf.Plan, but is a {type(plan).__name__}.")
@@ -223,6 +232,30 @@ def _check_fits(plan: Plan, graph: Graph) -> None:
                 f"the plan rounds activations at {key!r}, which `model` {graph.model.name!r} does"
                 " not have, or does not quantize."
             )
+    _check_splits(plan, graph)
+
+
+def _check_splits(plan: Plan, graph: Graph) -> None:
+    """Refuse split activations where nothing could make or read the copies."""
+    split = {key: grid for key, grid in plan.activations.items() if not _whole(grid)}
+    if not split:
+        return
+    quantized = set(plan.layers)
+    sites = {s.key: s for s in (*all_sites(graph, quantized), *input_sites(graph, quantized))}
+    _, reasons = splittable_sites(graph, list(sites.values()), quantized)
+    for key, grid in split.items():
+        reason = reasons.get(key) if key in sites else "activations are not rounded there"
+        if isinstance(grid, OracleGrid) and not key.endswith(":input"):
+            reason = "an oracle is for what single layers read (activation_scope='inputs')"
+        channels = sites[key].tensors[0].shape[-1] if reason is None else 0
+        if isinstance(grid, ActivationGrid) and reason is None and max(grid.copies) >= channels:
+            reason = f"it has {channels} channels, so not all of the copies {list(grid.copies)}"
+        if reason is not None:
+            raise ValueError(f"the plan splits activations at {key!r}, which cannot be: {reason}.")
+
+
+def _whole(grid: ActivationGrid | OracleGrid) -> bool:
+    return isinstance(grid, ActivationGrid) and not grid.copies
 
 
 def _compile_like(model: keras.Model, result: keras.Model) -> None:

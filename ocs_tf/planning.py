@@ -13,12 +13,16 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from ocs_tf.calibration import Statistics, merge
 from ocs_tf.config import AUTO_EXPAND_RATIO, Config, Override
 from ocs_tf.graph import adapters
-from ocs_tf.graph.activations import Site, fixed_grid
 from ocs_tf.graph.reader import Graph, KernelSite
-from ocs_tf.numerics import ActivationGrid, QuantizedKernel, copy_count, symmetric_step
+from ocs_tf.numerics import (
+    ActivationGrid,
+    OracleGrid,
+    QuantizedKernel,
+    copy_count,
+    symmetric_step,
+)
 from ocs_tf.numerics.grid import check_bits
 from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS, check_kernel, choose_splits, encode
 from ocs_tf.numerics.splitting import Copies, check_finite, copies_of_map
@@ -90,7 +94,9 @@ class Plan:
         layers: `LayerPlan` by layer name.
         float_layers: why the other layers with weights stay in float, by layer name.
         activations: grid by site: a layer name (its output), `NAME:input` or
-            `NAME:preactivation`; see `graph.activations`.
+            `NAME:preactivation`; see `graph.activations`. A grid with `copies` is one of split
+            channels; an `OracleGrid` is for simulation only.
+        unsplit_activations: where activations are split elsewhere: why these sites' are not.
         fold_batch_norm: whether batch norms are folded into the layers before them.
         rounding, bias_correction: as in `Config`; other than the defaults they need data.
         equalization: by the name of a layer, what its output channels are divided by, and what the
@@ -99,11 +105,12 @@ class Plan:
 
     layers: dict[str, LayerPlan]
     float_layers: dict[str, str] = dataclasses.field(default_factory=dict)
-    activations: dict[str, ActivationGrid] = dataclasses.field(default_factory=dict)
+    activations: dict[str, ActivationGrid | OracleGrid] = dataclasses.field(default_factory=dict)
     fold_batch_norm: bool = True
     rounding: str = "nearest"
     bias_correction: bool | str = False
     equalization: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    unsplit_activations: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def needs_data(self) -> bool:
@@ -136,11 +143,12 @@ class Plan:
             return cls(
                 layers={name: LayerPlan(**plan) for name, plan in values["layers"].items()},
                 float_layers=values["float_layers"],
-                activations={k: ActivationGrid(**g) for k, g in values["activations"].items()},
+                activations={k: _grid(g) for k, g in values["activations"].items()},
                 fold_batch_norm=values["fold_batch_norm"],
                 rounding=values.get("rounding", "nearest"),
                 bias_correction=values.get("bias_correction", False),
                 equalization=dict(values.get("equalization", {})),
+                unsplit_activations=values.get("unsplit_activations", {}),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the plan lacks a field or has an unknown one: {error}.") from error
@@ -153,6 +161,11 @@ class Plan:
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read a plan that `save` wrote."""
         return cls.from_json(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def _grid(values: dict[str, Any]) -> ActivationGrid | OracleGrid:
+    """The inverse of a grid's `to_dict`."""
+    return OracleGrid(**values) if "count" in values else ActivationGrid(**values)
 
 
 def layer_options(graph: Graph, config: Config) -> dict[str, Override]:
@@ -199,22 +212,6 @@ def plan_kernels(
         rounding=config.rounding,
         bias_correction=config.bias_correction,
     )
-
-
-def activation_grids(
-    sites: list[Site], statistics: Mapping[str, Statistics], config: Config, bits: int
-) -> dict[str, ActivationGrid]:
-    """A grid for every site, one for all sites of a group."""
-    by_group: dict[str, Statistics] = {}
-    for site in sites:
-        if not site.fixed:
-            by_group = merge(by_group, {site.group: statistics[site.key]})
-    grids = {}
-    for group, seen in by_group.items():
-        symmetric = config.activation_symmetric or bits == 16
-        low, high = seen.clip_range(bits, config.activation_clip, config.percentile, symmetric)
-        grids[group] = ActivationGrid.from_range(low, high, bits, symmetric, config.power_of_two)
-    return {s.key: fixed_grid(s.fixed, bits) if s.fixed else grids[s.group] for s in sites}
 
 
 def _options(site: KernelSite, config: Config, first: bool, last: bool) -> Override:

@@ -17,7 +17,7 @@ import numpy as np
 from ocs_tf import layers
 from ocs_tf.graph import adapters
 from ocs_tf.graph.reader import Graph
-from ocs_tf.numerics import ActivationGrid
+from ocs_tf.numerics import ActivationGrid, OracleGrid
 
 FLOAT_BYTES = 4
 SUFFIXES = (".json", ".txt", ".html")
@@ -28,6 +28,10 @@ _SIMULATED = (
 )
 _FLOAT_ACTIVATIONS = (
     "Keras computes in float with weights that are codes times steps; activations are not rounded."
+)
+_ORACLE = (
+    "An oracle chose grids and split channels from each batch itself: that is a simulation of what"
+    " the best choice would be worth, which no integer runtime can run."
 )
 _STORED = (
     "A .keras file holds the codes as int8; an int8 .tflite file computes with integers throughout."
@@ -57,7 +61,8 @@ class LayerReport:
         codes: integers in the expanded kernel.
         bytes_before: of the float32 layer.
         bytes_after: of the quantized one: packed codes, scales, channel map, bias.
-        input_grid, preactivation_grid, output_grid: of the activations, where they are rounded.
+        input_grid, preactivation_grid, output_grid: of the activations, where they are rounded;
+            an `OracleGrid` in simulations only.
         why_float: the reason why weights stay in float, or `None`.
     """
 
@@ -74,9 +79,9 @@ class LayerReport:
     codes: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
-    input_grid: ActivationGrid | None = None
+    input_grid: ActivationGrid | OracleGrid | None = None
     preactivation_grid: ActivationGrid | None = None
-    output_grid: ActivationGrid | None = None
+    output_grid: ActivationGrid | OracleGrid | None = None
     why_float: str | None = None
 
     @property
@@ -184,7 +189,9 @@ class Report:
         rounded = any(layer.output_grid or layer.input_grid for layer in self.layers)
         scaled = [layer.name for layer in self.layers if layer.equalized]
         equalized = [f"{_EQUALIZED}: {', '.join(scaled)}."] if scaled else []
-        return [*equalized, _LEGEND, _SIMULATED if rounded else _FLOAT_ACTIVATIONS, _STORED]
+        oracle = any(isinstance(layer.input_grid, OracleGrid) for layer in self.layers)
+        simulated = _SIMULATED if rounded else _FLOAT_ACTIVATIONS
+        return [*equalized, _LEGEND, simulated, _ORACLE if oracle else _STORED]
 
 
 def report(model: keras.Model) -> Report:
@@ -202,6 +209,9 @@ def report(model: keras.Model) -> Report:
     return Report(str(model.name), rows)
 
 
+_QUANTIZERS = (layers.FakeQuantize, layers.OracleQuantize)
+
+
 def _layers(model: keras.Model, prefix: str = "") -> Iterator[LayerReport]:
     graph = Graph(model, fold_batch_norm=False)
     seen: set[str] = set()
@@ -214,18 +224,18 @@ def _layers(model: keras.Model, prefix: str = "") -> Iterator[LayerReport]:
             yield from _layers(layer, f"{prefix}{layer.name}/")
             continue
         sources = [graph.producer[id(tensor)].layer for tensor in node.inputs[:1]]
-        quantizers = [source for source in sources if isinstance(source, layers.FakeQuantize)]
+        quantizers = [source for source in sources if isinstance(source, _QUANTIZERS)]
         input_grid = quantizers[0].grid if quantizers else None
         row = _layer(layer, prefix + str(layer.name), input_grid)
         if row.parameters or row.output_grid:
             yield row
 
 
-def _layer(layer: Any, name: str, input_grid: ActivationGrid | None) -> LayerReport:
+def _layer(layer: Any, name: str, input_grid: ActivationGrid | OracleGrid | None) -> LayerReport:
     if isinstance(layer, layers.KernelLayer):
         return _quantized(layer, name, input_grid)
     output_grid = None
-    if isinstance(layer, (layers.QuantizedOutput, layers.FakeQuantize)):
+    if isinstance(layer, (layers.QuantizedOutput, *_QUANTIZERS)):
         output_grid = layer.grid
         layer = layers.unwrapped(layer)
     parameters = sum(math.prod(weight.shape) for weight in layer.weights)
@@ -244,7 +254,9 @@ def _layer(layer: Any, name: str, input_grid: ActivationGrid | None) -> LayerRep
     )
 
 
-def _quantized(layer: Any, name: str, input_grid: ActivationGrid | None) -> LayerReport:
+def _quantized(
+    layer: Any, name: str, input_grid: ActivationGrid | OracleGrid | None
+) -> LayerReport:
     kernel = layer.quantized_kernel()
     shape = list(kernel.codes.shape)
     shape[-2] -= layer.copies
@@ -322,7 +334,7 @@ def _row(layer: LayerReport, most: int | None = 4) -> list[str]:
         "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
         f"{layer.bytes_before:,}" if layer.parameters else "",
         f"{layer.bytes_after:,}" if layer.parameters else "",
-        _grids_text(layer),
+        _grids_text(layer, most),
     ]
 
 
@@ -341,13 +353,20 @@ def _copies_text(copies: Sequence[int], most: int | None) -> str:
     return f"{len(copies)} (of {shown}{more})"
 
 
-def _grids_text(layer: LayerReport) -> str:
+def _grids_text(layer: LayerReport, most: int | None) -> str:
     grids = {"in": layer.input_grid, "pre": layer.preactivation_grid, "out": layer.output_grid}
     return "; ".join(
-        f"{where} {grid.bits} bits {grid.minimum:.3g} .. {grid.maximum:.3g}"
+        f"{where} {grid.bits} bits{_grid_text(grid, most)}"
         for where, grid in grids.items()
         if grid is not None
     )
+
+
+def _grid_text(grid: ActivationGrid | OracleGrid, most: int | None) -> str:
+    if isinstance(grid, OracleGrid):
+        return f", {grid.count} copies by an oracle (simulation only)"
+    copies = f", copies: {_copies_text(grid.copies, most)}" if grid.copies else ""
+    return f" {grid.minimum:.3g} .. {grid.maximum:.3g}{copies}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

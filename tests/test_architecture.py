@@ -16,7 +16,7 @@ FLOORS = (
     ("config", "layers", "tflite"),
     ("graph",),
     ("data", "calibration"),
-    ("planning",),
+    ("planning", "activation_planning"),
     ("compensation",),
     ("convert",),
     ("export", "report"),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-from ocs_tf.calibration import HALF_BINS, Statistics, calibrate, merge
+from ocs_tf.calibration import HALF_BINS, ChannelStatistics, Statistics, calibrate, merge
 from ocs_tf.numerics import clip_threshold
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
@@ -190,3 +190,68 @@ def test_an_activation_that_is_not_finite_is_named(model: keras.Model) -> None:
     model.get_layer("a").bias.assign([np.inf] * 5)
     with pytest.raises(ValueError, match="NaN or infinity at 'a', on the calibration data"):
         calibrate(model, tensors(model), [[np.zeros((1, 6), np.float32)]], histogram=False)
+
+
+# Channels -------------------------------------------------------------------------------------
+
+
+def same_channels(a: ChannelStatistics, b: ChannelStatistics) -> bool:
+    arrays = [(a.minima, b.minima), (a.maxima, b.maxima), (a.counts, b.counts)]
+    return a.exponent == b.exponent and all(np.array_equal(x, y) for x, y in arrays)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(FLOATS, FLOATS), min_size=2, max_size=20), st.data())
+def test_two_halves_of_channels_give_the_whole(values: Any, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(1, len(values) - 1))
+    x = np.array(values, np.float32)
+    first, second = ChannelStatistics.of(x[:cut]), ChannelStatistics.of(x[cut:])
+    assert same_channels(first.merge(second), ChannelStatistics.of(x))
+    assert same_channels(second.merge(first), ChannelStatistics.of(x))
+
+
+@pytest.mark.parametrize(("channels", "bins"), [(3, 1024), (1000, 512), (40_000, 16)])
+def test_channel_counts_are_those_of_numpy(
+    channels: int, bins: int, rng: np.random.Generator
+) -> None:
+    x = rng.normal(size=(2, 7, channels)).astype(np.float32)
+    seen = ChannelStatistics.of(x)
+    assert seen.counts.shape == (channels, bins)
+    assert seen.width * bins == 2.0**seen.exponent
+    np.testing.assert_array_equal(seen.minima, x.min((0, 1)))
+    np.testing.assert_array_equal(seen.maxima, x.max((0, 1)))
+    np.testing.assert_array_equal(seen.magnitudes, np.abs(x).max((0, 1)))
+    for channel in (0, channels - 1):
+        edges = np.arange(bins + 1) * seen.width
+        want, _ = np.histogram(np.abs(x[..., channel]), edges)
+        np.testing.assert_array_equal(seen.counts[channel], want)
+
+
+def test_calibrate_tells_the_channels_of_a_key_apart(
+    model: keras.Model, rng: np.random.Generator
+) -> None:
+    x = rng.normal(size=(64, 6)).astype(np.float32)
+    parts = [[part] for part in np.split(x, 4)]
+    found = calibrate(model, tensors(model), parts, channels={"in"})
+    assert found["a"].channels is None
+    assert found["in"].channels is not None
+    assert same_channels(found["in"].channels, ChannelStatistics.of(x))
+
+
+@pytest.mark.parametrize("kind", ["signed", "positive"])
+@pytest.mark.parametrize("method", ["none", "mse", "percentile", "optimal"])
+def test_the_split_tensor_is_clipped(method: str, kind: str, rng: np.random.Generator) -> None:
+    x = (rng.laplace(size=(30_000, 3)) * [1, 1, 8]).astype(np.float32)
+    x = np.maximum(x, 0) if kind == "positive" else x
+    copies = [2, 2, 2, 0]
+    k = np.array([2, 1, 4])
+    split = np.repeat(x / k.astype(np.float32), k, axis=1)
+    found = Statistics.of(x, channels=True).clip_range(4, method, 99.9, copies=copies)
+    want = Statistics.of(split).clip_range(4, method, 99.9)
+    np.testing.assert_allclose(found, want, rtol=1e-6 if method == "none" else 0.06)
+
+
+def test_splitting_needs_channels(rng: np.random.Generator) -> None:
+    statistics = Statistics.of(rng.normal(size=(9, 3)).astype(np.float32))
+    with pytest.raises(ValueError, match="channels were not told apart"):
+        statistics.clip_range(8, "none", 99, copies=[0])

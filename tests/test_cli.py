@@ -168,6 +168,14 @@ class TestConvert:
         run(f"convert {{}}/model.keras --plan plan.json --equalization {text}")
         assert bool(ocs_tf.Plan.load("plan.json").equalization) == value
 
+    def test_split_activations(self, run):
+        run(
+            "convert {}/model.keras --activation_scope inputs --plan plan.json --data {}/bytes.npy"
+            " --activation_expand_ratio 0.5 --activation_split maximum"
+        )
+        plan = ocs_tf.Plan.load("plan.json")
+        assert plan.activations["second:input"].copies
+
     def test_existing_file_stays_without_overwrite(self, run):
         pathlib.Path("out.keras").write_text("mine")
         code, _, err = run("convert {}/model.keras --output out.keras")
@@ -212,6 +220,14 @@ class TestExport:
         assert (code, err) == (0, "")
         assert out.startswith("out.tflite: int8, ")
         assert pathlib.Path("out.tflite").read_bytes()[4:8] == b"TFL3"
+
+    def test_split_activations(self, run):
+        run(
+            "convert {}/model.keras --activation_scope inputs --plan plan.json --data {}/bytes.npy"
+            " --activation_expand_ratio 0.5 --activation_split maximum"
+        )
+        plan = ocs_tf.Plan.load("plan.json")
+        assert plan.activations["second:input"].copies
 
     def test_existing_file_stays_without_overwrite(self, run):
         pathlib.Path("out.tflite").write_text("mine")

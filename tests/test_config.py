@@ -51,6 +51,24 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "allocation_cost": ({"allocation_cost": "time"}, r"`allocation_cost` .*'size', 'macs'"),
     "equalization": ({"equalization": "yes"}, r"`equalization` \(='yes'\).*'auto', True, False"),
     "activation_scope": ({"activation_scope": "some"}, r"`activation_scope`.*'all', 'inputs'"),
+    "activation ratio": (
+        {"activation_expand_ratio": 1.5},
+        r"`activation_expand_ratio` \(=1.5\) must be a number from 0 to 1",
+    ),
+    "activation ratio-auto": ({"activation_expand_ratio": "auto"}, r"\(='auto'\) must be a number"),
+    "activation ratio-nan": ({"activation_expand_ratio": float("nan")}, r"\(=nan\) must be a"),
+    "activation split": (
+        {"activation_split": "best"},
+        r"`activation_split` \(='best'\).*'count', 'maximum', 'error', 'oracle'",
+    ),
+    "activation ratio in float": (
+        {"activation_expand_ratio": 0.1, "activation_bits": None},
+        "activation_bits=None leaves them in float",
+    ),
+    "oracle for all": (
+        {"activation_expand_ratio": 0.1, "activation_split": "oracle"},
+        r"`activation_split` \(='oracle'\).*activation_scope='inputs'",
+    ),
     "switch": ({"fold_batch_norm": "no"}, r"`fold_batch_norm` \(='no'\).*True, False"),
     "strict": ({"strict": 1}, r"`strict` \(=1\)"),
     "samples-0": ({"calibration_samples": 0}, r"`calibration_samples` \(=0\).*positive integer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -124,6 +125,66 @@ def test_paper_equals_a_pass_by_hand(randomize: Any, rng: np.random.Generator) -
     step = grid.scale * float(np.asarray(quantized.get_layer("conv").scale))
     allowed = 0.5 * step * np.abs(head).sum(0).max() + 1e-4
     assert np.abs(predict(quantized, images) - want).max() <= allowed
+
+
+@pytest.mark.parametrize("rule", ["count", "maximum", "error"])
+def test_split_activations_equal_a_pass_with_copies_by_hand(
+    rule: str, randomize: Any, rng: np.random.Generator
+) -> None:
+    inputs = keras.Input((12,))
+    x = layers.Dense(10, activation="relu", name="stem")(inputs)
+    model = randomize(keras.Model(inputs, layers.Dense(6, name="head")(x)))
+    images = rng.normal(size=(200, 12)).astype(np.float32)
+    quantized = convert(
+        model,
+        activation_scope="inputs",
+        activation_bits=4,
+        first_layer_bits=None,
+        activation_expand_ratio=0.3,
+        activation_split=rule,
+        rounding="nearest",
+        bias_correction=False,
+        representative_dataset=images,
+    )
+    grid = quantized.get_layer("head_input_quantizer").grid
+    assert len(grid.copies) == 3
+    hidden = predict(keras.Model(inputs, model.get_layer("stem").output), images)
+    # Copies, each of them on the plain grid, and what reads them: weights as they are.
+    copies = dataclasses.replace(grid, copies=()).quantize(
+        ocs_tf.numerics.split_values(hidden, grid.copies, grid.scale)
+    )
+    head = quantized.get_layer("head")
+    channels = [*range(10), *grid.copies]
+    codes = head.quantized_kernel().effective_codes()[channels].astype(np.int64)
+    step = np.asarray(head.scale, np.float64) * grid.scale
+    bias = np.rint(np.asarray(head.bias, np.float64) / step)
+    want = ((copies.astype(np.int64) - grid.zero_point) @ codes + bias) * step
+    np.testing.assert_allclose(predict(quantized, images), want, rtol=1e-5, atol=1e-5)
+
+
+def test_an_oracle_is_closer_with_smaller_batches(randomize: Any) -> None:
+    """It sees less at once, so that its choice suits it better."""
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((12,))
+    x = layers.Dense(30, activation="relu", name="stem")(inputs)
+    model = randomize(keras.Model(inputs, layers.Dense(6, name="head")(x)))
+    images = rng.standard_cauchy((256, 12)).clip(-30, 30).astype(np.float32)
+    quantized = convert(
+        model,
+        activation_scope="inputs",
+        activation_bits=4,
+        first_layer_bits=None,
+        activation_expand_ratio=0.1,
+        activation_split="oracle",
+        representative_dataset=images,
+    )
+    want = predict(model, images)
+
+    def error(batch: int) -> float:
+        parts = [quantized.predict_on_batch(p) for p in np.split(images, 256 // batch)]
+        return float(np.square(np.concatenate(parts) - want).sum())
+
+    assert error(1) < error(16) < error(256)
 
 
 def test_more_bits_are_closer(model: keras.Model, images: np.ndarray) -> None:
@@ -313,6 +374,33 @@ def test_a_new_process_with_one_thread_gives_the_same_bits(
     assert digest([again[key] for key in again.files]) == digest(quantized.get_weights())
 
 
+LOADED_IN_A_NEW_PROCESS = """
+import sys
+import keras, numpy as np, ocs_tf
+loaded = keras.models.load_model(sys.argv[1] + "/model.keras")
+np.save(sys.argv[1] + "/y.npy", loaded.predict(np.load(sys.argv[1] + "/x.npy"), verbose=0))
+"""
+
+
+def test_split_activations_in_a_new_process(
+    model: keras.Model, images: np.ndarray, tmp_path: pathlib.Path
+) -> None:
+    options: dict[str, Any] = {"activation_scope": "inputs", "activation_bits": 4}
+    quantized = convert(
+        model, **options, activation_expand_ratio=0.3, representative_dataset=images
+    )
+    assert quantized.get_layer("middle_input_quantizer").grid.copies
+    quantized.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", images)
+    subprocess.run(
+        [sys.executable, "-c", LOADED_IN_A_NEW_PROCESS, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        check=True,
+        capture_output=True,
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), predict(quantized, images))
+
+
 def test_the_file_is_a_quarter(tmp_path: pathlib.Path, randomize: Any) -> None:
     model = randomize(keras.Sequential([keras.Input((500,)), layers.Dense(500), layers.Dense(500)]))
     model.save(tmp_path / "float.keras")
@@ -367,6 +455,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "bits": (bad(weight_bits=1), r"`weight_bits` \(=1\) must be an integer from 2 to 8"),
     "ratio": (bad(expand_ratio=1.5), r"`expand_ratio` \(=1.5\) must be a number from 0 to 1"),
     "no-data": (bad(activation_bits=8), r"`activation_bits` \(=8\) needs `representative_dataset`"),
+    "split-without-data": (
+        bad(activation_expand_ratio=0.1),
+        r"`activation_expand_ratio` \(=0.1\) needs `representative_dataset`",
+    ),
     "empty": (bad(IMAGES[:0]), "`representative_dataset` is empty"),
     "shape": (bad(IMAGES[:, :4]), r"has shape \(4, 4, 8, 3\), but input 'image' takes"),
     "name": (bad({"picture": IMAGES}), r"the keys \['picture'\], but the inputs are \['image'\]"),

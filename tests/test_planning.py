@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -327,6 +328,89 @@ def test_no_layer_to_quantize() -> None:
     model = keras.Model(inputs, layers.ReLU()(inputs))
     with pytest.raises(ValueError, match="no layer that can be quantized; those are: Dense, Conv"):
         plan(model)
+
+
+def split_plan(randomize: Any, **options: Any) -> tuple[keras.Model, Plan]:
+    """Of a network of which one tensor can be split, but for what single layers read."""
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.ReLU(name="relu")(layers.Conv2D(10, 3, name="stem")(inputs))
+    x = layers.Conv2D(10, 1, name="middle")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    model = randomize(keras.Model(inputs, layers.Dense(5, name="head")(x)))
+    images = np.random.default_rng(0).uniform(size=(4, 8, 8, 3))
+    options = {"activation_expand_ratio": 0.2, "rounding": "nearest", **options}
+    return model, plan(model, representative_dataset=images, bias_correction=False, **options)
+
+
+SPLIT_OPTIONS: dict[str, dict[str, Any]] = {
+    "all": {"activation_split": "maximum"},
+    "inputs": {"activation_split": "count", "activation_scope": "inputs"},
+    "oracle": {"activation_split": "oracle", "activation_scope": "inputs"},
+}
+
+
+@pytest.mark.parametrize("options", SPLIT_OPTIONS.values(), ids=SPLIT_OPTIONS)
+def test_json_round_trip_of_split_activations(options: dict[str, Any], randomize: Any) -> None:
+    model, result = split_plan(randomize, **options)
+    loaded = Plan.from_json(result.to_json())
+    assert loaded == result
+    x = np.random.default_rng(1).uniform(size=(4, 8, 8, 3)).astype(np.float32)
+    first, second = (ocs_tf.apply(model, p, verbose=False)(x) for p in (result, loaded))
+    np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+
+
+def test_where_activations_are_split_and_why_not_elsewhere(randomize: Any) -> None:
+    _, result = split_plan(randomize, activation_split="maximum")
+    copies = {key: len(grid.copies) for key, grid in result.activations.items()}
+    assert {key: n for key, n in copies.items() if n} == {"relu": 2}
+    assert result.unsplit_activations == {
+        "image": "'image' makes it, which cannot repeat single channels",
+        "middle": "'pool' reads it, which has no weights to repeat",
+        "pool": "'pool' makes it, which cannot repeat single channels",
+        "head": "it is an output of the model",
+    }
+    _, result = split_plan(randomize, activation_scope="inputs", activation_split="maximum")
+    copies = {key: len(grid.copies) for key, grid in result.activations.items()}
+    assert copies == {"stem:input": 0, "middle:input": 2, "head:input": 2}
+    assert list(result.unsplit_activations) == ["stem:input"]
+
+
+def test_nothing_is_split_by_default(randomize: Any) -> None:
+    _, result = split_plan(randomize, activation_expand_ratio=0.0)
+    assert not any(grid.copies for grid in result.activations.values())
+    assert result.unsplit_activations == {}
+
+
+GRID = ocs_tf.numerics.ActivationGrid(8, 0.1, copies=(4,))
+BAD_SPLITS: dict[str, tuple[str, Any, str]] = {
+    "a sum of pixels": ("pool", GRID, "which cannot be: 'pool' makes it, which cannot repeat"),
+    "nowhere": ("stem", GRID, "which cannot be: activations are not rounded there"),
+    "no channel": (
+        "relu",
+        dataclasses.replace(GRID, copies=(4, 10)),
+        r"it has 10 channels, so not all of the copies \[4, 10\]",
+    ),
+    "an oracle": ("relu", ocs_tf.numerics.OracleGrid(8, 1), "an oracle is for what single layers"),
+}
+
+
+@pytest.mark.parametrize(("key", "grid", "message"), BAD_SPLITS.values(), ids=BAD_SPLITS)
+def test_a_plan_that_splits_what_cannot_be(
+    key: str, grid: Any, message: str, randomize: Any
+) -> None:
+    model, result = split_plan(randomize)
+    result = dataclasses.replace(result, activations={**result.activations, key: grid})
+    with pytest.raises(ValueError, match=f"the plan splits activations at .*{message}"):
+        ocs_tf.apply(model, result, verbose=False)
+
+
+def test_plans_without_split_activations_are_read(randomize: Any) -> None:
+    _, result = split_plan(randomize, activation_expand_ratio=0.0)
+    values = json.loads(result.to_json())
+    del values["unsplit_activations"]
+    for grid in values["activations"].values():
+        del grid["copies"]
+    assert Plan.from_json(json.dumps(values)) == result
 
 
 def test_plans_without_what_is_chosen_on_data_are_read(model: keras.Model) -> None:

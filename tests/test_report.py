@@ -250,3 +250,34 @@ class TestModels:
             [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
         )
         assert json.loads(done.stdout) == json.loads(report(quantized).to_json())
+
+
+class TestSplitActivations:
+    def convert(self, model, images, **options):
+        return ocs_tf.convert(
+            model,
+            activation_scope="inputs",
+            activation_bits=4,
+            activation_expand_ratio=0.5,
+            representative_dataset=images,
+            verbose=False,
+            **options,
+        )
+
+    def test_names_channels_that_are_split(self, model, images):
+        found = report(self.convert(model, images, activation_split="maximum"))
+        second = next(layer for layer in found.layers if layer.name == "second")
+        assert len(second.input_grid.copies) == 2
+        a, b = second.input_grid.copies
+        assert f", copies: 2 (of {a}, {b})" in str(found)
+        assert f", copies: 2 (of {a}, {b})" in found.to_html()
+        (row,) = (row for row in json.loads(found.to_json())["layers"] if row["name"] == "second")
+        assert row["input_grid"]["copies"] == [a, b]
+        assert "simulation only" not in str(found)
+
+    def test_says_that_an_oracle_is_a_simulation(self, model, images):
+        found = report(self.convert(model, images, activation_split="oracle"))
+        assert "in 4 bits, 2 copies by an oracle (simulation only)" in str(found)
+        assert "which no integer runtime can run" in str(found)
+        assert "which no integer runtime can run" in found.to_html()
+        assert "int8 .tflite file" not in str(found)

@@ -7,6 +7,10 @@ fit, or are to be kept, the layer that produces the channels produces the copies
 output has other readers does a Concatenation of slices duplicate them. There is never a Gather,
 which accelerators such as the Edge TPU do not have.
 
+Split activations have more channels there. The layer that makes them makes the copies, too,
+each of its output channels at `1/k` of its scale; where there is no such layer, only packed files,
+which round activations by operators, can have copies.
+
 What is to become of kernels and activations is a `Form`, one for each kind of file.
 """
 
@@ -32,6 +36,7 @@ from ocs_tf.graph.activations import (
 from ocs_tf.graph.reader import Graph, Node, batch_norm_affine
 from ocs_tf.graph.rewrite import clone, clone_layer
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
+from ocs_tf.numerics.activation_splitting import copy_parts, repeat_inputs, split_outputs
 from ocs_tf.numerics.grid import code_limit
 from ocs_tf.planning import SMALLEST_CHANNEL
 
@@ -55,6 +60,11 @@ class Form:
     def tensor_bits(self, bits: int) -> int:
         """Width of the integer tensor that a kernel of `bits` goes into."""
         return 4 if self.kernels == "int4" and bits <= 4 else 8
+
+    @property
+    def splits_activations(self) -> bool:
+        """Whether activations are rounded, so that splitting their channels matters."""
+        return self.integer or self.rounds
 
     def code_limit(self, bits: int) -> int | None:
         """Largest effective code that a kernel of `bits` may have; None: any."""
@@ -102,7 +112,8 @@ def lower(
         batch_size: of the inputs; `None` leaves it open.
 
     Raises:
-        ValueError: `model` holds no quantized layer, or a `channels_first` one.
+        ValueError: `model` holds no quantized layer, or a `channels_first` one; or it splits
+            activations where the form has no way to make the copies.
     """
     return _Lowering(model, form, merge_copies, batch_size).run()
 
@@ -155,12 +166,25 @@ class _Lowering:
                     f"layer {layer.name!r} is channels_first, which TFLite does not have; build"
                     " the model with data_format='channels_last'."
                 )
+        for layer in (node.layer for node in self.graph.nodes):
+            if isinstance(layer, layers.OracleQuantize):
+                raise ValueError(
+                    f"layer {layer.name!r} chooses its grid from each batch, a simulation only;"
+                    " convert with another activation_split than 'oracle'."
+                )
+            copies = isinstance(layer, layers.FakeQuantize) and layer.grid.copies
+            if copies and self.form.integer:
+                raise ValueError(
+                    f"layer {layer.name!r} splits activations where nothing can make the copies in"
+                    " integers. Convert with activation_scope='all' or activation_expand_ratio=0,"
+                    " or export with target='packed'."
+                )
 
     def _choose_expansion(self, node: Node) -> None:
         layer = node.layer
         if not layer.copies or layer.name in self.expanded:
             return
-        kernel = layer.quantized_kernel()
+        kernel, _ = self._quantized(layer)
         limit = self.form.code_limit(layer.weight_bits)
         fits = limit is None or np.abs(kernel.effective_codes()).max(initial=0) <= limit
         if self.merge_copies and fits:
@@ -200,6 +224,9 @@ class _Lowering:
         assert adapter is not None
         kernel, bias = self._kernel(layer)
         config = {**adapter.float_config(layer), "use_bias": bias is not None}
+        if self._output_copies(layer):
+            assert adapter.outputs_option is not None
+            config[adapter.outputs_option] = kernel.codes.shape[-1]
         if separable_activation(layer) is not None:
             config["activation"] = None
         if self.form.kernels == "packed":
@@ -221,8 +248,7 @@ class _Lowering:
 
     def _kernel(self, layer: layers.KernelLayer) -> tuple[QuantizedKernel, np.ndarray | None]:
         """Kernel in the layer's layout, and bias, with a batch norm behind taken up."""
-        kernel = layer.quantized_kernel()
-        bias = None if layer.bias is None else np.asarray(layer.bias)
+        kernel, bias = self._quantized(layer)
         norm = self.norms.get(layer.name)
         if norm is None:
             return kernel, bias
@@ -239,6 +265,20 @@ class _Lowering:
         factor = factor.reshape(kernel.codes.shape[-2:]) if _is_depthwise(layer) else factor
         codes = np.rint(kernel.codes * factor).astype(np.int8)
         return dataclasses.replace(kernel, codes=codes, scale=scale), bias
+
+    def _quantized(self, layer: Any) -> tuple[QuantizedKernel, np.ndarray | None]:
+        """Kernel in the layer's layout, and bias, for the copies of split activations."""
+        kernel = layer.quantized_kernel()
+        bias = None if layer.bias is None else np.asarray(layer.bias)
+        grid = layer.input_grid
+        if grid is not None and grid.copies and self.form.splits_activations:
+            kernel = repeat_inputs(kernel, grid.copies)
+        copies = self._output_copies(layer)
+        return split_outputs(kernel, bias, copies, layer.output_grid) if copies else (kernel, bias)
+
+    def _output_copies(self, layer: Any) -> tuple[int, ...]:
+        grid = layer.output_grid
+        return grid.copies if grid is not None and self.form.splits_activations else ()
 
     def _repeat(
         self, layer: Any, config: dict[str, Any], weights: list[np.ndarray]
@@ -290,7 +330,10 @@ class _Lowering:
         if name in self.dropped:
             return args[0]
         if isinstance(layer, layers.FakeQuantize):
-            return self._rounded(args[0]._keras_history.operation.name, args[0], layer.grid)
+            tensor = args[0]
+            if layer.grid.copies and self.form.splits_activations:
+                tensor = _split(tensor, layer.grid, name)
+            return self._rounded(tensor._keras_history.operation.name, tensor, layer.grid)
         if name in self.expanded and name not in self.fed:
             args = (self._duplicate(args[0], name), *args[1:])
         outputs = twin(*args, **kwargs)
@@ -306,17 +349,15 @@ class _Lowering:
         return self._rounded(name, outputs, grid)
 
     def _duplicate(self, tensor: Any, name: str) -> Any:
-        """`tensor` with its channels repeated as layer `name` needs: slices, concatenated."""
-        copies = self.expanded[name][tensor.shape[-1] :]
-        # Neighbours that are copied in order make one slice.
-        runs = np.split(copies, np.flatnonzero(np.diff(copies) != 1) + 1)
-        slices = [tensor[..., int(run[0]) : int(run[-1]) + 1] for run in runs]
-        output = keras.layers.Concatenate(name=f"{name}_copies")([tensor, *slices])
+        """`tensor` with its channels repeated as layer `name` needs."""
+        output = _duplicated(tensor, self.expanded[name][tensor.shape[-1] :], name)
         self._note_grid(f"{name}_copies", output, self.tensor_grids.get(id(tensor)))
         return output
 
     def _rounded(self, name: str, tensor: Any, grid: ActivationGrid | None) -> Any:
         """`tensor`, which the quantized model rounds to `grid`, if any."""
+        if grid is not None and grid.copies:
+            grid = dataclasses.replace(grid, copies=())  # they are channels like others by now
         if grid is not None and self.form.rounds:
             tensor = RoundingOperator(grid)(tensor)
         self._note_grid(name, tensor, grid)
@@ -326,6 +367,21 @@ class _Lowering:
         if grid is not None:
             self.grids.setdefault(name, grid)
             self.tensor_grids[id(tensor)] = grid
+
+
+def _duplicated(tensor: Any, copies: np.ndarray, name: str) -> Any:
+    """`tensor` and the channels of `copies`: slices, concatenated."""
+    # Neighbours that are copied in order make one slice.
+    runs = np.split(copies, np.flatnonzero(np.diff(copies) != 1) + 1)
+    slices = [tensor[..., int(run[0]) : int(run[-1]) + 1] for run in runs]
+    return keras.layers.Concatenate(name=f"{name}_copies")([tensor, *slices])
+
+
+def _split(tensor: Any, grid: ActivationGrid, name: str) -> Any:
+    """`tensor` with its channels split as `grid` says, in float."""
+    _, gain, offset = copy_parts(grid.copies, tensor.shape[-1])
+    expanded = _duplicated(tensor, np.array(grid.copies), name)
+    return expanded * gain.astype(np.float32) + (offset * grid.scale).astype(np.float32)
 
 
 def _steps(values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from ocs_tf import layers
 from ocs_tf.graph.activations import AVERAGE_POOLS, kernel_output_grid, tensor_grids
 from ocs_tf.graph.reader import Graph, batch_norm_affine
-from ocs_tf.numerics import ActivationGrid, QuantizedKernel, code_limit
+from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel, code_limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,42 +33,50 @@ class Replacement:
 
 
 def rewrite(
-    graph: Graph, kernels: Mapping[str, Replacement], grids: Mapping[str, ActivationGrid]
+    graph: Graph,
+    kernels: Mapping[str, Replacement],
+    grids: Mapping[str, ActivationGrid | OracleGrid],
 ) -> keras.Model:
     """A new model with quantized kernels and rounded activations; `graph.model` stays as it is.
 
     Arguments:
         kernels: by layer name.
-        grids: by site; see `graph.activations`.
+        grids: by site; see `graph.activations`. Oracles are for what single layers read.
     """
 
-    known = tensor_grids(graph, grids)
+    fixed = {site: grid for site, grid in grids.items() if isinstance(grid, ActivationGrid)}
+    known = tensor_grids(graph, fixed)
     taken = {node.layer.name for node in graph.nodes}
-    quantizers: dict[str, layers.FakeQuantize] = {}  # by site, one for all calls of a shared layer
+    quantizers: dict[str, Any] = {}  # by site, one for all calls of a shared layer
 
     def round_to(site: str, name: str, tensor: Any) -> Any:
         if site not in quantizers:
             while name in taken:
                 name += "_"
             taken.add(name)
-            quantizers[site] = layers.FakeQuantize(grids[site], name=name)
+            grid = grids[site]
+            quantizers[site] = (
+                layers.OracleQuantize(grid, name=name)
+                if isinstance(grid, OracleGrid)
+                else layers.FakeQuantize(grid, name=name)
+            )
         return quantizers[site](tensor)
 
     def replace(layer: Any) -> Any:
         name = layer.name
         if name in kernels:
             read = {known.get(id(call.inputs[0])) for call in graph.calls(layer)}
-            before = grids.get(f"{name}:input") or (read.pop() if len(read) == 1 else None)
-            return _quantized_layer(graph, layer, kernels[name], grids, before)
+            before = fixed.get(f"{name}:input") or (read.pop() if len(read) == 1 else None)
+            return _quantized_layer(graph, layer, kernels[name], fixed, before)
         if name in graph.kernels and graph.kernels[name].batch_norm is not None:
             adapter = graph.kernels[name].adapter
             twin = type(layer).from_config(adapter.quantized_config(layer, use_bias=True))
         else:
             twin = clone_layer(layer)
-        if name in grids and _wrappable(graph, layer):
+        if name in fixed and _wrappable(graph, layer):
             pools = isinstance(layer, AVERAGE_POOLS)
             wrapper = layers.QuantizedAveragePooling if pools else layers.QuantizedOutput
-            return wrapper(twin, grids[name], name=name)
+            return wrapper(twin, fixed[name], name=name)
         return twin
 
     def call(layer: Any, twin: Any, *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +86,7 @@ def rewrite(
         if f"{name}:input" in grids:
             args = (round_to(f"{name}:input", f"{name}_input_quantizer", args[0]), *args[1:])
         outputs = twin(*args, **kwargs)
-        if name in grids and not isinstance(twin, (layers.KernelLayer, layers.QuantizedOutput)):
+        if name in fixed and not isinstance(twin, (layers.KernelLayer, layers.QuantizedOutput)):
             outputs = round_to(name, f"{name}_quantizer", outputs)
         return outputs
 

@@ -9,6 +9,7 @@ from ocs_tf.layers.kernels import (
 )
 from ocs_tf.layers.quantizers import (
     FakeQuantize,
+    OracleQuantize,
     QuantizedAveragePooling,
     QuantizedOutput,
     fake_quantize,
@@ -19,6 +20,7 @@ __all__ = [
     "QUANTIZATION_OPTIONS",
     "FakeQuantize",
     "KernelLayer",
+    "OracleQuantize",
     "QuantizedAveragePooling",
     "QuantizedConv2D",
     "QuantizedDense",

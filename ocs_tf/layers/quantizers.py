@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from ocs_tf.numerics import ActivationGrid
+from ocs_tf.numerics import ActivationGrid, OracleGrid, code_limit
 
 PACKAGE = "ocs_tf"
 
@@ -17,15 +17,23 @@ def fake_quantize(x: Any, grid: ActivationGrid) -> Any:
     """`x` rounded to `grid` and back, in `x`'s floating dtype."""
     # In half precision a scale can vanish, and a 16-bit code has no exact representation.
     wide = ops.cast(x, "float32") if x.dtype in ("float16", "bfloat16") else x
-    codes = ops.clip(ops.round(wide / grid.scale) + grid.zero_point, grid.code_min, grid.code_max)
+    codes = _clip(ops.round(wide / grid.scale) + grid.zero_point, grid)
     return ops.cast((codes - grid.zero_point) * grid.scale, x.dtype)
 
 
 def requantize(sums: Any, step: Any, grid: ActivationGrid) -> Any:
     """Integer `sums` of `step` each, rounded to `grid` by the one factor that hardware uses."""
     factor = exact_float32(ops.divide, step, grid.scale)
-    codes = ops.clip(ops.round(sums * factor) + grid.zero_point, grid.code_min, grid.code_max)
+    codes = _clip(ops.round(sums * factor) + grid.zero_point, grid)
     return (codes - grid.zero_point) * grid.scale
+
+
+def _clip(codes: Any, grid: ActivationGrid) -> Any:
+    """`codes` within the bounds of `grid`: with split channels, those differ on the last axis."""
+    low, high = grid.code_bounds(codes.shape[-1] if grid.copies else 1)
+    if not grid.copies:
+        return ops.clip(codes, low, high)
+    return ops.clip(codes, ops.cast(low, codes.dtype), ops.cast(high, codes.dtype))
 
 
 def exact_float32(operation: Callable[[Any, Any], Any], x: Any, constant: float) -> Any:
@@ -99,6 +107,60 @@ class QuantizedOutput(keras.layers.Wrapper):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "grid": grid_config(self.grid)}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class OracleQuantize(keras.layers.Layer):
+    """Rounds each batch to a grid of its own, with the channels split that need it most.
+
+    For simulation only; see `numerics.OracleGrid`. Channels are on the last axis.
+
+    Arguments:
+        grid: the `OracleGrid`, or its `to_dict()`.
+    """
+
+    def __init__(self, grid: OracleGrid | dict[str, Any], **kwargs: Any) -> None:
+        kwargs["trainable"] = False
+        super().__init__(**kwargs)
+        self.grid = OracleGrid(**grid) if isinstance(grid, dict) else grid
+        self.supports_masking = True
+
+    def call(self, inputs: Any) -> Any:
+        x = ops.cast(inputs, "float32")
+        axes = tuple(range(len(x.shape) - 1))
+        smallest, largest = ops.min(x, axes), ops.max(x, axes)
+        k = self._code_counts(ops.maximum(-smallest, largest))
+        low = ops.minimum(ops.min(smallest / k), 0.0)
+        high = ops.maximum(ops.max(largest / k), 0.0)
+        limit = float(code_limit(self.grid.bits))
+        if self.grid.symmetric:
+            step = ops.maximum(-low, high) / limit
+            below, above = -limit, limit
+        else:
+            step = (high - low) / (2 * limit + 1)
+            step = ops.where(step > 0, step, 1.0)
+            below = ops.clip(ops.round(low / step), -2 * limit - 1, 0)
+            above = below + 2 * limit + 1
+        step = ops.where(step > 0, step, 1.0)
+        return ops.cast(ops.clip(ops.round(x / step), k * below, k * above) * step, inputs.dtype)
+
+    def _code_counts(self, magnitudes: Any) -> Any:
+        """How many codes hold each channel, float32 `[C]`: `copies_by_maximum` in closed form.
+
+        It takes the largest of all quotients `magnitude / k` that are still above the next one.
+        """
+        if not self.grid.count:
+            return ops.ones_like(magnitudes)
+        k = ops.arange(1, self.grid.count + 2, dtype="float32")
+        quotients = magnitudes[:, None] / k
+        largest, _ = ops.top_k(ops.reshape(quotients, (-1,)), self.grid.count + 1)
+        return 1 + ops.sum(ops.cast(quotients > largest[-1], "float32"), 1)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "grid": self.grid.to_dict()}
 
 
 def unwrapped(layer: Any) -> Any:

@@ -4,6 +4,7 @@ Nothing here knows TensorFlow or Keras. Kernels have their input channels on axi
 output channels on axis -1, as Keras keeps them.
 """
 
+from ocs_tf.numerics.activation_splitting import SPLIT_RULES, OracleGrid, split_values
 from ocs_tf.numerics.clipping import CLIP_METHODS, clip_threshold, optimal_thresholds
 from ocs_tf.numerics.grid import (
     ActivationGrid,
@@ -26,8 +27,10 @@ from ocs_tf.numerics.splitting import Split, copy_count, split_channels
 __all__ = [
     "CLIP_METHODS",
     "GRANULARITIES",
+    "SPLIT_RULES",
     "WEIGHT_CLIPS",
     "ActivationGrid",
+    "OracleGrid",
     "QuantizedKernel",
     "Split",
     "clip_threshold",
@@ -40,6 +43,7 @@ __all__ = [
     "quantize",
     "quantize_kernel",
     "split_channels",
+    "split_values",
     "sqnr_db",
     "symmetric_step",
     "unpack_codes",

@@ -10,6 +10,7 @@ Rounding is half to even everywhere.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,28 @@ def fake_quantize(values: ArrayLike, step: ArrayLike, bits: int) -> NDArray[np.f
     return dequantize(quantize(values, step, bits), step)
 
 
+def check_copies(copies: Iterable[Any]) -> tuple[int, ...]:
+    """`copies` as a tuple of channel numbers, else `ValueError`."""
+    given = tuple(copies)
+    whole = all(isinstance(c, (int, np.integer)) and not isinstance(c, bool) for c in given)
+    if not whole or min(given, default=0) < 0:
+        raise ValueError(f"`copies` (={given!r}) must be channel numbers: integers from 0.")
+    return tuple(int(c) for c in given)
+
+
+def code_counts(copies: Sequence[int], channels: int) -> NDArray[np.int64]:
+    """How many codes hold each of `channels`: 1, and 1 more for each of its `copies`.
+
+    Raises:
+        ValueError: there is a copy of a channel that `channels` do not include.
+    """
+    if max(copies, default=0) >= channels:
+        raise ValueError(
+            f"`copies` (={tuple(copies)!r}) must be of channels from 0 to {channels - 1}."
+        )
+    return 1 + np.bincount(np.asarray(copies, np.intp), minlength=channels)
+
+
 def _power_of_two_from(step: ArrayLike) -> NDArray[np.float64]:
     """The smallest powers of two that are not below positive `step`."""
     mantissa, exponent = np.frexp(step)  # step = mantissa * 2^exponent, 0.5 <= mantissa < 1
@@ -118,12 +141,16 @@ class ActivationGrid:
         scale: the step, positive, exactly a float32.
         zero_point: the code of 0.0, within `code_min .. code_max`.
         symmetric: codes are `-L .. L` (zero point 0) instead of `-2^(b-1) .. 2^(b-1) - 1`.
+        copies: the channel (of the tensor's last axis) that each copy duplicates. A channel that is
+            named `k - 1` times is held by `k` codes, which add up: its range is `k` times that of
+            the others. See `numerics.activation_splitting`.
     """
 
     bits: int
     scale: float
     zero_point: int = 0
     symmetric: bool = False
+    copies: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", check_bits(self.bits))
@@ -136,6 +163,7 @@ class ActivationGrid:
                 f"`zero_point` (={self.zero_point!r}) must be an integer from {low} to {high}."
             )
         object.__setattr__(self, "zero_point", int(self.zero_point))
+        object.__setattr__(self, "copies", check_copies(self.copies))
 
     @classmethod
     def from_range(
@@ -145,15 +173,16 @@ class ActivationGrid:
         bits: int,
         symmetric: bool = False,
         power_of_two: bool = False,
+        copies: Sequence[int] = (),
     ) -> ActivationGrid:
         """The grid that covers `minimum .. maximum`, widened to hold 0 exactly.
 
         An asymmetric grid is as wide as the range, but 0 falls on a code: the grid lies up to half
-        a step to one side of the range.
+        a step to one side of the range. With `copies`, the range is that of channels without.
 
         Raises:
-            ValueError: a bound is not finite, `minimum > maximum`, or the range is too wide for a
-                float32 scale.
+            ValueError: a bound is not finite, `minimum > maximum`, the range is too wide for a
+                float32 scale, or a copy is not one of a channel.
         """
         if not (np.isfinite(minimum) and np.isfinite(maximum)) or minimum > maximum:
             raise ValueError(
@@ -162,7 +191,7 @@ class ActivationGrid:
         low, high = min(float(minimum), 0.0), max(float(maximum), 0.0)
         if symmetric:
             step = float(symmetric_step(max(-low, high), bits, power_of_two))
-            return cls(bits, step, 0, symmetric=True)
+            return cls(bits, step, 0, symmetric=True, copies=tuple(copies))
         levels = 2 ** check_bits(bits) - 1
         scale = max((high - low) / levels, _SMALLEST_STEP) if high > low else 1.0
         if power_of_two:
@@ -174,7 +203,7 @@ class ActivationGrid:
         scale = float(np.float32(scale))
         smallest = -(2 ** (bits - 1))
         zero_point = int(np.clip(np.rint(smallest - low / scale), smallest, smallest + levels))
-        return cls(bits, scale, zero_point)
+        return cls(bits, scale, zero_point, copies=tuple(copies))
 
     @property
     def code_min(self) -> int:
@@ -186,19 +215,38 @@ class ActivationGrid:
 
     @property
     def minimum(self) -> float:
-        """The smallest value on the grid, exact in float64."""
+        """The smallest value that one code stands for, exact in float64."""
         return (self.code_min - self.zero_point) * self.scale
 
     @property
     def maximum(self) -> float:
-        """The largest value on the grid, exact in float64."""
+        """The largest value that one code stands for, exact in float64."""
         return (self.code_max - self.zero_point) * self.scale
 
+    def code_bounds(self, channels: int) -> tuple[Any, Any]:
+        """Smallest and largest code: integers, or with `copies` int64 `[channels]` each.
+
+        What the codes of a channel's copies lie above the zero point adds up to one code, so that
+        `value = (code - zero_point) * scale` holds for split channels, too.
+
+        Raises:
+            ValueError: there is a copy of a channel that `channels` do not include.
+        """
+        if not self.copies:
+            return self.code_min, self.code_max
+        held_by = code_counts(self.copies, channels)
+        low, high = self.code_min - self.zero_point, self.code_max - self.zero_point
+        return self.zero_point + held_by * low, self.zero_point + held_by * high
+
     def quantize(self, values: ArrayLike) -> NDArray[Any]:
-        """Codes of finite `values` (any shape), int8 or, above 8 bits, int16."""
+        """Codes of finite `values`, int8 or, above 8 bits, int16.
+
+        Of any shape without `copies`; with them, channels are on the last axis and codes are int32.
+        """
         with np.errstate(over="ignore"):  # an infinite quotient clips like any other
-            codes = np.rint(np.divide(values, np.float32(self.scale))) + self.zero_point
-        return np.clip(codes, self.code_min, self.code_max).astype(code_dtype(self.bits))
+            codes = np.asarray(np.rint(np.divide(values, np.float32(self.scale))) + self.zero_point)
+        low, high = self.code_bounds(codes.shape[-1] if self.copies else 1)
+        return np.clip(codes, low, high).astype(np.int32 if self.copies else code_dtype(self.bits))
 
     def dequantize(self, codes: ArrayLike) -> NDArray[np.float32]:
         """float32 values of integer `codes`."""
@@ -212,4 +260,4 @@ class ActivationGrid:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; `ActivationGrid(**grid.to_dict())` is the grid again."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "copies": list(self.copies)}

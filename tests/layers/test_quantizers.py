@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import keras
@@ -11,12 +12,14 @@ from keras import layers
 
 from ocs_tf.layers import (
     FakeQuantize,
+    OracleQuantize,
     QuantizedAveragePooling,
     QuantizedOutput,
     fake_quantize,
 )
 from ocs_tf.layers.quantizers import requantize
-from ocs_tf.numerics import ActivationGrid
+from ocs_tf.numerics import ActivationGrid, OracleGrid
+from ocs_tf.numerics.activation_splitting import copies_by_maximum, split_values
 
 GRIDS = {
     "8bit": ActivationGrid(8, 0.05, -20),
@@ -120,3 +123,57 @@ def test_requantize_is_one_rounding_of_integer_sums(rng: np.random.Generator) ->
     expected = np.clip(np.rint(sums.astype(np.float32) * factor) + 5, -128, 127)
     got = requantize(sums.astype(np.float32), step, grid)
     np.testing.assert_array_equal(grid.quantize(np.asarray(got)), expected)
+
+
+# Split channels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_split_channels_are_rounded_like_their_copies(
+    grid: ActivationGrid, rng: np.random.Generator
+) -> None:
+    copies = (1, 1, 0)
+    split = dataclasses.replace(grid, copies=copies)
+    x = rng.normal(0, 100 * grid.scale, (50, 3)).astype(np.float32)
+    parts = grid.fake_quantize(split_values(x, copies, grid.scale))
+    expected = parts[:, :3].copy()
+    expected[:, 0] += parts[:, 5]
+    expected[:, 1] += parts[:, 3] + parts[:, 4]
+    got = np.asarray(FakeQuantize(split)(x))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(got, split.fake_quantize(x))
+    step = np.float32([grid.scale, grid.scale / 3, grid.scale * 2])
+    sums = np.rint(x / step)
+    codes = requantize(sums, step, split)
+    np.testing.assert_array_equal(np.asarray(codes), split.fake_quantize(sums * step))
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
+@pytest.mark.parametrize("kind", ["signed", "positive", "zero"])
+def test_an_oracle_chooses_for_each_batch(
+    kind: str, symmetric: bool, count: int, rng: np.random.Generator
+) -> None:
+    layer = OracleQuantize(OracleGrid(4, count, symmetric))
+    for scale in (0.1, 10):
+        x = (rng.normal(size=(5, 4, 3)) * scale * [1, 4, 2]).astype(np.float32)
+        x = {"signed": x, "positive": np.abs(x), "zero": 0 * x}[kind]
+        copies = copies_by_maximum(np.abs(x).max((0, 1)), count)
+        k = 1 + np.bincount(copies, minlength=3).astype(np.float32)
+        low, high = (x.min((0, 1)) / k).min(), (x.max((0, 1)) / k).max()
+        grid = ActivationGrid.from_range(low, high, 4, symmetric, copies=copies)
+        np.testing.assert_allclose(np.asarray(layer(x)), grid.fake_quantize(x), rtol=1e-5)
+
+
+def test_split_grids_are_saved_and_loaded(tmp_path: pathlib.Path) -> None:
+    inputs = keras.Input((4,))
+    x = FakeQuantize(ActivationGrid(4, 0.1, copies=(2,)))(inputs)
+    model = keras.Model(inputs, OracleQuantize(OracleGrid(3, 1))(x))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert [layer.grid for layer in loaded.layers[1:]] == [
+        ActivationGrid(4, 0.1, copies=(2,)),
+        OracleGrid(3, 1),
+    ]
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))

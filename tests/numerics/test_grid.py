@@ -290,7 +290,7 @@ def test_activation_grid_survives_json(a, b, bits, symmetric, power_of_two) -> N
 def test_numpy_numbers_become_plain_ones() -> None:
     g = ActivationGrid(np.int64(8), np.float32(0.1), np.int8(-3))
     assert g == ActivationGrid(8, float(np.float32(0.1)), -3)
-    assert [type(v) for v in g.to_dict().values()] == [int, float, int, bool]
+    assert [type(v) for v in g.to_dict().values()] == [int, float, int, bool, list]
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e300, 1e-50])
