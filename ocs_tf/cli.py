@@ -47,6 +47,10 @@ _CONFIG_HELP = {
     "weight_clip": "how to clip weights: none, mse, aciq, kl, optimal, percentile",
     "rounding": "nearest; error_compensated: regards what layers compute; auto: with --data",
     "bias_correction": "add to biases what outputs lose on average: true, false, auto: with --data",
+    "average_bits": "give each layer a width of its own, for this many bits per weight on average",
+    "weight_bytes": "the same, for this many bytes of codes",
+    "allocation": "how widths are chosen: auto, measured, sqnr, closed_form",
+    "allocation_cost": "what average_bits is about: size or macs",
     "equalization": "scale channels so that kernels share ranges: true, false, auto: if granularity"
     " is tensor",
     "activation_expand_ratio": "share of channels of activations to add: 0 .. 1",
@@ -66,7 +70,11 @@ _CONFIG_SWITCHES = {
     "activation_symmetric": "activation grids are symmetric about 0",
     "strict": "fail if a layer with a kernel would stay in float unasked",
 }
-_MAY_BE_NONE = ("calibration_samples", *(name for name in _CONFIG_HELP if name.endswith("_bits")))
+_MAY_BE_NONE = (
+    "calibration_samples",
+    "weight_bytes",
+    *(name for name in _CONFIG_HELP if name.endswith("_bits")),
+)
 
 
 @dataclasses.dataclass(frozen=True)

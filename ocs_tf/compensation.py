@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf.calibration import observe
-from ocs_tf.graph.moments import Moments
+from ocs_tf.graph.moments import Moments, weighted_sums
 from ocs_tf.graph.reader import Graph, KernelSite, Node
-from ocs_tf.numerics.kernel import QuantizedKernel, encode
+from ocs_tf.numerics.kernel import QuantizedKernel, split_codes
 from ocs_tf.numerics.rounding import (
     assumed_moments,
     code_ranges,
@@ -35,6 +35,9 @@ Batches = Sequence[Sequence[NDArray[Any]]]
 _POSITIONS = 1 << 14
 _POSITIONS_PER_INPUT = 4
 _SAMPLES = 1024
+# Rows of a kernel that make up for each other: time and memory grow with their square.
+_ROWS = 4608
+_ASSUMED_ROWS = 256
 _BYTES = 1 << 30
 
 
@@ -94,20 +97,20 @@ def compensate_blind(
     """
     kernel, bias = site.weights()
     groups = site.adapter.groups(site.layer)
-    quantized = plan.quantize(kernel, site.name)
-    if rounding and plan.quantization_aware:
+    if not (rounding and plan.quantization_aware):
+        quantized = plan.quantize(kernel, site.name)
+    else:
         channels = groups * kernel.shape[-2]
         mean, variance = moments or (np.zeros(channels), np.ones(channels))
-        hessian = assumed_moments(
-            kernel.shape[:-2], mean.reshape(groups, -1), variance.reshape(groups, -1)
-        )
-        quantized = _encoded(site, kernel, plan, hessian)
+
+        def assumed(block: slice) -> NDArray[np.float64]:
+            of_block = [v.reshape(groups, -1)[:, block] for v in (mean, variance)]
+            return assumed_moments(kernel.shape[:-2], of_block[0], of_block[1])
+
+        quantized = _encoded(site, kernel, plan, assumed, _ASSUMED_ROWS)
     if bias_correction and bias is not None and moments is not None:
-        error = (kernel - quantized.effective_kernel()).astype(np.float64)
-        error = error.reshape(-1, *error.shape[-2:]).sum(0)  # at all places the mean is one
-        by_group = _grouped(error, groups)
-        shift = np.matmul(moments[0].reshape(groups, 1, -1), by_group).reshape(-1)
-        bias = (bias + shift).astype(np.float32)
+        error = kernel - quantized.effective_kernel()
+        bias = (bias + weighted_sums(error, moments[0], groups)).astype(np.float32)
     return quantized, bias
 
 
@@ -115,26 +118,42 @@ def rounded(
     site: KernelSite, kernel: NDArray[Any], plan: LayerPlan, inputs: list[NDArray[Any]]
 ) -> QuantizedKernel:
     """`kernel`, with codes chosen for `inputs` of the layer."""
-    return _encoded(site, kernel, plan, _moments(site, inputs))
+    return _encoded(site, kernel, plan, lambda block: _moments(site, inputs, block), _ROWS)
 
 
 def _encoded(
-    site: KernelSite, kernel: NDArray[Any], plan: LayerPlan, hessian: NDArray[np.float64]
+    site: KernelSite,
+    kernel: NDArray[Any],
+    plan: LayerPlan,
+    moments: Callable[[slice], NDArray[np.float64]],
+    rows: int,
 ) -> QuantizedKernel:
-    """`kernel`, with codes compensated for inputs of these second moments `[G, K, K]`."""
+    """`kernel`, with compensated codes.
+
+    Arguments:
+        moments: from a slice of the input channels of each group to the second moments
+            `[G, K, K]` of what they read.
+        rows: largest K; channels beyond it are rounded by themselves.
+    """
     step, copies = plan.step(), plan.expansion(kernel)
     low, high = code_ranges(copies, plan.bits, plan.full_range)
-    taps = math.prod(kernel.shape[:-2])
+    *spatial, channels, _ = kernel.shape
+    taps = math.prod(spatial)
     groups = site.adapter.groups(site.layer)
-    codes = compensated_codes(
-        _grouped(kernel, groups),
-        step.reshape(groups, -1) if step.ndim else step,
-        np.tile(low, taps),
-        np.tile(high, taps),
-        hessian,
-    )
-    values = codes.swapaxes(0, 1).reshape(kernel.shape) * step.astype(np.float64)
-    return encode(values, plan.bits, step, copies, plan.full_range)
+    effective = np.empty(kernel.shape, np.int16)
+    size = max(1, rows // taps)
+    for start in range(0, channels, size):
+        block = slice(start, start + size)
+        part = kernel[..., block, :]
+        codes = compensated_codes(
+            _grouped(part, groups),
+            step.reshape(groups, -1) if step.ndim else step,
+            np.tile(low[block], taps),
+            np.tile(high[block], taps),
+            moments(block),
+        )
+        effective[..., block, :] = codes.swapaxes(0, 1).reshape(part.shape)
+    return split_codes(effective, plan.bits, step, copies)
 
 
 def sample_limit(graph: Graph) -> int:
@@ -215,8 +234,14 @@ def mean_outputs(
     return np.matmul(patches[:, None], weights).reshape(-1)
 
 
-def _moments(site: KernelSite, inputs: list[NDArray[Any]]) -> NDArray[np.float64]:
-    """Second moments of a layer's inputs `[G, K, K]`, over output positions of all samples."""
+def _moments(
+    site: KernelSite, inputs: list[NDArray[Any]], block: slice = slice(None)
+) -> NDArray[np.float64]:
+    """Second moments of a layer's inputs `[G, K, K]`, over output positions of all samples.
+
+    Arguments:
+        block: the input channels of each group to look at.
+    """
     samples = sum(map(len, inputs))
     positions = site.adapter.positions(site.layer, inputs[0].shape)
     kernel, _ = site.adapter.read(site.layer)
@@ -231,7 +256,9 @@ def _moments(site: KernelSite, inputs: list[NDArray[Any]]) -> NDArray[np.float64
     count = 0
     for batch in inputs:
         start = [int(rng.integers(min(every, size))) for size in positions]
-        patches = site.adapter.patches(site.layer, batch, every, start).astype(np.float32)
+        patches = site.adapter.patches(site.layer, batch, every, start)
+        by_channel = patches.reshape(*patches.shape[:2], -1, kernel.shape[-2])[..., block]
+        patches = by_channel.reshape(*patches.shape[:2], -1).astype(np.float32)
         patches = np.ascontiguousarray(patches.swapaxes(0, 1))
         products = products + np.matmul(patches.swapaxes(1, 2), patches).astype(np.float64)
         sums = sums + patches.sum(1, dtype=np.float64)

@@ -18,6 +18,7 @@ FLOORS = (
     ("data", "calibration"),
     ("planning", "activation_planning"),
     ("compensation",),
+    ("allocation",),
     ("convert",),
     ("export", "report"),
     ("compare", "files"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -243,3 +245,82 @@ def test_data_are_needed(options: dict) -> None:
     )
     for mine, others in zip(applied.weights, converted.weights, strict=True):
         np.testing.assert_array_equal(mine, others)
+
+
+def behind_a_norm(layer: Any, shape: tuple[int, ...]) -> tuple[keras.Model, Any]:
+    """`layer` behind a batch norm and a ReLU, and inputs as the batch norm knows them."""
+    rng = np.random.default_rng(0)
+    inputs = keras.Input(shape)
+    norm = layers.BatchNormalization()
+    model = keras.Model(inputs, layer(layers.ReLU()(norm(inputs))))
+    channels = shape[-1]
+    norm.beta.assign(rng.normal(1, 1, channels))
+    norm.gamma.assign(rng.lognormal(0, 0.5, channels))
+    layer.set_weights([rng.normal(size=w.shape) * 0.3 for w in layer.get_weights()])
+    return model, rng.normal(size=(500, *shape)).astype(np.float32)
+
+
+BEHIND: dict[str, Callable[[], tuple[keras.Model, Any]]] = {
+    "dense": lambda: behind_a_norm(layers.Dense(7, name="layer"), (24,)),
+    "conv": lambda: behind_a_norm(layers.Conv2D(7, 3, name="layer"), (5, 5, 12)),
+    "grouped": lambda: behind_a_norm(layers.Conv2D(8, 3, groups=4, name="layer"), (5, 5, 12)),
+    "depthwise": lambda: behind_a_norm(layers.DepthwiseConv2D(3, name="layer"), (5, 5, 12)),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_without_data_batch_norms_tell_of_the_inputs(name: str) -> None:
+    model, x = BEHIND[name]()
+    options = {"weight_bits": 3, "granularity": "channel", "verbose": False, **WEIGHTS_ONLY}
+    errors = {
+        (rounding, bias): error(
+            model,
+            ocs_tf.convert(model, rounding=rounding, bias_correction=bias, **options),
+            x,
+        )
+        for rounding in ("nearest", "error_balanced")
+        for bias in (False, "batch_norm")
+    }
+    means = {key: np.abs(values.mean(0)).max() for key, values in errors.items()}
+    powers = {key: np.square(values).mean() for key, values in errors.items()}
+    for rounding in ("nearest", "error_balanced"):
+        assert means[rounding, "batch_norm"] < 0.15 * means["nearest", False]
+    assert powers["error_balanced", "batch_norm"] < 0.8 * powers["nearest", False]
+    assert means["error_balanced", False] < 0.7 * means["nearest", False]
+
+
+def test_it_is_the_default_without_data() -> None:
+    model, x = BEHIND["conv"]()
+    options = {"weight_bits": 4, "verbose": False}
+    given = {"rounding": "error_balanced", "bias_correction": "batch_norm"}
+    one, other = ocs_tf.convert(model, **options), ocs_tf.convert(model, **options, **given)
+    np.testing.assert_array_equal(one.predict_on_batch(x), other.predict_on_batch(x))
+    plan = ocs_tf.plan(model, **options)
+    assert not plan.needs_data
+    assert ocs_tf.Plan.from_json(plan.to_json()) == plan
+    replayed = ocs_tf.apply(model, plan, verbose=False)
+    np.testing.assert_array_equal(one.predict_on_batch(x), replayed.predict_on_batch(x))
+
+
+def test_channels_beyond_a_block_are_rounded_by_themselves(monkeypatch: Any) -> None:
+    """In blocks of 6 channels, codes are those of the two halves of the kernel."""
+    model = single(layers.Conv2D(5, 3, name="layer"), (6, 6, 12))
+    x = correlated(model)
+    options = {"weight_bits": 4, "expand_ratio": 0.0, "verbose": False, **WEIGHTS_ONLY}
+    options |= {"rounding": "error_compensated", "weight_clip": "none", "granularity": "tensor"}
+    options |= {"equalization": False, "bias_correction": False}
+    monkeypatch.setattr(compensation, "_ROWS", 6 * 9)
+    whole = ocs_tf.convert(model, representative_dataset=x, **options)
+    kernel = np.asarray(model.get_layer("layer").kernel)
+    for half in (slice(0, 6), slice(6, 12)):
+        part = single(layers.Conv2D(5, 3, use_bias=False, name="layer"), (6, 6, 6))
+        weights = kernel[:, :, half].copy()
+        step = np.abs(kernel).max() / 7
+        part.get_layer("layer").set_weights([weights])
+        plan = ocs_tf.plan(part, representative_dataset=x[..., half], **options)
+        changed = dataclasses.replace(plan.layers["layer"], threshold=float(7 * step))
+        plan = dataclasses.replace(plan, layers={"layer": changed})
+        got = ocs_tf.apply(part, plan, representative_dataset=x[..., half], verbose=False)
+        codes = got.get_layer("layer").quantized_kernel().codes
+        want = whole.get_layer("layer").quantized_kernel().codes[:, :, half]
+        np.testing.assert_array_equal(codes, want)

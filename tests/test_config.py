@@ -36,7 +36,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "percentile-101": ({"percentile": 101}, r"`percentile` \(=101\) must be a number in 0 .. 100"),
     "percentile-nan": ({"percentile": float("nan")}, r"`percentile` \(=nan\)"),
     "percentile-text": ({"percentile": "99"}, r"`percentile` \(='99'\)"),
-    "rounding": ({"rounding": "up"}, r"`rounding`.*'auto', 'nearest', 'error_compensated'"),
+    "rounding": ({"rounding": "up"}, r"`rounding`.*'auto', 'nearest', 'error_balanced'"),
     "rounding of halves": (
         {"rounding": "error_compensated", "quantization_aware": False},
         "which only the copies of quantization_aware=True add up to",
@@ -336,8 +336,9 @@ def test_callable_selectors_know_the_originals_of_copies() -> None:
 
 def test_auto_depends_on_data() -> None:
     assert resolved(True) == (8, "error_compensated", True)
-    assert resolved(False) == (None, "nearest", False)
+    assert resolved(False) == (None, "error_balanced", "batch_norm")
     assert resolved(True, quantization_aware=False) == (8, "nearest", True)
+    assert resolved(False, quantization_aware=False) == (None, "nearest", "batch_norm")
     given = {"activation_bits": 4, "rounding": "nearest", "bias_correction": False}
     assert resolved(True, **given) == tuple(given.values())
 
@@ -353,3 +354,14 @@ def test_auto_depends_on_data() -> None:
 def test_what_needs_data(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config(**options).resolve(with_data=False)
+
+
+def test_auto_of_allocation_and_of_the_outer_layers() -> None:
+    edges = "first_layer_bits", "last_layer_bits"
+    for with_data, allocation in ((True, "measured"), (False, "sqnr")):
+        config = Config(average_bits=4).resolve(with_data)
+        assert config.allocation == allocation
+        assert [getattr(config, name) for name in edges] == ["same", "same"]
+        uniform = Config(weight_bits=4).resolve(with_data)
+        assert [getattr(uniform, name) for name in edges] == [8, 8]
+        assert not uniform.allocates

@@ -40,7 +40,7 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def quantized(model: keras.Model) -> keras.Model:
     """8 bits first, 5 bits and 25 % copies second, a float head; kernels as they were."""
-    options = {"granularity": "tensor", "equalization": False}
+    options = {"granularity": "tensor", "equalization": False, "weight_clip": "optimal"}
     return ocs_tf.convert(model, weight_bits=5, expand_ratio=0.25, overrides=FLOAT_HEAD, **options)
 
 

@@ -85,8 +85,8 @@ def _of_call(node: Node, inputs: list[Moments | None]) -> Moments | None:
         return None
     kernel, bias = adapter.read(layer)
     groups = adapter.groups(layer)
-    mean_out = _weighted(kernel, mean, groups) + (0 if bias is None else bias)
-    moments = mean_out, _weighted(np.square(kernel, dtype=np.float64), variance, groups)
+    mean_out = weighted_sums(kernel, mean, groups) + (0 if bias is None else bias)
+    moments = mean_out, weighted_sums(np.square(kernel, dtype=np.float64), variance, groups)
     if adapters.is_linear(layer.activation):
         return moments
     return None if _is_softmax(layer) else _through(layer.activation, *moments)
@@ -112,10 +112,10 @@ def _through(
     return outputs.mean(0), outputs.var(0)
 
 
-def _weighted(
+def weighted_sums(
     kernel: NDArray[Any], values: NDArray[np.float64], groups: int
 ) -> NDArray[np.float64]:
-    """Sums of per-channel `values`, weighted by canonical kernel `[..., C, F]`: `[F]`."""
+    """Sums `[F]` of per-channel `values`, the same at all places, weighted by `[..., C, F]`."""
     weights = kernel.reshape(-1, *kernel.shape[-2:]).sum(0, dtype=np.float64)
     inputs = values.reshape(groups, -1)
     return np.einsum("gc,cgf->gf", inputs, weights.reshape(len(weights), groups, -1)).reshape(-1)

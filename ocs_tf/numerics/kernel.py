@@ -238,6 +238,22 @@ def encode(
     return QuantizedKernel(codes, step, copies.channel_map, bits)
 
 
+def split_codes(
+    effective: NDArray[np.integer], bits: int, step: NDArray[np.float32], copies: splitting.Copies
+) -> QuantizedKernel:
+    """The quantized kernel of effective codes `[..., C, F]`, which the copies' codes add up to.
+
+    Quantization-aware copies only, and codes within their reach (`rounding.code_ranges`).
+    """
+    *spatial, channels, columns = effective.shape
+    codes = np.empty((*spatial, len(copies.channel_map), columns), np.int8)
+    codes[..., :channels, :] = effective
+    for i in copies.changed:
+        whole = effective[..., copies.channel_map[i], :]
+        codes[..., i, :] = np.rint(copies.gain[i] * whole + copies.offset[i])
+    return QuantizedKernel(codes, step, copies.channel_map, bits)
+
+
 def check_kernel(kernel: ArrayLike, name: str = "kernel") -> NDArray[Any]:
     """`kernel` as a float array `[..., C, F]`, or `ValueError`."""
     array = np.asarray(kernel)

@@ -83,7 +83,8 @@ def convert(model: keras.Model, **options: Any) -> keras.Model:
     """Every layer with the same options, first and last included."""
     keep = {"weight_bits", "granularity", "expand_ratio", "weight_clip"}
     override = ocs_tf.Override(lambda _: True, **{k: v for k, v in options.items() if k in keep})
-    rest = {k: v for k, v in options.items() if k not in keep}
+    plain = {"rounding": "nearest", "bias_correction": False}
+    rest = {**plain, **{k: v for k, v in options.items() if k not in keep}}
     return ocs_tf.convert(model, overrides=[override], verbose=False, **rest)
 
 
