@@ -11,6 +11,7 @@ import sys
 BENCHMARKS = (
     "splitting",
     "accuracy",
+    "ingredients",
     "activation_splitting",
     "peers",
     "runtimes",

@@ -56,9 +56,8 @@ WITHOUT = {
     "without compensated rounding": {"rounding": "nearest"},
     "without bias correction": {"bias_correction": False},
     "without the joint search": {"weight_clip": "optimal"},
-    "without clipping": {"weight_clip": "none"},
-    "without folding batch norms": {"fold_batch_norm": False},
     "with equalization": {"equalization": True},
+    "with copies where they help most": {"split_budget": "network"},
 }
 _PLAIN_OPTIONS = {"expand_ratio": 0.0, "rounding": "nearest", "bias_correction": False}
 
@@ -188,13 +187,14 @@ def cases(network: str, pictures: int) -> Iterator[Case]:
     yield from rows(AS_LARGE, (5, 4, 3))
     yield from rows(MIXED, (4, 5, 3))
     yield from rows(BLIND, (8, 6, 5))
-    yield from rows(BLIND_MIXED, (5,))
     yield from rows(BLIND_AS_LARGE, (5,))
     for method in WITHOUT:
         yield from rows(method, (4,))
-    yield from rows(TENSOR, (4, 8, 6, 5, 3))
-    yield from rows(PLAIN, WIDTHS)
-    yield from rows(PAPER, WIDTHS)
+    yield from rows(TENSOR, (8, 4))
+    yield from rows(PLAIN, (8, 5, 4, 3))
+    yield from rows(PAPER, (8, 6, 5, 4))
+    yield from rows(BLIND_MIXED, (5,))
+    yield from rows(TENSOR, (6, 5, 3))
     yield from rows(BLIND, (4, 3))
 
 

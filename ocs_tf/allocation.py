@@ -1,4 +1,4 @@
-"""A width for each layer, so that the error of the whole is least for its size.
+"""A width and copies for each layer, so that the error of the whole is least for its size.
 
 Errors that layers add to the outputs add up, as far as they are small. What a layer adds at some
 width is measured, or taken to be the noise to signal ratio of its kernel; how it changes with the
@@ -21,13 +21,16 @@ from ocs_tf.compensation import Batches, mean_outputs, rounded, walk
 from ocs_tf.config import Config, Override
 from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.graph.rewrite import rewrite
-from ocs_tf.numerics.allocation import allocate, closed_form_bits
-from ocs_tf.planning import PROGRESS_DELAY, LayerPlan, plan_layer
+from ocs_tf.numerics.allocation import allocate, closed_form_bits, share_copies
+from ocs_tf.numerics.search import search_splits
+from ocs_tf.numerics.splitting import copy_count
+from ocs_tf.planning import PROGRESS_DELAY, LayerPlan, plan_layer, split_ratio
 
 WIDTHS = range(2, 9)
 MEASURED_SAMPLES = 256
 _TESTED_SAMPLES = 64  # of them, at most, and no more than half
 _AVERAGE_STEP = 0.02
+_MORE = 4  # times as many copies as by its own ratio a layer may get
 _REFERENCE_BITS = (3, 5)  # widths at which errors are measured: large enough to see, yet small
 
 
@@ -98,6 +101,46 @@ def allocate_bits(
         name: dataclasses.replace(o, weight_bits=bits[name]) if name in bits else o
         for name, o in options.items()
     }
+
+
+def allocate_copies(
+    graph: Graph, options: Mapping[str, Override], config: Config, verbose: bool = True
+) -> dict[str, Override]:
+    """`options`, with copies where they lower the kernels' noise to signal ratios most.
+
+    In all they take no more codes than `expand_ratio` would give each layer by itself.
+    """
+    names = [name for name, o in options.items() if o.weight_bits is not None]
+    splits = {name: _most_copies(graph.kernels[name], options[name]) for name in names}
+    names = [name for name in names if splits[name]]
+    paths, prices = [], []
+    for name in tqdm(names, "Splitting", delay=PROGRESS_DELAY, disable=not verbose, leave=False):
+        kernel, _ = graph.kernels[name].weights()
+        o = options[name]
+        assert isinstance(o.weight_bits, int)
+        assert o.granularity is not None
+        most = min(_MORE * splits[name], kernel.shape[-2])
+        _, path = search_splits(kernel, o.weight_bits, most, o.granularity)
+        paths.append(path / (np.square(kernel).sum() or 1.0))
+        prices.append(float(kernel.size / kernel.shape[-2]))
+    budget = sum(price * splits[name] for name, price in zip(names, prices, strict=True))
+    counts = dict(zip(names, share_copies(paths, prices, budget), strict=True))
+    return {
+        name: dataclasses.replace(o, expand_ratio=_ratio(graph.kernels[name], counts[name]))
+        if name in counts
+        else o
+        for name, o in options.items()
+    }
+
+
+def _most_copies(site: KernelSite, options: Override) -> int:
+    """The copies of a layer by `expand_ratio`."""
+    return copy_count(split_ratio(options), site.weights()[0].shape[-2])
+
+
+def _ratio(site: KernelSite, copies: int) -> float:
+    """An expand ratio that makes just so many copies."""
+    return max(0.0, (copies - 0.5) / site.weights()[0].shape[-2])
 
 
 def _layer(site: KernelSite, options: Override, config: Config, count: float) -> _Layer:

@@ -44,9 +44,13 @@ _CONFIG_HELP = {
     "activation_bits": "bits of activations, 2..8 or 16; none for float; auto: 8 if there is data",
     "granularity": "channel (a step per output channel) or tensor (one per kernel)",
     "expand_ratio": "share of input channels to add by splitting, e.g. 0.02; auto: 0 at 8 bits",
-    "weight_clip": "how to clip weights: none, mse, aciq, kl, optimal, percentile",
-    "rounding": "nearest; error_compensated: regards what layers compute; auto: with --data",
-    "bias_correction": "add to biases what outputs lose on average: true, false, auto: with --data",
+    "weight_clip": "how to clip weights: none, mse, aciq, kl, optimal, percentile; joint: searched"
+    " together with the splits",
+    "rounding": "nearest; error_compensated: for what layers compute on --data; error_balanced:"
+    " without data; auto: one of the last two",
+    "bias_correction": "add to biases what outputs lose on average: true: on --data, batch_norm: as"
+    " batch norms tell, false, auto",
+    "split_budget": "expand_ratio is that of each layer, or of the whole network: layer, network",
     "average_bits": "give each layer a width of its own, for this many bits per weight on average",
     "weight_bytes": "the same, for this many bytes of codes",
     "allocation": "how widths are chosen: auto, measured, sqnr, closed_form",

@@ -21,6 +21,7 @@ ROUNDINGS = ("auto", "nearest", "error_balanced", "error_compensated")
 BIAS_CORRECTIONS = ("auto", True, False, "batch_norm")
 ALLOCATIONS = ("auto", "measured", "sqnr", "closed_form")
 ALLOCATION_COSTS = ("size", "macs")
+SPLIT_BUDGETS = ("layer", "network")
 # What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
 AUTO_EXPAND_RATIO = 0.02
 _SWITCHES = (
@@ -160,6 +161,8 @@ class Config:
         granularity: `"channel"`, one step per output channel, or `"tensor"`, one per kernel.
         expand_ratio: each layer gets `ceil(expand_ratio * C)` copies of its outlier channels,
             0..1; `"auto"` is 0.02 below 8 weight bits, 0 at 8.
+        split_budget: `"layer"`: `expand_ratio` holds for each; `"network"`: as many codes are added
+            in all, where they lower the kernels' noise to signal ratios most. A layer may get none.
         weight_clip: one of `numerics.WEIGHT_CLIPS`.
         rounding: `"nearest"`, or `"error_compensated"`: what is lost by rounding one weight is made
             up for by others, for the inputs that the layer sees on calibration data; or
@@ -217,6 +220,7 @@ class Config:
     activation_bits: int | Literal["auto"] | None = "auto"
     granularity: str = "channel"
     expand_ratio: float | Literal["auto"] = "auto"
+    split_budget: str = "layer"
     weight_clip: str = "joint"
     rounding: str = "auto"
     bias_correction: bool | Literal["auto", "batch_norm"] = "auto"
@@ -264,6 +268,7 @@ class Config:
                 f"`rounding` (={self.rounding!r}) chooses codes of whole weights, which only the"
                 " copies of quantization_aware=True add up to."
             )
+        _check_choice("split_budget", self.split_budget, SPLIT_BUDGETS)
         _check_choice("allocation", self.allocation, ALLOCATIONS)
         _check_choice("allocation_cost", self.allocation_cost, ALLOCATION_COSTS)
         self._check_budget()

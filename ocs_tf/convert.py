@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ocs_tf import data
 from ocs_tf.activation_planning import activation_grids
-from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits
+from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
 from ocs_tf.calibration import calibrate
 from ocs_tf.compensation import compensate, compensate_blind, sample_limit
 from ocs_tf.config import Config
@@ -107,6 +107,8 @@ def plan(
             limit = min(sample_limit(graph), MEASURED_SAMPLES, config.calibration_samples or 1024)
             samples = list(data.batches(representative_dataset, graph.model, limit=limit))
         options = allocate_bits(graph, options, config, samples, verbose)
+    if config.split_budget == "network":
+        options = allocate_copies(graph, options, config, verbose)
     result = dataclasses.replace(
         plan_kernels(graph, config, options, verbose),
         equalization={name: values.tolist() for name, values in scales.items()},

@@ -239,21 +239,24 @@ def _options(site: KernelSite, config: Config, first: bool, last: bool) -> Overr
     )
 
 
+def split_ratio(options: Override) -> float:
+    """The expand ratio of a layer that has a width."""
+    if options.expand_ratio != "auto":
+        return float(options.expand_ratio or 0)
+    return AUTO_EXPAND_RATIO if options.weight_bits != 8 else 0.0
+
+
 def plan_layer(site: KernelSite, options: Override, config: Config) -> LayerPlan:
     """The plan of one layer, which has a width."""
     bits, clip, granularity = options.weight_bits, options.weight_clip, options.granularity
     assert isinstance(bits, int)
     assert clip is not None
     assert granularity is not None
-    ratio = options.expand_ratio
-    if ratio == "auto":
-        ratio = AUTO_EXPAND_RATIO if bits < 8 else 0.0
-    assert isinstance(ratio, (int, float))
     kernel, bias = site.weights()
     kernel = check_kernel(kernel, f"kernel of layer {site.name}")
     if bias is not None:
         check_finite(bias, f"bias of layer {site.name}")
-    count = copy_count(ratio, kernel.shape[-2])
+    count = copy_count(split_ratio(options), kernel.shape[-2])
     threshold, channels = choose_splits(
         kernel,
         bits,

@@ -184,3 +184,30 @@ def test_several_outputs_without_softmax() -> None:
     plan = ocs_tf.plan(model, average_bits=6, representative_dataset=data(model), verbose=False)
     sizes = {"a": 112, "b": 48, "c": 32}
     assert sum(plan.layers[n].bits * size for n, size in sizes.items()) <= 6 * sum(sizes.values())
+
+
+def test_copies_of_a_network_are_no_more_codes_than_those_of_its_layers(model: keras.Model) -> None:
+    keras.utils.set_random_seed(1)
+    kernel = np.asarray(model.get_layer("large").kernel)
+    kernel[0, 0, 3] *= 30
+    model.get_layer("large").kernel.assign(kernel)
+    options = {"weight_bits": 4, "expand_ratio": 0.2, "verbose": False, "last_layer_bits": "same"}
+    each = ocs_tf.plan(model, weight_clip="none", **options)
+    shared = ocs_tf.plan(model, split_budget="network", **options)
+
+    def codes(plan: ocs_tf.Plan) -> int:
+        rows = {n: model.get_layer(n).kernel.shape.num_elements() for n in plan.layers}
+        inputs = {"small": 4, "deaf": 8, "large": 8, "depthwise": 1, "head": 32}
+        return sum(len(p.copies) * rows[n] // inputs[n] for n, p in plan.layers.items())
+
+    assert 0 < codes(shared) <= codes(each)
+    assert 3 in shared.layers["large"].copies
+    assert shared.layers["small"].copies == shared.layers["depthwise"].copies == []
+
+    def noise(plan: ocs_tf.Plan) -> float:
+        quantized = ocs_tf.apply(model, plan, verbose=False)
+        return sum(10 ** (-quantized.get_layer(n).kernel_sqnr_db / 10) for n in plan.layers)
+
+    nearest = {**options, "rounding": "nearest"}
+    by_layer = noise(ocs_tf.plan(model, **nearest))
+    assert noise(ocs_tf.plan(model, split_budget="network", **nearest)) <= by_layer * 1.02

@@ -50,6 +50,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "allocation": ({"allocation": "best"}, r"`allocation` .*'measured', 'sqnr', 'closed_form'"),
     "allocation_cost": ({"allocation_cost": "time"}, r"`allocation_cost` .*'size', 'macs'"),
     "equalization": ({"equalization": "yes"}, r"`equalization` \(='yes'\).*'auto', True, False"),
+    "split_budget": ({"split_budget": "all"}, r"`split_budget` \(='all'\).*'layer', 'network'"),
     "activation_scope": ({"activation_scope": "some"}, r"`activation_scope`.*'all', 'inputs'"),
     "activation ratio": (
         {"activation_expand_ratio": 1.5},

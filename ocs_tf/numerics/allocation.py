@@ -1,4 +1,4 @@
-"""Bit widths shared out among layers.
+"""Bit widths and copies shared out among layers.
 
 What the quantization of each layer adds to a network's output error adds up (Lin, Talathi,
 Annapureddy, "Fixed Point Quantization of Deep Convolutional Networks", ICML 2016, section 3: the
@@ -7,6 +7,9 @@ of least error for a given size are those of a knapsack problem: one choice per 
 """
 
 from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -95,3 +98,44 @@ def allocate(errors: ArrayLike, costs: ArrayLike, budget: float) -> NDArray[np.i
     if solution.x is None:
         raise RuntimeError(f"the solver found no allocation: {solution.message}")
     return np.asarray(solution.x.reshape(errors.shape).argmax(1), np.int64)
+
+
+def share_copies(
+    errors: Sequence[NDArray[np.floating]], prices: Sequence[float], budget: float
+) -> list[int]:
+    """How many copies each layer gets, each where it lowers the total error most for its price.
+
+    Greedy, on a heap: one operation per step. A step takes as many copies of one layer as lower the
+    error most per copy, for some lower it only together.
+
+    Arguments:
+        errors: of each layer, its error without copies, with one, with two, ...; not increasing.
+        prices: of a copy in each layer, above 0.
+        budget: that all copies together must not exceed.
+
+    Returns:
+        A count per layer, less than the length of its errors.
+    """
+    counts = [0] * len(errors)
+
+    def best_step(layer: int, left: float) -> tuple[float, int, int]:
+        """`(-error per price, layer, copies)` of the best step, or `(0, layer, 0)`."""
+        path, price = errors[layer][counts[layer] :], prices[layer]
+        most = min(len(path) - 1, int(left / price))
+        if most < 1:
+            return 0.0, layer, 0
+        rates = (path[0] - path[1 : most + 1]) / (price * np.arange(1, most + 1))
+        best = int(rates.argmax())
+        return -float(rates[best]), layer, best + 1
+
+    heap = [best_step(layer, budget) for layer in range(len(errors))]
+    heapq.heapify(heap)
+    while heap:
+        gain, layer, copies = heapq.heappop(heap)
+        if not gain:
+            break
+        if copies * prices[layer] <= budget:
+            counts[layer] += copies
+            budget -= copies * prices[layer]
+        heapq.heappush(heap, best_step(layer, budget))
+    return counts

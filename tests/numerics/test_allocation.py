@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocs_tf.numerics.allocation import allocate, closed_form_bits
+from ocs_tf.numerics.allocation import allocate, closed_form_bits, share_copies
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
@@ -77,3 +77,31 @@ def test_allocate_refuses() -> None:
         allocate([[1.0]], [[1.0, 2.0]], 2)
     with pytest.raises(ValueError, match="must be finite"):
         allocate([[np.nan]], [[1.0]], 2)
+
+
+@settings(deadline=None)
+@given(rng=seeds, layers=st.integers(1, 4), share=st.floats(0, 1))
+def test_copies_go_where_they_help_most(
+    rng: np.random.Generator, layers: int, share: float
+) -> None:
+    """Of convex errors and equal prices, no other counts have a smaller sum."""
+    drops = [np.sort(rng.exponential(size=rng.integers(0, 5)))[::-1] for _ in range(layers)]
+    errors = [10 - np.concatenate([[0], np.cumsum(drop)]) for drop in drops]
+    budget = np.floor(share * sum(map(len, drops)))
+    counts = share_copies(errors, [1.0] * layers, budget)
+    assert sum(counts) <= budget
+    best = min(
+        sum(path[n] for path, n in zip(errors, chosen, strict=True))
+        for chosen in itertools.product(*(range(len(path)) for path in errors))
+        if sum(chosen) <= budget
+    )
+    found = sum(path[n] for path, n in zip(errors, counts, strict=True))
+    assert found == pytest.approx(best)
+
+
+def test_copies_that_only_help_together_are_taken_together() -> None:
+    errors = [np.array([9.0, 9, 1]), np.array([9.0, 8, 7])]
+    assert share_copies(errors, [1, 1], 2) == [2, 0]
+    assert share_copies(errors, [1, 1], 1) == [0, 1]
+    assert share_copies(errors, [10, 1], 2) == [0, 2]
+    assert share_copies([np.array([3.0, 3, 3])], [1], 5) == [0]
