@@ -22,12 +22,14 @@ from ocs_tf.config import Config, Override
 from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.graph.rewrite import rewrite
 from ocs_tf.numerics.allocation import allocate, closed_form_bits, share_copies
+from ocs_tf.numerics.kernel import check_kernel
 from ocs_tf.numerics.search import search_splits
 from ocs_tf.numerics.splitting import copy_count
-from ocs_tf.planning import PROGRESS_DELAY, LayerPlan, plan_layer, split_ratio
+from ocs_tf.planning import PROGRESS_DELAY, plan_kernel, plan_layer, split_ratio
 
 WIDTHS = range(2, 9)
 MEASURED_SAMPLES = 256
+_LOOKED_AT = 1 << 16  # weights of a kernel that tell its error at each width
 _TESTED_SAMPLES = 64  # of them, at most, and no more than half
 _AVERAGE_STEP = 0.02
 _MORE = 4  # times as many copies as by its own ratio a layer may get
@@ -36,10 +38,10 @@ _REFERENCE_BITS = (3, 5)  # widths at which errors are measured: large enough to
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """What the widths of one layer cost: its plan, squared error and cost at each of `WIDTHS`."""
+    """What the widths of one layer come to: squared error and cost at each of `WIDTHS`."""
 
     site: KernelSite
-    plans: list[LayerPlan]
+    options: Override
     noise: NDArray[np.float64]
     costs: NDArray[np.float64]
     power: float  # sum of the squares of the kernel
@@ -73,7 +75,7 @@ def allocate_bits(
         for name in progress(free, "Trying widths")
     }
     given = sum(
-        _cost(plan_layer(graph.kernels[name], o, config), graph.kernels[name], counts[name])
+        _given_cost(graph.kernels[name], o, counts[name])
         for name, o in options.items()
         if isinstance(o.weight_bits, int)
     )
@@ -144,16 +146,22 @@ def _ratio(site: KernelSite, copies: int) -> float:
 
 
 def _layer(site: KernelSite, options: Override, config: Config, count: float) -> _Layer:
-    kernel, _ = site.weights()
-    plans, noise = [], []
+    kernel = check_kernel(site.weights()[0], f"kernel of layer {site.name}")
+    channels, columns = kernel.shape[-2:]
+    every = 1
+    if options.granularity == "channel":  # then some output channels stand for all
+        every = min(columns, max(1, kernel.size // _LOOKED_AT))
+    sample = np.ascontiguousarray(kernel[..., ::every])
+    noise, costs = [], []
     for bits in WIDTHS:
-        plan = plan_layer(site, dataclasses.replace(options, weight_bits=bits), config)
-        error = plan.quantize(kernel, site.name).effective_kernel() - kernel
-        plans.append(plan)
+        wide = dataclasses.replace(options, weight_bits=bits)
+        error = plan_kernel(sample, wide, config).quantize(sample).effective_kernel() - sample
         # Not 0, which an all-zero kernel has: then no width would cost anything.
         noise.append(max(float(np.square(error, dtype=np.float64).sum()), 1e-300))
-    costs = np.array([_cost(plan, site, count) for plan in plans])
-    return _Layer(site, plans, np.array(noise), costs, float(np.square(kernel).sum()))
+        costs.append(_cost(bits, copy_count(split_ratio(wide), channels), channels, count))
+    scale = columns / sample.shape[-1]
+    power = float(np.square(kernel, dtype=np.float64).sum())
+    return _Layer(site, options, np.array(noise) * scale, np.array(costs), power)
 
 
 def _count(graph: Graph, site: KernelSite, config: Config) -> float:
@@ -166,10 +174,15 @@ def _count(graph: Graph, site: KernelSite, config: Config) -> float:
     return float(kernel.size * math.prod(sizes))
 
 
-def _cost(plan: LayerPlan, site: KernelSite, count: float) -> float:
+def _cost(bits: int, copies: int, channels: int, count: float) -> float:
     """Bits of a layer's codes, times how often each is used, if that is what counts."""
-    channels = site.weights()[0].shape[-2]
-    return plan.bits * count * (1 + len(plan.copies) / channels)
+    return bits * count * (1 + copies / channels)
+
+
+def _given_cost(site: KernelSite, options: Override, count: float) -> float:
+    assert isinstance(options.weight_bits, int)
+    copies = _most_copies(site, options)
+    return _cost(options.weight_bits, copies, site.weights()[0].shape[-2], count)
 
 
 def _check_budget(
@@ -223,7 +236,8 @@ def _measured(
     for layer, inputs in calls:
         site = layers[layer.name].site
         kernel, bias = site.weights()
-        plan = layers[layer.name].plans[bits - WIDTHS[0]]
+        options = dataclasses.replace(layers[layer.name].options, weight_bits=bits)
+        plan = plan_layer(site, options, config)
         if config.rounding == "error_compensated":
             effective = rounded(site, kernel, plan, inputs).effective_kernel()
         else:

@@ -15,7 +15,7 @@ from ocs_tf.activation_planning import activation_grids
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
 from ocs_tf.calibration import calibrate
 from ocs_tf.compensation import compensate, compensate_blind, sample_limit
-from ocs_tf.config import Config
+from ocs_tf.config import Config, Override
 from ocs_tf.graph.activations import all_sites, input_sites, settle_concatenated
 from ocs_tf.graph.equalization import chains, choose_scales, equalized
 from ocs_tf.graph.moments import channel_moments
@@ -100,17 +100,9 @@ def plan(
         # A copy of the float model, for as long as it takes.
         config = config.for_copies_of(node.layer for node in graph.nodes)
         graph = Graph(equalized(graph, scales), config.fold_batch_norm)
-    options = layer_options(graph, config)
-    if config.allocates:
-        samples: list[list[Any]] = []
-        if config.allocation == "measured":
-            limit = min(sample_limit(graph), MEASURED_SAMPLES, config.calibration_samples or 1024)
-            samples = list(data.batches(representative_dataset, graph.model, limit=limit))
-        options = allocate_bits(graph, options, config, samples, verbose)
-    if config.split_budget == "network":
-        options = allocate_copies(graph, options, config, verbose)
+    by_layer = _layer_options(graph, config, representative_dataset, verbose)
     result = dataclasses.replace(
-        plan_kernels(graph, config, options, verbose),
+        plan_kernels(graph, config, by_layer, verbose),
         equalization={name: values.tolist() for name, values in scales.items()},
     )
     if bits is None:
@@ -202,6 +194,23 @@ def apply(
     if model.compiled:
         _compile_like(model, result)
     return result
+
+
+def _layer_options(
+    graph: Graph, config: Config, dataset: data.Dataset, verbose: bool
+) -> dict[str, Override]:
+    """The options of each layer with a kernel, those that depend on all layers included."""
+    options = layer_options(graph, config)
+    if config.allocates:
+        samples: list[list[Any]] = []
+        if config.allocation == "measured":
+            limit = min(sample_limit(graph), MEASURED_SAMPLES)
+            limit = min(limit, config.calibration_samples or limit)
+            samples = list(data.batches(dataset, graph.model, limit=limit))
+        options = allocate_bits(graph, options, config, samples, verbose)
+    if config.split_budget == "network":
+        options = allocate_copies(graph, options, config, verbose)
+    return options
 
 
 def _batches(

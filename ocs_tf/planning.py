@@ -248,14 +248,19 @@ def split_ratio(options: Override) -> float:
 
 def plan_layer(site: KernelSite, options: Override, config: Config) -> LayerPlan:
     """The plan of one layer, which has a width."""
-    bits, clip, granularity = options.weight_bits, options.weight_clip, options.granularity
-    assert isinstance(bits, int)
-    assert clip is not None
-    assert granularity is not None
     kernel, bias = site.weights()
     kernel = check_kernel(kernel, f"kernel of layer {site.name}")
     if bias is not None:
         check_finite(bias, f"bias of layer {site.name}")
+    return plan_kernel(kernel, options, config)
+
+
+def plan_kernel(kernel: np.ndarray, options: Override, config: Config) -> LayerPlan:
+    """The plan for a finite kernel `[..., C, F]`."""
+    bits, clip, granularity = options.weight_bits, options.weight_clip, options.granularity
+    assert isinstance(bits, int)
+    assert clip is not None
+    assert granularity is not None
     count = copy_count(split_ratio(options), kernel.shape[-2])
     threshold, channels = choose_splits(
         kernel,
