@@ -16,7 +16,7 @@ from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
 from ocs_tf.calibration import calibrate
 from ocs_tf.compensation import compensate, compensate_blind, sample_limit
 from ocs_tf.config import Config, Override
-from ocs_tf.graph.activations import all_sites, input_sites, settle_concatenated
+from ocs_tf.graph.activations import all_sites, input_sites
 from ocs_tf.graph.equalization import chains, choose_scales, equalized
 from ocs_tf.graph.moments import channel_moments
 from ocs_tf.graph.reader import Graph
@@ -126,7 +126,6 @@ def plan(
         graph.model, observed, bar, through=through, histogram=histogram, channels=split
     )
     grids = activation_grids(sites, statistics, config, bits, split)
-    grids = settle_concatenated(graph, sites, grids)
     return dataclasses.replace(result, activations=grids)
 
 

@@ -2,25 +2,23 @@
 
 Every activation tensor that such a runtime holds gets a grid; a tensor that exists only inside a
 fused kernel (a convolution before its ReLU) gets none. Tensors that an operation only moves around
-share one grid: pooling, padding and reshaping keep their input's, and all that is concatenated and
-not read elsewhere agrees on one, so that it is not rounded twice. The outputs of softmax, sigmoid
-and tanh have the grids that the TFLite quantization specification fixes for them.
+share one grid: pooling, padding and reshaping keep their input's, and all that is concatenated
+agrees on one, so that nothing is rounded twice. The outputs of softmax, sigmoid and tanh have the
+grids that the TFLite quantization specification fixes for them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import keras
 
 from ocs_tf.graph import adapters
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.layers import unwrapped
-from ocs_tf.numerics import ActivationGrid, OracleGrid
-
-Grid = TypeVar("Grid", bound=ActivationGrid | OracleGrid)
+from ocs_tf.numerics import ActivationGrid
 
 _LAYERS = keras.layers
 # The output holds only numbers of the input.
@@ -137,11 +135,9 @@ class _SiteFinder:
             self.group_of[id(output)] = self._group(node.inputs[0])
             if isinstance(layer, AVERAGE_POOLS) and not self._fused_into_relu(output):
                 self._add(name, output, self._group(node.inputs[0]))
-        elif _concatenates(layer):
+        elif isinstance(layer, _LAYERS.Concatenate) or _is(layer, ("Concatenate",)):
             for tensor in node.inputs:
-                # What others read, too, may have a finer grid than all of this needs.
-                if self.graph.only_consumer(tensor) is not None:
-                    self._unite(name, self._group(tensor))
+                self._unite(name, self._group(tensor))
             self._add(name, output, name)
         elif is_relu(layer) and _feeds_pool(self.graph, node):
             self._add(name, output, self._group(node.inputs[0]))
@@ -211,27 +207,6 @@ def kernel_output_grid(
     if reader is None or not is_relu(reader.layer) or len(graph.calls(reader.layer)) > 1:
         return None
     return grids.get(reader.layer.name)
-
-
-def settle_concatenated(
-    graph: Graph, sites: list[Site], grids: Mapping[str, Grid]
-) -> dict[str, Grid]:
-    """`grids`, where what only concatenations on one and the same grid read is on that, too.
-
-    A runtime would round it twice otherwise: to its own grid, and to that.
-    """
-    settled = dict(grids)
-    for site in reversed(sites):
-        alone = [other.group for other in sites].count(site.group) == 1
-        readers = [reader for tensor in site.tensors for reader in graph.consumers[id(tensor)]]
-        read_elsewhere = any(id(tensor) in graph.output_ids for tensor in site.tensors)
-        if not alone or not readers or read_elsewhere or site.through is not None:
-            continue
-        if all(_concatenates(reader.layer) for reader in readers):
-            found = {settled[reader.layer.name] for reader in readers}
-            if len(found) == 1:
-                settled[site.key] = found.pop()
-    return settled
 
 
 def tensor_grids(graph: Graph, grids: Mapping[str, ActivationGrid]) -> dict[int, ActivationGrid]:
@@ -320,10 +295,6 @@ def _feeds_pool(graph: Graph, node: Node) -> bool:
     """Whether the ReLU `node` is computed by the pooling in front of it."""
     before = graph.producer[id(node.inputs[0])]
     return isinstance(before.layer, _POOLS) and graph.only_consumer(node.inputs[0]) is node
-
-
-def _concatenates(operation: Any) -> bool:
-    return isinstance(operation, _LAYERS.Concatenate) or _is(operation, ("Concatenate",))
 
 
 def _is(operation: Any, names: tuple[str, ...]) -> bool:
