@@ -70,12 +70,12 @@ def test_what_it_prints_is_as_it_says(which: str, request: pytest.FixtureRequest
     assert tflite == pytest.approx(eight_bits, abs=0.5)
     assert numbers(AGREEMENT, text)[0] > 99
     rows = {(int(m[1]), m[2]): (float(m[3]), float(m[5])) for m in re.finditer(ROW, text)}
-    schemes = ("rounding only", "OCS", "default")
+    schemes = ("rounding only", "OCS", "step per channel")
     assert set(rows) == {(bits, scheme) for bits in (4, 3) for scheme in schemes}
     for bits in (4, 3):
-        plain, split, default = (rows[bits, scheme] for scheme in schemes)
+        plain, split, per_channel = (rows[bits, scheme] for scheme in schemes)
         # Of conv3, in dB: what the text says of the schemes.
-        assert plain[1] + 0.5 < split[1] < default[1]
+        assert plain[1] + 0.5 < split[1] < per_channel[1]
     assert rows[3, "rounding only"][0] < rows[3, "OCS"][0]
     assert all(rows[4, scheme][0] > exact - 3 for scheme in schemes)
     operators = re.search(r"operators: (.*)", text)
