@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ocs_tf.calibration import observe
 from ocs_tf.compensation import Batches, mean_outputs, rounded, walk
 from ocs_tf.config import Config, Override
 from ocs_tf.graph.reader import Graph, KernelSite
@@ -229,7 +230,7 @@ def _measured(
     held_out = [array[-tested:] for array in arrays]
     model = rewrite(graph, {}, {})
     float_graph = Graph(model, fold_batch_norm=False)
-    exact = _outputs(model, held_out)
+    exact = next(observe(model, model.outputs, [held_out]))
     softmax = [_is_softmax(float_graph, tensor) for tensor in model.outputs]
     found = {}
     calls = walk(float_graph, set(layers), fitted, lambda nodes: progress(nodes, "Measuring"))
@@ -251,16 +252,10 @@ def _measured(
             changed.append(bias)
         weights = layer.get_weights()
         layer.set_weights(changed)
-        found[layer.name] = sum(
-            _error(*pair) for pair in zip(exact, _outputs(model, held_out), softmax, strict=True)
-        )
+        outputs = next(observe(model, model.outputs, [held_out]))
+        found[layer.name] = sum(_error(*pair) for pair in zip(exact, outputs, softmax, strict=True))
         layer.set_weights(weights)
     return found
-
-
-def _outputs(model: keras.Model, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    outputs = model.predict_on_batch(inputs if len(inputs) > 1 else inputs[0])
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
 def _is_softmax(graph: Graph, tensor: Any) -> bool:
