@@ -13,6 +13,8 @@ import tensorflow as tf
 from ai_edge_litert import interpreter as litert
 
 import ocs_tf
+from ocs_tf.graph.reader import Graph
+from ocs_tf.graph.rewrite import rewrite
 
 LIMIT = {"resnet20_cifar10": 400, "densenet40_cifar10": 100, "mobilenet_v1_075_imagenet": 60}
 
@@ -110,3 +112,23 @@ def test_a_recurrent_network_keeps_its_cells_in_float(entry: Any) -> None:
         network.score_outputs(outputs) for outputs in (network.predict(quantized), want)
     )
     assert score == pytest.approx(float_score, abs=0.02)  # bits per character
+
+
+@pytest.mark.parametrize("entry", ["resnet20_cifar10"], indirect=True)
+def test_a_residual_network_without_batch_norms(entry: Any) -> None:
+    """Asked for what lies between such layers, TensorFlow's graph optimizer ends the process."""
+    network, want = entry
+    folded = rewrite(Graph(network.model), {}, {})
+    quantized = ocs_tf.convert(
+        folded, average_bits=5, representative_dataset=network.calibration[:64], verbose=False
+    )
+    got = network.predict(quantized)
+    assert (got.argmax(-1) == want.argmax(-1)).mean() >= 0.95
+
+
+@pytest.mark.parametrize("entry", ["mobilenet_v1_075_imagenet"], indirect=True)
+def test_widths_of_their_own_and_no_data_save_mobilenet(entry: Any) -> None:
+    """In 5 bits, rounded to the nearest, it knows next to nothing."""
+    assert agreement(*entry, weight_bits=5, rounding="nearest", bias_correction=False) < 0.3
+    assert agreement(*entry, weight_bits=5) > 0.75
+    assert agreement(*entry, average_bits=5.9) > 0.85
