@@ -20,7 +20,9 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.json"
 PEERS = RESULTS.with_name("peers.json")
+INGREDIENTS = RESULTS.with_name("ingredients.json")
 BESIDE = "### Beside other quantizers"
+EQUAL = "### At equal size"
 COLUMNS = re.compile(r"`(none|mse|aciq|kl|optimal|percentile)(?: r=([\d.]+))?`")
 ON_DATA = {
     "nearest": ("nearest", False),
@@ -161,7 +163,7 @@ def test_scores_are_those_of_the_benchmark() -> None:
 def test_scores_of_other_tools_are_those_of_the_benchmark() -> None:
     """Each score is that of a tool's best row."""
     measured = json.loads(PEERS.read_text(encoding="utf-8"))["rows"]
-    ((header, *lines),) = results_tables(BESIDE, "## Limits")
+    ((header, *lines),) = results_tables(BESIDE, EQUAL)
     assert lines
     for line in lines:
         network, pictures, width = line[0].strip("`"), int(line[1].replace(",", "")), line[2]
@@ -176,6 +178,23 @@ def test_scores_of_other_tools_are_those_of_the_benchmark() -> None:
             ]
             expected = "{:.1f} ({:.1f})".format(*max(found)) if found else ""
             assert cell.strip().replace("*", "") == expected, (line, tool)
+
+
+def test_scores_at_equal_size_are_those_of_the_benchmark() -> None:
+    """Each is a row's top-1 and effective bits."""
+    measured = json.loads(INGREDIENTS.read_text(encoding="utf-8"))["rows"]
+    rows = {(r["network"], r["pictures"], r["method"], r["bits"]): r for r in measured}
+    ((header, *lines),) = results_tables(EQUAL, "## Limits")
+    assert lines
+    for line in lines:
+        network, pictures, method = line[0].strip("`"), int(line[1].replace(",", "")), line[3]
+        for width, cell in zip(header[4:], line[4:], strict=True):
+            row = rows.get((network, pictures, method, float(width.strip()[1:])))
+            if row is None:
+                assert not cell.strip()
+                continue
+            assert cell.strip() == f"{row['top1']:.1f} ({row['effective_bits']:.2f})"
+            assert line[2] == f"{row['top1'] + row['drop']:.1f}"
 
 
 def options_of(column: str, bits: int) -> dict[str, Any]:
