@@ -224,12 +224,14 @@ and layers in 8 bits count. The *default* has its first and last layer in 8 bits
 for an average (`average_bits`), first and last layer included; *as large as the default* has the
 default's bytes (`weight_bytes`). One standard error of a score is 0.4 points on 5,000 pictures near
 91 %, 0.8 on 1,000 near 93 %, and 1.8 on 500 near 79 %; differences between two forms of one network
-are less noisy. An empty cell was not measured."""
+are less noisy. Seconds are upper bounds, measured while the machine did other work. An empty
+cell was not measured."""
 
 
-def markdown(results: Results) -> str:
+def markdown(results: Results, findings: str = "") -> str:
     """The whole report."""
     lines = ["# Ingredients", "", "Made by `python -m benchmarks.ingredients`.", "", NOTES, ""]
+    lines += [findings, ""] if findings else []
     networks = sorted({(row.network, row.pictures) for row in results})
     for network, pictures in networks:
         rows = {(r.method, r.bits): r for r in results if r.network == network}
@@ -332,7 +334,9 @@ def benchmark(
     finally:  # an interrupted run reports what it has
         for network in {row.network for row in results}:
             draw(results, network, folder / f"ingredients_{network}.png")
-        common.save_text(folder / "ingredients.md", markdown(results))
+        findings = folder / "ingredients_findings.md"
+        text = findings.read_text(encoding="utf-8") if findings.exists() else ""
+        common.save_text(folder / "ingredients.md", markdown(results, text))
     return results
 
 

@@ -93,7 +93,7 @@ def allocate_bits(
         if config.allocation == "measured":
             reference = int(np.clip(round(limit / sum(counts.values())), *_REFERENCE_BITS))
             errors = _measured(graph, layers, reference, batches, config, progress)
-            scale = [errors[name] / layers[name].noise[reference - 2] for name in free]
+            scale = [errors[name] / layers[name].noise[reference - WIDTHS[0]] for name in free]
         else:
             scale = [1 / (layers[name].power or 1.0) for name in free]
         noise = np.stack([layers[name].noise for name in free])
