@@ -191,7 +191,7 @@ def test_scores_at_equal_size_are_those_of_the_benchmark() -> None:
         for width, cell in zip(header[4:], line[4:], strict=True):
             row = rows.get((network, pictures, method, float(width.strip()[1:])))
             if row is None:
-                assert cell.strip() == "–"
+                assert cell.strip() == "-"
                 continue
             assert cell.strip() == f"{row['top1']:.1f} ({row['effective_bits']:.2f})"
             assert line[2] == f"{row['top1'] + row['drop']:.1f}"
