@@ -8,6 +8,7 @@ width follows from the kernel's squared error at each width, splits and clipping
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ocs_tf.calibration import observe
-from ocs_tf.compensation import Batches, mean_outputs, rounded, walk
+from ocs_tf.compensation import Batches, mean_input, mean_outputs, rounded, walk
 from ocs_tf.config import Config, Override
+from ocs_tf.graph.activations import activation_function
 from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.graph.rewrite import rewrite
 from ocs_tf.numerics.allocation import allocate, closed_form_bits, share_copies
@@ -80,13 +82,13 @@ def allocate_bits(
         for name, o in options.items()
         if isinstance(o.weight_bits, int)
     )
-    quantized = [name for name, o in options.items() if o.weight_bits is not None]
+    total = sum(counts[name] for name, o in options.items() if o.weight_bits is not None)
     if config.average_bits is not None:
-        limit = config.average_bits * sum(counts[name] for name in quantized)
+        limit = config.average_bits * total
     else:
         assert config.weight_bytes is not None
         limit = 8.0 * config.weight_bytes
-    _check_budget(config, given, layers, limit, sum(counts[name] for name in quantized))
+    _check_budget(config, given, layers, limit, total)
     if config.allocation == "closed_form":
         bits = _closed_form(layers, limit - given)
     else:
@@ -138,12 +140,12 @@ def allocate_copies(
 
 def _most_copies(site: KernelSite, options: Override) -> int:
     """The copies of a layer by `expand_ratio`."""
-    return copy_count(split_ratio(options), site.weights()[0].shape[-2])
+    return copy_count(split_ratio(options), site.shape[-2])
 
 
 def _ratio(site: KernelSite, copies: int) -> float:
     """An expand ratio that makes just so many copies."""
-    return max(0.0, (copies - 0.5) / site.weights()[0].shape[-2])
+    return max(0.0, (copies - 0.5) / site.shape[-2])
 
 
 def _layer(site: KernelSite, options: Override, config: Config, count: float) -> _Layer:
@@ -167,12 +169,12 @@ def _layer(site: KernelSite, options: Override, config: Config, count: float) ->
 
 def _count(graph: Graph, site: KernelSite, config: Config) -> float:
     """Weights of a layer, or multiplications with them for one sample."""
-    kernel, _ = site.weights()
+    size = math.prod(site.shape)
     if config.allocation_cost == "size":
-        return float(kernel.size)
+        return float(size)
     (tensor,) = graph.calls_of(site.name)[0].inputs
     sizes = site.adapter.positions(site.layer, [1, *(size or 1 for size in tensor.shape[1:])])
-    return float(kernel.size * math.prod(sizes))
+    return float(size * math.prod(sizes))
 
 
 def _cost(bits: int, copies: int, channels: int, count: float) -> float:
@@ -183,7 +185,7 @@ def _cost(bits: int, copies: int, channels: int, count: float) -> float:
 def _given_cost(site: KernelSite, options: Override, count: float) -> float:
     assert isinstance(options.weight_bits, int)
     copies = _most_copies(site, options)
-    return _cost(options.weight_bits, copies, site.weights()[0].shape[-2], count)
+    return _cost(options.weight_bits, copies, site.shape[-2], count)
 
 
 def _check_budget(
@@ -230,8 +232,12 @@ def _measured(
     held_out = [array[-tested:] for array in arrays]
     model = rewrite(graph, {}, {})
     float_graph = Graph(model, fold_batch_norm=False)
-    exact = next(observe(model, model.outputs, [held_out]))
-    softmax = [_is_softmax(float_graph, tensor) for tensor in model.outputs]
+    observed = observe(model, model.outputs, itertools.repeat(held_out))
+    exact = next(observed)
+    softmax = [
+        activation_function(float_graph.producer[id(tensor)].layer) is keras.activations.softmax
+        for tensor in model.outputs
+    ]
     found = {}
     calls = walk(float_graph, set(layers), fitted, lambda nodes: progress(nodes, "Measuring"))
     for layer, inputs in calls:
@@ -246,22 +252,16 @@ def _measured(
         changed = [site.adapter.to_keras(effective, layer)]
         if bias is not None:
             if config.bias_correction:
-                mean = np.concatenate(inputs).mean(0, dtype=np.float64)
+                mean = mean_input(inputs)
                 shift = mean_outputs(site, mean, kernel) - mean_outputs(site, mean, effective)
                 bias = (bias + shift).astype(np.float32)
             changed.append(bias)
         weights = layer.get_weights()
         layer.set_weights(changed)
-        outputs = next(observe(model, model.outputs, [held_out]))
+        outputs = next(observed)
         found[layer.name] = sum(_error(*pair) for pair in zip(exact, outputs, softmax, strict=True))
         layer.set_weights(weights)
     return found
-
-
-def _is_softmax(graph: Graph, tensor: Any) -> bool:
-    layer = graph.producer[id(tensor)].layer
-    function = getattr(layer, "activation", None)
-    return isinstance(layer, keras.layers.Softmax) or function is keras.activations.softmax
 
 
 def _error(exact: NDArray[Any], output: NDArray[Any], softmax: bool) -> float:

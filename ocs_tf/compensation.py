@@ -72,9 +72,8 @@ def compensate(
         quantized = rounded(site, kernel, plan, inputs) if rounding else plan.quantize(kernel)
         if bias_correction and bias is not None:
             before = mean_outputs(site, means[layer.name], kernel)
-            total = np.sum([batch.sum(0, dtype=np.float64) for batch in inputs], axis=0)
-            mean = total / sum(map(len, inputs))
-            bias = bias + before - mean_outputs(site, mean, quantized.effective_kernel())
+            after = mean_outputs(site, mean_input(inputs), quantized.effective_kernel())
+            bias = bias + before - after
         site.adapter.store(layer, quantized, bias)
         layer.kernel_sqnr_db = quantized.sqnr_db(kernel)
 
@@ -225,6 +224,12 @@ def _float_inputs(graph: Graph, names: list[str], batches: Batches) -> dict[str,
     return {name: total / n for name, total, n in zip(names, sums, counts, strict=True)}
 
 
+def mean_input(inputs: list[NDArray[Any]]) -> NDArray[np.float64]:
+    """The mean over all samples of all batches."""
+    total = np.sum([batch.sum(0, dtype=np.float64) for batch in inputs], axis=0)
+    return np.asarray(total / sum(map(len, inputs)))
+
+
 def mean_outputs(
     site: KernelSite, mean: NDArray[np.float64], kernel: NDArray[Any]
 ) -> NDArray[np.float64]:
@@ -244,8 +249,8 @@ def _moments(
     """
     samples = sum(map(len, inputs))
     positions = site.adapter.positions(site.layer, inputs[0].shape)
-    kernel, _ = site.adapter.read(site.layer)
-    wanted = max(_POSITIONS, _POSITIONS_PER_INPUT * math.prod(kernel.shape[:-1]))
+    *taps, channels, _ = site.shape
+    wanted = max(_POSITIONS, _POSITIONS_PER_INPUT * math.prod(taps) * channels)
     every = 1
     if positions:
         share = samples * math.prod(positions) / wanted
@@ -257,7 +262,7 @@ def _moments(
     for batch in inputs:
         start = [int(rng.integers(min(every, size))) for size in positions]
         patches = site.adapter.patches(site.layer, batch, every, start)
-        by_channel = patches.reshape(*patches.shape[:2], -1, kernel.shape[-2])[..., block]
+        by_channel = patches.reshape(*patches.shape[:2], -1, channels)[..., block]
         patches = by_channel.reshape(*patches.shape[:2], -1).astype(np.float32)
         patches = np.ascontiguousarray(patches.swapaxes(0, 1))
         products = products + np.matmul(patches.swapaxes(1, 2), patches).astype(np.float64)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from ocs_tf import layers
 from ocs_tf.graph import adapters
+from ocs_tf.graph.activations import activation_function
 from ocs_tf.graph.reader import Graph, Node
 
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -122,4 +122,4 @@ def weighted_sums(
 
 
 def _is_softmax(layer: Any) -> bool:
-    return getattr(layers.unwrapped(layer), "activation", None) is keras.activations.softmax
+    return activation_function(layer) is keras.activations.softmax

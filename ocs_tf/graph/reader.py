@@ -35,6 +35,11 @@ class KernelSite:
     def name(self) -> str:
         return str(self.layer.name)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the kernel in canonical form, `[..., C, F]`."""
+        return self.adapter.read(self.layer)[0].shape
+
     def weights(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Float32 kernel `[..., C, F]` in canonical form and bias `[F]`, batch norm folded."""
         kernel, bias = self.adapter.read(self.layer)
