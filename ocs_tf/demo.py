@@ -23,7 +23,12 @@ CALIBRATION_IMAGES = 128
 SEED = 0
 
 # One step per kernel, where a single large weight costs all the others their precision.
-_ONE_STEP = {"granularity": "tensor", "equalization": False}
+_ONE_STEP = {
+    "granularity": "tensor",
+    "equalization": False,
+    "rounding": "nearest",
+    "bias_correction": False,
+}
 _WAYS: dict[str, dict[str, Any]] = {
     "round only": {**_ONE_STEP, "weight_clip": "none", "expand_ratio": 0.0},
     "clip only": {**_ONE_STEP, "weight_clip": "mse", "expand_ratio": 0.0},
@@ -38,8 +43,9 @@ Activations are in float; the first and the last layer have 8 bits throughout.
   clip only   the step with the least squared error; what is larger is clipped
   OCS         the channels with the largest weights are split, {_ADDED:.0f} % are added
   OCS + clip  both
-  default     what ocs_tf.convert does unasked: a step per output channel, clipped with the least
-              error, 2 % of channels added below 8 bits"""
+  default     what ocs_tf.convert does unasked: a step per output channel, splits and clipping with
+              the least error, 2 % of channels added below 8 bits; and weights are not rounded to
+              the nearest code, but so that errors cancel in what a layer computes"""
 
 
 @dataclasses.dataclass(frozen=True)
