@@ -269,7 +269,7 @@ def _quantize_in_float(
         effective = plan.quantize(kernel).effective_kernel()
     if site.part:
         part = composites.parts(layer)[site.part]
-        part.adapter.write(part.holder, effective)
+        part.adapter.write(part.holder, part.adapter.to_keras(effective, part.holder))
         return
     changed = [site.adapter.to_keras(effective, layer)]
     if bias is not None:

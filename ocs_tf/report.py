@@ -268,13 +268,19 @@ def _composite(layer: Any, name: str, inside: dict[str, Any]) -> Iterator[LayerR
     grid = layer.grid if isinstance(layer, layers.QuantizedOutput) else None
     yield LayerReport(
         name=name,
-        type=type(layers.unwrapped(layer)).__name__.removeprefix("Quantized"),
+        type=_composite_type(layers.unwrapped(layer)),
         parameters=parameters,
         bytes_before=FLOAT_BYTES * parameters,
         bytes_after=FLOAT_BYTES * parameters,
         output_grid=grid,
         why_float="its biases, and the activations inside of it, stay in float",
     )
+
+
+def _composite_type(layer: Any) -> str:
+    if isinstance(layer, layers.QuantizedRNN):
+        layer = layer.cell
+    return type(layer).__name__.removeprefix("Quantized").removesuffix("Cell")
 
 
 def _quantized(

@@ -183,7 +183,9 @@ def test_first_override_that_matches_wins() -> None:
 def test_unused_overrides_are_names_and_patterns_only() -> None:
     unused = [Override("head"), Override(re.compile("conv"))]
     used = [Override("block1_conv"), Override(layers.Dense), Override(lambda _: False)]
-    assert Config(overrides=[*unused, *used]).unused_overrides([LAYER]) == unused
+    assert Config(overrides=[*unused, *used]).unused_overrides([(LAYER, "")]) == unused
+    inside = Override("block1_conv/kernel")
+    assert Config(overrides=[inside]).unused_overrides([(LAYER, inside.select)]) == []
 
 
 CONFIGS: dict[str, Config] = {

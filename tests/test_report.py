@@ -48,6 +48,10 @@ def rows(model: keras.Model) -> dict:
     return {layer.name: layer for layer in report(model).layers}
 
 
+class OwnDense(keras.layers.Dense):
+    """A user's subclass, which may compute anything."""
+
+
 class TestLayers:
     def test_numbers_of_a_layer_without_copies(self, quantized):
         first = rows(quantized)["first"]
@@ -112,11 +116,25 @@ class TestLayers:
 
     def test_layer_without_quantized_form_says_why(self):
         inputs = keras.Input((5, 3))
-        x = keras.layers.LSTM(2, name="memory")(inputs)
+        x = OwnDense(2, name="memory")(inputs)
         model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
         memory = rows(ocs_tf.convert(model))["memory"]
-        assert "LSTM has no quantized form" in memory.why_float
-        assert memory.parameters == 4 * (3 * 2 + 2 * 2 + 2)
+        assert "OwnDense has no quantized form" in memory.why_float
+        assert memory.parameters == 3 * 2 + 2
+
+    def test_layer_with_several_kernels(self):
+        inputs = keras.Input((5, 3))
+        x = keras.layers.LSTM(2, name="memory")(inputs)
+        model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+        overrides = {"memory/kernel": {"weight_bits": 4, "expand_ratio": 0.5}}
+        found = rows(ocs_tf.convert(model, overrides=overrides))
+        assert list(found) == ["memory/kernel", "memory/recurrent_kernel", "memory", "head"]
+        kernel = found["memory/kernel"]
+        assert (kernel.bits, kernel.kernel_shape, len(kernel.copies)) == (4, (3, 4 * 2), 2)
+        assert found["memory/recurrent_kernel"].kernel_shape == (2, 4 * 2)
+        assert found["memory"].type == "LSTM"
+        assert found["memory"].parameters == 4 * 2  # the bias
+        assert "stay in float" in found["memory"].why_float
 
     def test_depthwise_kernel(self):
         inputs = keras.Input((5, 5, 3))

@@ -26,7 +26,7 @@ from ocs_tf import layers
 from ocs_tf.export.assignment import ExportKernel
 from ocs_tf.export.packed import PackedKernel
 from ocs_tf.export.rounding import RoundingOperator
-from ocs_tf.graph import adapters, channels
+from ocs_tf.graph import adapters, channels, composites
 from ocs_tf.graph.activations import (
     fuses_into_producer,
     is_relu6,
@@ -140,6 +140,7 @@ class _Lowering:
         self.repeated: dict[str, np.ndarray] = {}
         self.norms: dict[str, keras.layers.BatchNormalization] = {}
         self.tensor_grids: dict[int, ActivationGrid | None] = {}  # of the new graph
+        self.composed: set[str] = set()  # composites that have their weights
 
     def run(self) -> Lowered:
         self._check()
@@ -153,11 +154,16 @@ class _Lowering:
         model, twins = clone(self.graph, self._replace, self._call, self.batch_size)
         for name, weights in self.weights.items():
             twins[name].set_weights(weights)
+        for node in self.graph.nodes:
+            layer = layers.unwrapped(node.layer)
+            if self._inside(layer) and layer.name not in self.composed:
+                self.composed.add(layer.name)
+                self._fill(layer, twins[layer.name])
         return Lowered(model, self.kernels, self.grids, self.notes)
 
     def _check(self) -> None:
         quantized = [n.layer for n in self.graph.nodes if isinstance(n.layer, layers.KernelLayer)]
-        if not quantized:
+        if not quantized and not any(self._inside(node.layer) for node in self.graph.nodes):
             raise ValueError(
                 f"`model` {self.graph.model.name!r} has no quantized layer; pass what"
                 " ocs_tf.convert returned."
@@ -217,6 +223,8 @@ class _Lowering:
         layer = layers.unwrapped(layer)
         if isinstance(layer, layers.KernelLayer):
             return self._kernel_layer(layer)
+        if self._inside(layer):
+            return composites.plain(layer, unroll=self.form.integer)
         if isinstance(layer, keras.layers.BatchNormalization) and self._stands_alone(layer):
             return self._norm_as_depthwise(layer)
         if self.form.integer and is_relu6(layer) and not self._fused(layer):
@@ -239,26 +247,59 @@ class _Lowering:
             config[adapter.outputs_option] = kernel.codes.shape[-1]
         if separable_activation(layer) is not None:
             config["activation"] = None
-        if self.form.kernels == "packed":
-            packed = dataclasses.replace(
-                kernel, codes=_in_two_dimensions(kernel.codes, adapter.kind)
-            )
-            self.kernels.append(PackedKernel(layer.name, adapter.kind, packed))
         expanded = layer.name in self.expanded
-        arrays = [kernel.codes if expanded else kernel.effective_codes(), kernel.scale]
-        if bias is not None:
-            arrays.append(bias)
+        if self.form.kernels == "packed":
+            self._note(layer.name, adapter.kind, kernel)
+        codes = kernel.codes if expanded else kernel.effective_codes().astype(np.int16)
+        arrays = [codes, kernel.scale] if bias is None else [codes, kernel.scale, bias]
         config, arrays = self._repeat(layer, config, arrays)
-        codes, scale = arrays[:2]
-        per_output = scale.reshape(codes.shape[-2:]) if _is_depthwise(layer, scale) else scale
-        weights = [adapter.from_stored(codes.astype(np.float32) * per_output, layer)]
-        weights += [adapter.bias_to_keras(array, layer) for array in arrays[2:]]
-        self.weights[layer.name] = weights
-        if self.form.kernels in ("int8", "int4"):
-            bits = self.form.tensor_bits(layer.weight_bits)
-            whole = _in_two_dimensions(codes.astype(np.int8), adapter.kind)
-            self.kernels.append(ExportKernel(layer.name, whole, scale, adapter.kind, bits))
+        identity = np.arange(arrays[0].shape[-2], dtype=np.int32)
+        made = QuantizedKernel(arrays[0], arrays[1], identity, layer.weight_bits)
+        self.weights[layer.name] = [
+            adapter.from_stored(_as_float(made, layer), layer),
+            *(adapter.bias_to_keras(array, layer) for array in arrays[2:]),
+        ]
+        if self.form.kernels != "packed":
+            self._note(layer.name, adapter.kind, made)
         return adapter.layer_class.from_config(config)
+
+    def _inside(self, layer: Any) -> dict[str, Any]:
+        """The quantized kernels inside of a composite, by path."""
+        layer = layers.unwrapped(layer)
+        return {} if isinstance(layer, layers.KernelLayer) else composites.stored_parts(layer)
+
+    def _fill(self, layer: Any, twin: Any) -> None:
+        """Give the float composite `twin` of `layer` its weights; note its kernels."""
+        composites.copy_floats(layer, twin)
+        parts = composites.parts(twin)
+        for path, stored in self._inside(layer).items():
+            holder, adapter = parts[path].holder, parts[path].adapter
+            kernel = stored.quantized_kernel()
+            adapter.write(holder, adapter.from_stored(_as_float(kernel, holder), holder))
+            bias = getattr(stored, "bias", None)
+            if bias is not None:
+                holder.bias.assign(adapter.bias_to_keras(np.asarray(bias), holder))
+            for columns in adapter.operands(holder):
+                scale = kernel.scale[columns] if kernel.scale.ndim else kernel.scale
+                piece = dataclasses.replace(kernel, codes=kernel.codes[..., columns], scale=scale)
+                self._note(f"{layer.name}/{path}", adapter.kind, piece)
+
+    def _note(self, name: str, kind: str, kernel: QuantizedKernel) -> None:
+        """Remember the kernel, in the layout of a quantized layer, for the file."""
+        kernel = dataclasses.replace(kernel, codes=_in_two_dimensions(kernel.codes, kind))
+        if self.form.kernels == "packed":
+            self.kernels.append(PackedKernel(name, kind, kernel))
+        elif self.form.kernels != "float":
+            codes = kernel.effective_codes()
+            limit = self.form.code_limit(kernel.bits)
+            if limit is not None and np.abs(codes).max(initial=0) > limit:
+                raise ValueError(
+                    f"kernel {name!r}: the codes of its split channels add up to more than"
+                    f" {self.form.tensor_bits(kernel.bits)} bits. Convert it with expand_ratio=0 or"
+                    " fewer bits, or export with target='packed'."
+                )
+            bits = self.form.tensor_bits(kernel.bits)
+            self.kernels.append(ExportKernel(name, codes.astype(np.int8), kernel.scale, kind, bits))
 
     def _kernel(self, layer: layers.KernelLayer) -> tuple[QuantizedKernel, np.ndarray | None]:
         """Kernel in the layer's layout, and bias, with a batch norm behind taken up."""
@@ -414,6 +455,16 @@ def _steps(values: np.ndarray) -> np.ndarray:
     return np.maximum(magnitudes, largest * SMALLEST_CHANNEL).astype(np.float32)
 
 
+def _as_float(kernel: QuantizedKernel, layer: Any) -> np.ndarray:
+    """The effective kernel in float32, in the layout of the quantized `layer`'s codes."""
+    codes = kernel.effective_codes()
+    scale = kernel.scale
+    if _is_depthwise(layer, scale):
+        scale = scale.reshape(codes.shape[-2:])
+    return codes.astype(np.float32) * scale
+
+
 def _is_depthwise(layer: Any, scale: np.ndarray | None = None) -> bool:
     """Whether `layer` keeps its output channels on two axes (and `scale`, if given, has both)."""
-    return isinstance(layer, keras.layers.DepthwiseConv2D) and (scale is None or scale.ndim > 0)
+    depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+    return isinstance(layer, depthwise) and (scale is None or scale.ndim > 0)

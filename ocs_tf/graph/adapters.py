@@ -67,8 +67,12 @@ class KernelAdapter:
         return np.asarray(layer.kernel), bias
 
     def write(self, layer: Any, kernel: np.ndarray) -> None:
-        """Give the float `layer` another kernel, in canonical form."""
-        layer.kernel.assign(self.to_keras(kernel, layer))
+        """Give the float `layer` another kernel, in its own layout."""
+        layer.set_weights([kernel, *layer.get_weights()[1:]])
+
+    def operands(self, layer: Any) -> list[slice]:
+        """The output channels that each product of the float `layer` computes."""
+        return [slice(None)]
 
     def quantized_config(self, layer: Any, use_bias: bool) -> dict[str, Any]:
         """The configuration of `layer` without what only training needs."""

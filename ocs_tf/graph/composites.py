@@ -81,6 +81,13 @@ class CellKernelAdapter(KernelAdapter):
     def write(self, layer: Any, kernel: np.ndarray) -> None:
         getattr(layer, self.name).assign(kernel)
 
+    def operands(self, layer: Any) -> list[slice]:
+        gru = type(layer) in (_LAYERS.GRUCell, layers.QuantizedGRUCell)
+        if gru and self.name == "recurrent_kernel" and not layer.reset_after:
+            gates = 2 * layer.units  # the third product reads what they leave of the state
+            return [slice(0, gates), slice(gates, None)]
+        return [slice(None)]
+
 
 _CELL_ADAPTERS = {name: CellKernelAdapter(name) for name in CELL_KERNELS}
 
