@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ocs_tf import data, tflite
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.graph.reader import as_functional
+from ocs_tf.graph.flat import flat
 from ocs_tf.kernels import NativeLibraryError
 
 Array = NDArray[Any]
@@ -190,8 +190,8 @@ def _outputs(model: Any, arrays: Sequence[Array]) -> list[Array]:
 
 
 def _with_names(model: Any) -> Any:
-    """`model`, as a functional one if it is from Keras: a Sequential has no output names."""
-    return model if isinstance(model, TFLiteModel) else as_functional(model)
+    """`model`, as a functional one if it is from Keras: others have no output names."""
+    return model if isinstance(model, TFLiteModel) else flat(model)
 
 
 def _input_names(model: Any) -> list[str]:

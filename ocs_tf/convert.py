@@ -43,7 +43,9 @@ def convert(
     """Quantize a trained Keras model without training.
 
     Arguments:
-        model: a built functional or Sequential `keras.Model`; it is not modified.
+        model: a built `keras.Model`; it is not modified. Models nested in it are put in their
+            places. One with a `call` of its own must have been called on data once, and consist of
+            Keras layers and operations.
         config: a `Config`; or give its fields as keyword `options`, e.g. `weight_bits=4`.
         representative_dataset: calibration inputs: an array, a dict of arrays by input name, a
             `tf.data.Dataset`, a `keras.utils.PyDataset`, or a callable that yields lists or dicts
@@ -81,8 +83,8 @@ def plan(
     """Decide what `apply` is going to do, without changing anything. Arguments as for `convert`.
 
     Raises:
-        ValueError: `model` is not a built functional or Sequential Keras 3 model, or has no layer
-            that can be quantized; an option is out of range or an override matches nothing;
+        ValueError: `model` is not a built Keras 3 model, cannot be traced, or has no layer that
+            can be quantized; an option is out of range or an override matches nothing;
             an option needs data, and there are none; the data do not fit the model; a kernel
             or an activation holds NaN or infinity.
     """
@@ -189,7 +191,7 @@ def apply(
                 calls, "Compensating", delay=PROGRESS_DELAY, disable=not verbose
             ),
         )
-    if isinstance(model, keras.Sequential):
+    if isinstance(model, keras.Sequential) and Graph(result).is_chain:
         result = keras.Sequential(result.layers, name=model.name)
     if model.compiled:
         _compile_like(model, result)

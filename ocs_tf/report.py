@@ -48,7 +48,7 @@ class LayerReport:
     """One layer.
 
     Attributes:
-        name: the layer's name; `OUTER/INNER` inside a nested model.
+        name: the layer's name; `OUTER.INNER` inside a nested model, if another has it, too.
         type: the Keras class it was.
         kernel_shape: of the original kernel in Keras order; `None` where nothing is quantized.
         bits: of the codes; `None` for a layer in float.
@@ -198,7 +198,7 @@ def report(model: keras.Model) -> Report:
     """Describe a quantized model; it may have been saved and loaded.
 
     Raises:
-        ValueError: `model` has no quantized layer, or is not a functional or Sequential model.
+        ValueError: `model` has no quantized layer, or cannot be read; see `convert`.
     """
     rows = tuple(_layers(model))
     if not any(row.bits for row in rows):
@@ -212,30 +212,28 @@ def report(model: keras.Model) -> Report:
 _QUANTIZERS = (layers.FakeQuantize, layers.OracleQuantize)
 
 
-def _layers(model: keras.Model, prefix: str = "") -> Iterator[LayerReport]:
-    graph = Graph(model, fold_batch_norm=False)
+def _layers(model: keras.Model) -> Iterator[LayerReport]:
+    graph = Graph(model, fold_batch_norm=False, open_quantized=True)
     seen: set[str] = set()
     for node in graph.nodes:
         layer = node.layer
         if layer.name in seen or not isinstance(layer, keras.layers.Layer):
             continue
         seen.add(layer.name)
-        if isinstance(layer, keras.Model) and any(map(_is_quantized, layer._flatten_layers())):
-            yield from _layers(layer, f"{prefix}{layer.name}/")
-            continue
         inside = composites.stored_parts(layers.unwrapped(layer))
         if inside:
-            yield from _composite(layer, prefix + str(layer.name), inside)
+            yield from _composite(layer, str(layer.name), inside)
             continue
         sources = [graph.producer[id(tensor)].layer for tensor in node.inputs[:1]]
         quantizers = [source for source in sources if isinstance(source, _QUANTIZERS)]
         input_grid = quantizers[0].grid if quantizers else None
-        row = _layer(layer, prefix + str(layer.name), input_grid)
+        row = _layer(layer, input_grid)
         if row.parameters or row.output_grid:
             yield row
 
 
-def _layer(layer: Any, name: str, input_grid: ActivationGrid | OracleGrid | None) -> LayerReport:
+def _layer(layer: Any, input_grid: ActivationGrid | OracleGrid | None) -> LayerReport:
+    name = str(layer.name)
     if isinstance(layer, layers.KernelLayer):
         return _quantized(layer, name, input_grid)
     output_grid = None
@@ -319,10 +317,6 @@ def _float_type(layer: Any) -> str:
     if isinstance(layer, layers.StoredKernel):
         return "kernel of a cell"
     return (type(layer) if adapter is None else adapter.layer_class).__name__
-
-
-def _is_quantized(layer: Any) -> bool:
-    return isinstance(layer, layers.KernelLayer)
 
 
 def _finite(value: Any) -> Any:

@@ -158,7 +158,14 @@ class TestLayers:
     def test_quantized_model_inside_another(self, quantized):
         inputs = keras.Input((6, 6, 2))
         outer = keras.Model(inputs, keras.layers.Dense(2, name="top")(quantized(inputs)))
-        assert set(rows(outer)) == {"small/first", "small/second", "small/head", "top"}
+        assert set(rows(outer)) == {"first", "second", "head", "top"}
+
+    def test_names_that_a_quantized_model_shares_with_the_one_around_it(self, quantized):
+        inputs = keras.Input((6, 6, 2))
+        outer = keras.Model(inputs, keras.layers.Dense(2, name="head")(quantized(inputs)))
+        found = rows(outer)
+        assert set(found) == {"first", "second", "small.head", "head"}
+        assert found["small.head"].bits == rows(quantized)["head"].bits
 
 
 class TestActivations:

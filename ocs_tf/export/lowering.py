@@ -124,7 +124,7 @@ class _Lowering:
     def __init__(
         self, model: keras.Model, form: Form, merge_copies: bool, batch_size: int | None
     ) -> None:
-        self.graph = Graph(model, fold_batch_norm=False)
+        self.graph = Graph(model, fold_batch_norm=False, open_quantized=True)
         self.form = form
         self.merge_copies = merge_copies
         self.batch_size = batch_size

@@ -236,7 +236,7 @@ def _form(target: str, activations: str) -> lowering.Form:
 
 def _grids(model: keras.Model) -> Iterator[tuple[str, ActivationGrid]]:
     """Names of layers of a quantized model, with the grids that they round to."""
-    for layer in model.layers:
+    for layer in model._flatten_layers():
         for attribute in ("grid", "output_grid", "preactivation_grid"):
             grid = getattr(layer, attribute, None)
             if grid is not None:

@@ -11,6 +11,8 @@ import numpy as np
 
 from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.adapters import KernelAdapter
+from ocs_tf.graph.flat import flat
+from ocs_tf.graph.tracing import nodes_in_order
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,6 +23,15 @@ class Node:
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
     arguments: Any  # Keras' SymbolicArguments; None for an input layer
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether the call has one input and no options."""
+        if self.arguments is None:
+            return True
+        # Keras records the default of `training`, too.
+        options = [v for k, v in self.arguments.kwargs.items() if v or k != "training"]
+        return len(self.arguments.args) == 1 and all(value is None for value in options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,17 +74,20 @@ class KernelSite:
 
 
 class Graph:
-    """A functional view of a model.
+    """A flat functional view of a model; see `flat` for what it raises.
 
     Attributes:
-        model: a `keras.Model` with inputs and outputs over the user's own layers.
+        model: a `keras.Model` with inputs and outputs over the user's own layers, or over layers
+            that share their variables.
         nodes: calls in topological order, input layers first.
         sites: `KernelSite`s by layer name; empty for layers without kernels.
         kernels: `KernelSite`s by their own name, in topological order.
     """
 
-    def __init__(self, model: Any, fold_batch_norm: bool = True) -> None:
-        self.model = as_functional(model)
+    def __init__(
+        self, model: Any, fold_batch_norm: bool = True, *, open_quantized: bool = False
+    ) -> None:
+        self.model = flat(model, open_quantized)
         self.nodes = list(_nodes(self.model))
         self.producer = {id(t): n for n in self.nodes for t in n.outputs}
         self.consumers: dict[int, list[Node]] = {id(t): [] for n in self.nodes for t in n.outputs}
@@ -96,6 +110,18 @@ class Graph:
             return
         for path, part in composites.parts(layer).items():
             yield KernelSite(part.holder, part.adapter, None, layer, path)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the model is what a Sequential one can be: each layer reads the one before it."""
+        before: tuple[Any, ...] = ()
+        for node in self.nodes:
+            plain = isinstance(node.layer, keras.layers.Layer) and len(node.outputs) == 1
+            alone = len(self.calls(node.layer)) == 1 and node.only_reads
+            if not (plain and alone and node.inputs == before):
+                return False
+            before = node.outputs
+        return tuple(self.model.outputs) == before
 
     def calls(self, layer: Any) -> list[Node]:
         """The calls of `layer`; more than one if it is shared."""
@@ -162,44 +188,6 @@ class Graph:
         return reader.layer if on_channels else None
 
 
-def as_functional(model: Any) -> keras.Model:
-    """`model` itself if it is functional, or a functional view of a Sequential model.
-
-    Raises:
-        ValueError: not a Keras 3 model, not built, or subclassed; the message says what to do.
-    """
-    if not isinstance(model, keras.Model):
-        kind = f"{type(model).__module__}.{type(model).__name__}"
-        hint = (
-            " It is a tf_keras (Keras 2) model: save it as .keras or .h5 and load it with"
-            " keras.models.load_model of Keras 3."
-            if kind.startswith("tf_keras")
-            else ""
-        )
-        raise ValueError(f"`model` must be a Keras 3 keras.Model, but is a {kind}.{hint}")
-    if not _has_graph(model):
-        raise ValueError(
-            f"`model` {model.name!r} is a subclassed keras.Model ({type(model).__name__}), whose"
-            " layer graph cannot be read. Make it functional first: `inputs = keras.Input(...);"
-            " model = keras.Model(inputs, model.call(inputs))`."
-        )
-    if isinstance(model, keras.Sequential):
-        if not model.built or not model.inputs:
-            raise ValueError(
-                f"`model` {model.name!r} is not built, so it has no weights yet. Give it a"
-                " keras.Input as its first layer, or call it on data once."
-            )
-        return keras.Model(model.inputs, model.outputs, name=model.name)
-    return model
-
-
-def _has_graph(model: keras.Model) -> bool:
-    """Whether a graph of layers, and not a `call` of the user's, says what `model` computes."""
-    definer = next(c for c in type(model).__mro__ if "call" in vars(c))
-    known = isinstance(model, keras.Sequential) or hasattr(model, "_nodes_by_depth")
-    return known and definer.__module__.startswith("keras.")
-
-
 def batch_norm_affine(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
     """Gain and shift of a batch norm at inference, float64 `[C]`: `y = gain * x + shift`."""
     mean, variance = (np.asarray(v, np.float64) for v in (norm.moving_mean, norm.moving_variance))
@@ -213,10 +201,6 @@ def batch_norm_affine(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray
 
 
 def _nodes(model: keras.Model) -> Iterator[Node]:
-    # Keras has no public way to walk a functional model's calls in order; this attribute is as
-    # old as Keras 3, and what Functional itself runs by.
-    by_depth = model._nodes_by_depth
-    for depth in sorted(by_depth, reverse=True):
-        for node in by_depth[depth]:
-            arguments = None if node.is_input else node.arguments
-            yield Node(node.operation, tuple(node.input_tensors), tuple(node.outputs), arguments)
+    for node in nodes_in_order(model):
+        arguments = None if node.is_input else node.arguments
+        yield Node(node.operation, tuple(node.input_tensors), tuple(node.outputs), arguments)

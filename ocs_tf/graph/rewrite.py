@@ -185,12 +185,10 @@ def clone_layer(layer: Any) -> Any:
 
 def _wrappable(graph: Graph, layer: Any) -> bool:
     """Whether a `QuantizedOutput` can call `layer` as the model does: with its input, no more."""
-    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.layers.InputLayer):
+    whole = (keras.layers.InputLayer, keras.Model)  # models would be closed to all later steps
+    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, whole):
         return False
-    arguments = [call.arguments for call in graph.calls(layer)]
-    return all(
-        len(a.args) == 1 and all(value is None for value in a.kwargs.values()) for a in arguments
-    )
+    return all(call.only_reads for call in graph.calls(layer))
 
 
 def _round_shift(norm: keras.layers.BatchNormalization, grid: ActivationGrid | None) -> None:

@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf.graph.reader import Graph, as_functional, batch_norm_affine
+from ocs_tf.graph.reader import Graph, batch_norm_affine
 
 SHAPE = (6, 6, 4)
 
@@ -179,75 +179,54 @@ def test_first_and_last_of_one_layer() -> None:
     assert graph.first_kernels() == graph.last_kernels() == {"only"}
 
 
-class Subclassed(keras.Model):
-    def __init__(self) -> None:
-        super().__init__(name="mine")
-        self.dense = layers.Dense(2)
-
-    def call(self, inputs: Any) -> Any:
-        return self.dense(inputs)
-
-
-class FunctionalSubclass(keras.Model):
-    def __init__(self) -> None:
-        inputs = keras.Input((4,))
-        super().__init__(inputs, layers.Dense(2)(inputs))
-
-
-class OverridesCall(FunctionalSubclass):
-    def call(self, inputs: Any, **kwargs: Any) -> Any:
-        return 2 * super().call(inputs, **kwargs)
-
-
-class SequentialOverridesCall(keras.Sequential):
-    def call(self, inputs: Any, **kwargs: Any) -> Any:
-        return 2 * super().call(inputs, **kwargs)
-
-
-def tf_keras_model() -> Any:
-    tf_keras = pytest.importorskip("tf_keras")
-    return tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])
+def test_a_chain_is_what_a_sequential_model_can_be() -> None:
+    steps = [layers.Dense(4), layers.ReLU(), layers.Dropout(0.5)]
+    assert Graph(keras.Sequential([keras.Input((4,)), *steps])).is_chain
+    assert Graph(chain(layers.Dense(4), layers.ReLU(), shape=(4,))).is_chain
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    "make",
     [
-        (lambda: "model.keras", r"`model` must be a Keras 3 keras.Model, but is a builtins.str"),
-        (lambda: layers.Dense(2), r"must be a Keras 3 keras.Model, but is a keras.*Dense"),
-        (tf_keras_model, r"is a tf_keras.*load it with keras.models.load_model of Keras 3"),
-        (
-            lambda: keras.Sequential([layers.Dense(2)], name="raw"),
-            r"'raw' is not built.*keras.Input as its first layer",
-        ),
-        (Subclassed, r"'mine' is a subclassed keras.Model \(Subclassed\).*Make it functional"),
-        (OverridesCall, r"subclassed keras.Model \(OverridesCall\).*keras.Model\(inputs, model"),
-        (
-            lambda: SequentialOverridesCall([keras.Input((3,)), layers.Dense(2)]),
-            r"subclassed keras.Model \(SequentialOverridesCall\)",
-        ),
+        lambda: chain(layers.Dense(4), keras.ops.relu, shape=(4,)),
+        lambda: chain(layers.Dense(4), lambda x: x + 1, shape=(4,)),
+        lambda: chain(lambda x: layers.Dropout(0.5)(x, training=True), shape=(4,)),
+        lambda: chain(lambda x: layers.Add()([x, x]), shape=(4,)),
+        branches,
+        conv_is_output,
+        shared_conv,
+        lambda: keras.Sequential([keras.Input((4,)), twice(layers.Dense(4))]),
     ],
-    ids=["string", "layer", "tf-keras", "unbuilt", "subclass", "own-call", "sequential-own-call"],
+    ids=[
+        "op",
+        "constant",
+        "option",
+        "reads-twice",
+        "branches",
+        "outputs",
+        "shared",
+        "called-twice",
+    ],
 )
-def test_what_is_no_readable_model(make: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        as_functional(make())
+def test_what_is_no_chain(make: Callable[[], keras.Model]) -> None:
+    assert not Graph(make()).is_chain
 
 
-def test_the_remedy_for_a_subclass_works(rng: np.random.Generator) -> None:
-    model = Subclassed()
-    x = rng.normal(size=(2, 4)).astype(np.float32)
-    model(x)
-    inputs = keras.Input((4,))
-    remedy = keras.Model(inputs, model.call(inputs))
-    quantized = ocs_tf.convert(remedy, verbose=False)
-    np.testing.assert_allclose(np.asarray(quantized(x)), np.asarray(model(x)), atol=0.05)
-
-
-def test_subclass_that_is_functional_is_read() -> None:
-    assert len(Graph(FunctionalSubclass()).kernels) == 1
+def twice(layer: Any) -> keras.Model:
+    return chain(layer, layers.ReLU(), layer, shape=(4,))
 
 
 def test_sequential_built_by_data_is_read() -> None:
     model = keras.Sequential([layers.Dense(2), layers.Dense(3)])
     model(np.zeros((1, 4), np.float32))
     assert len(Graph(model).kernels) == 2
+
+
+def test_a_nested_quantized_model_is_opened_on_demand(randomize: Any) -> None:
+    inner = ocs_tf.convert(randomize(chain(layers.Dense(3, name="inside"), shape=(4,))))
+    outer = chain(inner, layers.Dense(2, name="outside"), shape=(4,))
+    names = [node.layer.name for node in Graph(outer).nodes]
+    assert inner.name in names
+    assert Graph(outer).model is outer
+    opened = [node.layer.name for node in Graph(outer, open_quantized=True).nodes]
+    assert opened == [name if name != inner.name else "inside" for name in names]

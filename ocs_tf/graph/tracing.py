@@ -1,0 +1,191 @@
+"""What a model with a `call` of its own computes, found by calling it on symbolic tensors.
+
+Keras records each call of a layer on symbolic tensors. The records are read, and then taken away
+from the user's layers again, which stay as they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+_REMEDY = (
+    " In `call`, use Keras layers and keras.ops, neither functions of tf or numpy nor Python"
+    " conditions on values; or build the model functionally: `keras.Model(inputs, outputs)`."
+)
+
+
+class UntraceableError(ValueError):
+    """A `call` that symbolic tensors cannot go through; the message says why, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What a `call` did.
+
+    Attributes:
+        nodes: Keras' records of the calls of layers and operations, in order.
+        outputs: what it returned, as symbolic tensors in any structure.
+        created: ids of the layers and operations that `call` itself made. Their automatic names
+            differ from one time to the next.
+    """
+
+    nodes: list[Any]
+    outputs: Any
+    created: set[int]
+
+
+def has_graph(model: keras.Model) -> bool:
+    """Whether a graph of layers, and not a `call` of the user's, says what `model` computes."""
+    definer = next(c for c in type(model).__mro__ if "call" in vars(c))
+    if isinstance(model, keras.Sequential):
+        known = getattr(model, "_functional", None) is not None
+    else:
+        known = hasattr(model, "_nodes_by_depth")
+    return known and definer.__module__.startswith("keras.")
+
+
+def nodes_in_order(model: keras.Model) -> Iterator[Any]:
+    """Keras' records of the calls in a functional model, inputs first."""
+    # Keras has no public way to walk a functional model's calls in order; this attribute is as
+    # old as Keras 3, and what Functional itself runs by.
+    by_depth = model._nodes_by_depth
+    for depth in sorted(by_depth, reverse=True):
+        yield from by_depth[depth]
+
+
+def nodes_behind(tensors: Iterable[Any], stop: Callable[[Any], bool]) -> list[Any]:
+    """Keras' records of the calls that lead to `tensors`, in order, from behind `stop` on."""
+    ordered: list[Any] = []
+    seen: set[int] = set()
+    stack = [(_node_of(tensor), False) for tensor in tensors]
+    while stack:
+        node, behind_done = stack.pop()
+        if behind_done:
+            ordered.append(node)
+        elif node is not None and id(node) not in seen and not stop(node.operation):
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((_node_of(tensor), False) for tensor in reversed(node.input_tensors))
+    return ordered
+
+
+def trace(
+    model: keras.Model, args: Any, kwargs: Mapping[str, Any], stop: Callable[[Any], bool]
+) -> Trace:
+    """Call `model.call` on symbolic tensors; no layer keeps a record of it.
+
+    Arguments:
+        args, kwargs: of the call.
+        stop: whether an operation made tensors that were there before the call.
+
+    Raises:
+        UntraceableError: `call` fails, returns something other than tensors, or makes new weights;
+            or it is to act as in training, which only Keras knows how to pass on.
+    """
+    if kwargs.get("training"):
+        raise _untraceable(model, "it is called with training=True", _REMEDY)
+    layers = model._flatten_layers()
+    given = [t for t in keras.tree.flatten((args, dict(kwargs))) if hasattr(t, "_keras_history")]
+    watched = [*layers, *(tensor._keras_history[0] for tensor in given)]
+    weights = {id(weight) for weight in model.weights}
+    with _Untouched(watched):
+        try:
+            outputs = model.call(*args, **_all_arguments(model, args, kwargs))
+            flat = keras.tree.flatten(outputs)
+            if not flat or not all(isinstance(t, keras.KerasTensor) for t in flat):
+                raise TypeError("it returns something other than tensors")
+        except Exception as error:
+            raise _untraceable(model, _first_line(error), _REMEDY) from error
+        nodes = nodes_behind(flat, stop)
+    known = {id(layer) for layer in layers}
+    made = [node.operation for node in nodes if id(node.operation) not in known]
+    made_weights = [w for op in made for w in getattr(op, "weights", ())]
+    if any(id(weight) not in weights for weight in (*model.weights, *made_weights)):
+        raise _untraceable(model, "its `call` makes layers with new weights", _REMEDY)
+    return Trace(nodes, outputs, {id(operation) for operation in made})
+
+
+def inputs_of(model: keras.Model) -> Any:
+    """New symbolic inputs, in the structure in which `model`, with its own `call`, takes them.
+
+    Keras remembers the shapes of what a model was called on, but no dtypes: they are float32.
+
+    Raises:
+        UntraceableError: the model was never called.
+    """
+    if hasattr(model, "_inputs_struct"):
+        return keras.tree.map_structure(_like, model.input)
+    if isinstance(model, keras.Sequential) and model.built and model.inputs:
+        return _like(model.inputs[0])
+    shapes = model._build_shapes_dict or {}
+    if not model.built or not shapes:
+        reason = "it has not been called, so the shapes of its inputs are not known"
+        raise _untraceable(model, reason, " Call it on data once.")
+    name = next(iter(inspect.signature(model.call).parameters), "inputs")
+    return _inputs_from(next(iter(shapes.values())), name)
+
+
+def _untraceable(model: keras.Model, reason: str, remedy: str) -> UntraceableError:
+    return UntraceableError(
+        f"`model` {model.name!r} is a subclassed keras.Model ({type(model).__name__}) whose layers"
+        f" cannot be traced: {reason}.{remedy}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def _all_arguments(model: keras.Model, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`kwargs` and what Keras would add: the mask of the input; training as undecided."""
+    parameters = inspect.signature(model.call).parameters
+    added: dict[str, Any] = {}
+    if "training" in parameters:
+        added["training"] = None  # a default of False would be recorded with every layer
+    if "mask" in parameters and args:
+        added["mask"] = keras.tree.map_structure(
+            lambda tensor: getattr(tensor, "_keras_mask", None), args[0]
+        )
+    free = [name for name in added if name not in list(parameters)[: len(args)]]
+    return {**{name: added[name] for name in free}, **kwargs}
+
+
+class _Untouched:
+    """Takes away what Keras records with operations within the context."""
+
+    def __init__(self, operations: Iterable[Any]) -> None:
+        lists = [n for op in operations for n in (op._inbound_nodes, op._outbound_nodes)]
+        self._lengths = [(nodes, len(nodes)) for nodes in lists]
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *error: object) -> None:
+        for nodes, length in self._lengths:
+            list.__delitem__(nodes, slice(length, None))  # they are Keras' tracked lists
+
+
+def _node_of(tensor: Any) -> Any:
+    history = getattr(tensor, "_keras_history", None)
+    if history is None or history[0] is None:
+        return None
+    return history[0]._inbound_nodes[history[1]]
+
+
+def _like(tensor: Any) -> Any:
+    name = tensor._keras_history[0].name
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
+
+
+def _inputs_from(shapes: Any, name: str) -> Any:
+    if isinstance(shapes, Mapping):
+        return {key: _inputs_from(shape, str(key)) for key, shape in shapes.items()}
+    if all(size is None or isinstance(size, int) for size in shapes):
+        return keras.Input(tuple(shapes[1:]), name=name)  # the batch size was one of many
+    return [_inputs_from(shape, f"{name}_{i}") for i, shape in enumerate(shapes)]
