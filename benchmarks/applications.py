@@ -164,7 +164,7 @@ def randomize(model: keras.Model) -> None:
     """
     rng = np.random.default_rng(0)
     for weight in model.weights:
-        if weight.name == "gamma":
+        if weight.name in ("gamma", "variable"):  # the latter of a LayerScale
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
         elif weight.name == "beta":
             weight.assign(rng.normal(1, 0.4, weight.shape))
