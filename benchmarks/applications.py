@@ -56,6 +56,7 @@ SMALL = (
     "InceptionV3",
     "Xception",
     "VGG16",
+    "VGG19",
     "ConvNeXtTiny",
     "InceptionResNetV2",
 )
