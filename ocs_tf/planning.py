@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 from tqdm import tqdm
 
@@ -303,9 +302,9 @@ def _unsupported(graph: Graph, config: Config) -> dict[str, str]:
 
 def _refuse_skipped(graph: Graph, float_layers: Mapping[str, str]) -> None:
     for name, reason in float_layers.items():
-        # A batch norm has no kernel: where it cannot be folded, there is nothing to quantize.
-        norm = isinstance(graph.calls_of(name)[0].layer, keras.layers.BatchNormalization)
-        if reason != _ON_PURPOSE and not norm:
+        # A normalization has no kernel: where it cannot be folded, there is nothing to quantize.
+        weights = graph.calls_of(name)[0].layer.weights
+        if reason != _ON_PURPOSE and any(len(weight.shape) > 1 for weight in weights):
             raise ValueError(
                 f"layer {name!r} would stay in float: {reason}. Leave it in float on purpose with"
                 " an override (weight_bits=None), or set strict=False."

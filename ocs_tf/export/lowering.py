@@ -33,7 +33,8 @@ from ocs_tf.graph.activations import (
     moves_values,
     separable_activation,
 )
-from ocs_tf.graph.reader import Graph, Node, batch_norm_affine
+from ocs_tf.graph.affine import affine, affine_axis
+from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.rewrite import clone, clone_layer
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
 from ocs_tf.numerics.activation_splitting import copy_parts, repeat_inputs, split_outputs
@@ -138,7 +139,7 @@ class _Lowering:
         self.expanded: dict[str, np.ndarray] = {}
         self.fed: set[str] = set()
         self.repeated: dict[str, np.ndarray] = {}
-        self.norms: dict[str, keras.layers.BatchNormalization] = {}
+        self.norms: dict[str, keras.layers.Layer] = {}
         self.tensor_grids: dict[int, ActivationGrid | None] = {}  # of the new graph
         self.composed: set[str] = set()  # composites that have their weights
 
@@ -225,7 +226,7 @@ class _Lowering:
             return self._kernel_layer(layer)
         if self._inside(layer):
             return composites.plain(layer, unroll=self.form.integer)
-        if isinstance(layer, keras.layers.BatchNormalization) and self._stands_alone(layer):
+        if affine_axis(layer) is not None and self._stands_alone(layer):
             return self._norm_as_depthwise(layer)
         if self.form.integer and is_relu6(layer) and not self._fused(layer):
             return keras.layers.ReLU(name=layer.name)
@@ -251,7 +252,7 @@ class _Lowering:
         if self.form.kernels == "packed":
             self._note(layer.name, adapter.kind, kernel)
         codes = kernel.codes if expanded else kernel.effective_codes().astype(np.int16)
-        arrays = [codes, kernel.scale] if bias is None else [codes, kernel.scale, bias]
+        arrays: list[Any] = [codes, kernel.scale] if bias is None else [codes, kernel.scale, bias]
         config, arrays = self._repeat(layer, config, arrays)
         identity = np.arange(arrays[0].shape[-2], dtype=np.int32)
         made = QuantizedKernel(arrays[0], arrays[1], identity, layer.weight_bits)
@@ -308,7 +309,7 @@ class _Lowering:
         if norm is None:
             return kernel, bias
         # A factor per output channel rescales that channel's step.
-        gain, shift = batch_norm_affine(norm)
+        gain, shift = affine(norm, layer.output_channels)
         bias = (shift + gain * (0 if bias is None else bias)).astype(np.float32)
         wanted = (kernel.scale * gain).astype(np.float32)
         if self.form.code_limit(layer.weight_bits) is None:
@@ -357,19 +358,33 @@ class _Lowering:
             for layer in before
         )
         folded = folded or norm.name in self.dropped
-        return self.form.integer and not folded and len(calls[0].inputs[0].shape) == 4
+        apart = self.form.integer or any(self._reaches_kernel(call) for call in calls)
+        return apart and not folded and len(calls[0].inputs[0].shape) == 4
+
+    def _reaches_kernel(self, call: Node) -> bool:
+        """Whether the converter might multiply `call`, an affine layer, into a kernel behind it."""
+        if self.form.kernels == "float":
+            return False
+        readers = self.graph.consumers[id(call.outputs[0])]
+        return any(
+            isinstance(reader.layer, layers.KernelLayer)
+            or (_passes_factors(reader.layer) and self._reaches_kernel(reader))
+            for reader in readers
+        )
 
     def _norm_as_depthwise(self, norm: Any) -> Any:
-        """A batch norm as a 1x1 depthwise convolution: 8-bit factors, exact to float rounding.
+        """An affine layer as a 1x1 depthwise convolution: 8-bit factors, exact to float rounding.
 
-        A converter would multiply and add in two rounded steps, with one step size for all factors.
+        A converter would multiply and add in two rounded steps, with one step size for all
+        factors; or multiply the factors into a kernel behind, which must stay as it is.
         """
-        gain, shift = batch_norm_affine(norm)
+        gain, shift = affine(norm, self.graph.calls_of(norm.name)[0].outputs[0].shape[-1])
         scale = _steps(gain / code_limit(8))
         codes = np.rint(gain / scale).astype(np.int8).reshape(1, 1, -1, 1)
         mapping = self.repeated.get(norm.name, np.arange(len(gain)))
         codes, scale, shift = codes[:, :, mapping], scale[mapping], shift[mapping]
-        self.kernels.append(ExportKernel(norm.name, codes, scale, "depthwise"))
+        if self.form.integer:
+            self.kernels.append(ExportKernel(norm.name, codes, scale, "depthwise"))
         kernel = codes.astype(np.float32) * scale.reshape(-1, 1)
         self.weights[norm.name] = [kernel, shift.astype(np.float32)]
         return keras.layers.DepthwiseConv2D(1, name=norm.name)
@@ -462,6 +477,12 @@ def _as_float(kernel: QuantizedKernel, layer: Any) -> np.ndarray:
     if _is_depthwise(layer, scale):
         scale = scale.reshape(codes.shape[-2:])
     return codes.astype(np.float32) * scale
+
+
+def _passes_factors(layer: Any) -> bool:
+    """Whether factors in front of `layer` are as good as behind it."""
+    linear = affine_axis(layer) is not None or isinstance(layer, layers.FakeQuantize)
+    return linear or moves_values(layers.unwrapped(layer))
 
 
 def _is_depthwise(layer: Any, scale: np.ndarray | None = None) -> bool:

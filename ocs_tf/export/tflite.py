@@ -17,7 +17,7 @@ import numpy as np
 from ocs_tf import data
 from ocs_tf.calibration import calibrate
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export import edge_tpu, int4, lowering, matching, packed, writer
+from ocs_tf.export import edge_tpu, float_regions, int4, lowering, matching, packed, writer
 from ocs_tf.export.lowering import Lowered, lower
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.graph.activations import Site, all_sites
@@ -79,6 +79,7 @@ def export_tflite(
     dynamic_batch: bool = False,
     merge_copies: bool = True,
     fused_dense: bool = False,
+    strict: bool = False,
     overwrite: bool = False,
 ) -> ExportResult:
     """Write a quantized model to a `.tflite` file.
@@ -86,7 +87,9 @@ def export_tflite(
     Target `"int8"` is full-integer: int8 kernels with exactly the codes and scales of the Keras
     layers (below 8 bits with their own step, at no saving in size), int8 activations on exactly
     the grids of the Keras model, int32 biases. The file is read back, and a difference is an
-    error. Layers that were left in float get ordinary 8-bit kernels.
+    error. Layers that were left in float get ordinary 8-bit kernels. Layers that need an operator
+    without an int8 form (layer normalization, for example) are computed in float, between a
+    DEQUANTIZE and a QUANTIZE; `notes` of the result names them.
 
     Target `"int4"` is the same, but for kernels of up to 4 bits, which are INT4 tensors, two codes
     in a byte; and activations may stay float.
@@ -119,6 +122,7 @@ def export_tflite(
         fused_dense: with `"packed"`, multiply by the packed codes of large dense kernels as they
             are instead of unpacking them when the file is loaded: less memory, and faster for
             batches of up to 4.
+        strict: with int8 activations, a layer that would be computed in float is an error.
         overwrite: replace an existing file.
 
     Returns:
@@ -130,8 +134,8 @@ def export_tflite(
             runtimes are known to fail with an INT4 kernel (the message names the layer).
         FileExistsError: `path` exists and `overwrite` is False.
         FileNotFoundError: the folder of `path` does not exist.
-        VerificationError: the file would differ from the model, or an operator has no
-            integer form. No file is left behind.
+        VerificationError: the file would differ from the model or, if `strict`, an operator has
+            no integer form. No file is left behind.
     """
     path = pathlib.Path(path)
     _check(path, target, activations, io_dtype, fused_dense, overwrite)
@@ -149,9 +153,17 @@ def export_tflite(
     ops: list[edge_tpu.OpReport] = []
     if form.integer:
         open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
-        grids, ranges = _activations(content, open_batch, representative_dataset)
+        grids, ranges, left, note = _activations(content, open_batch, representative_dataset)
+        if left and strict:
+            raise VerificationError(f"{note} Replace them, or export with strict=False.")
+        lowered.notes.extend([note] if left else [])
         content = writer.write_int8(
-            content, lowered.kernels, grids, ranges, float_io=io_dtype == "float32"
+            content,
+            lowered.kernels,
+            grids,
+            ranges,
+            float_io=io_dtype == "float32",
+            left_float=left,
         )
         if target == "int8":
             ops = edge_tpu.check(content)
@@ -260,8 +272,12 @@ def _check_activation_bits(model: keras.Model) -> None:
 
 def _activations(
     content: bytes, lowered: Lowered, dataset: data.Dataset
-) -> tuple[dict[str, ActivationGrid], dict[str, tuple[float, float]]]:
-    """Grid or, inside of layers that Keras sees as one, range of each tensor of the file."""
+) -> tuple[dict[str, ActivationGrid], dict[str, tuple[float, float]], set[int], str]:
+    """Grid or, inside of layers that Keras sees as one, range of each tensor of the file.
+
+    And the operators that stay in float, inside of which there is nothing to be rounded, and what
+    a user should know of them.
+    """
     # What goes into an activation function is a tensor of the lowered graph already, but in layers
     # that were left in float: those are one step, and the file tells the ranges inside.
     found = all_sites(Graph(lowered.model), quantized=set())
@@ -277,16 +293,21 @@ def _activations(
     arrays = dict(zip(keys, (np.asarray(v) for v in values), strict=True))
     matches = matching.match_tensors(content, sample, arrays)
     grids = {name: by_group[keys[key].group] for name, key in matches.items()}
-    missing = sorted(writer.needed_activations(content) - set(grids))
+    model = fb.read(content)
+    left = float_regions.float_operators(model, grids)
+    names = [layer.name for layer in lowered.model._flatten_layers(include_self=False)]
+    note = float_regions.describe(model, left, names, matches)
+    unrounded = float_regions.inside(model, left, grids)
+    missing = sorted(writer.needed_activations(content) - set(grids) - unrounded)
     if not missing:
-        return grids, {}
+        return grids, {}, left, note
     if dataset is None:
         raise ValueError(
             f"the range of {missing[0]!r} (and {len(missing) - 1} more tensors inside of layers)"
             " is not known; pass representative_dataset."
         )
     ranges = matching.measure_ranges(content, _named_batches(lowered, dataset))
-    return grids, {name: ranges[name] for name in missing}
+    return grids, {name: ranges[name] for name in missing}, left, note
 
 
 def _grids_by_group(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,16 @@ def verify(
     assigned: Mapping[fb.Place, ExportKernel],
     grids: Mapping[str, Grid],
     float_io: bool,
+    left_float: Collection[int] = (),
 ) -> None:
     """Raise VerificationError unless `result` is the float `model` in integers, as was given."""
     float_ops = model.subgraphs[0].operators
     _verify_operators(model, result)
     computing = computing_operators(result.subgraphs[0], result)
-    for float_op, op in zip(float_ops, computing, strict=True):
+    for index, (float_op, op) in enumerate(zip(float_ops, computing, strict=True)):
+        if index in left_float:
+            _verify_float(result, op, assigned.get((0, index)))
+            continue
         _verify_integer(result, op)
         if fb.op_name(result, op) in KERNEL_INPUTS:
             _verify_bias(model, float_op, result, op)
@@ -95,6 +99,16 @@ def _verify_integer(result: Any, op: Any) -> None:
             f"operator {fb.op_name(result, op)} computing {fb.name(tensors[op.outputs[0]])!r} is"
             " left in float: ai-edge-quantizer has no int8 form of it"
         )
+
+
+def _verify_float(result: Any, op: Any, kernel: ExportKernel | None) -> None:
+    """No integer kernel may have been left in float, and nothing else be in integers."""
+    tensors = result.subgraphs[0].tensors
+    where = f"operator {fb.op_name(result, op)} computing {fb.name(tensors[op.outputs[0]])!r}"
+    if kernel is not None:
+        raise VerificationError(f"{where} is left in float, with the kernel of {kernel.layer!r}")
+    if any(i >= 0 and fb.type_name(tensors[i]) == "int8" for i in (*op.inputs, *op.outputs)):
+        raise VerificationError(f"{where} is to be left in float, but reads or makes int8")
 
 
 def _verify_kernels(result: Any, assigned: Mapping[fb.Place, ExportKernel]) -> None:

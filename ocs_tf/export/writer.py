@@ -15,14 +15,14 @@ tensorflow/quantization/quantization_spec): see `grid_rule` and `fixed_output_gr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export import int4
+from ocs_tf.export import float_regions, int4
 from ocs_tf.export.assignment import (
     CODE_MAX,
     SMALLEST_RANGE,
@@ -60,6 +60,7 @@ def write_int8(
     ranges: Mapping[str, tuple[float, float]],
     *,
     float_io: bool,
+    left_float: Collection[int] = (),
 ) -> bytes:
     """Rewrite a float .tflite file as a full-integer one with the given codes and grids.
 
@@ -76,6 +77,8 @@ def write_int8(
         ranges: `(min, max)` of other activation tensors, by name; an entry of `grids` wins. Tensors
             whose grid follows from others (see `grid_rule`) need no entry.
         float_io: keep float32 inputs and outputs, quantized inside; otherwise they are int8.
+        left_float: indices of operators that stay in float; see `float_regions`. What is inside of
+            them needs no range.
 
     Returns:
         The bytes of the .tflite file.
@@ -88,7 +91,7 @@ def write_int8(
             a bias that overflows, or an operator left in float.
     """
     model = fb.read_straight(float_model)
-    _check_activations(model, grids, ranges)
+    _check_activations(model, grids, ranges, left_float)
     assigned = _assign(model, kernels, "int8")
     engine = quantizer.Quantizer(fb.write(model))
     engine.update_quantization_recipe(
@@ -96,6 +99,7 @@ def write_int8(
     )
     statistics = _kernel_recipes(engine, model, assigned, "int8")
     statistics |= _activation_statistics(model, grids, ranges)
+    _leave_float(engine, model, left_float)
     if float_io:
         for border in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
             engine.update_quantization_recipe(
@@ -103,8 +107,10 @@ def write_int8(
             )
     quantized = _quantize(engine, statistics)
     _read_shapes_off_codes(quantized)
+    if left_float:
+        float_regions.round_between(quantized, grids)
     result = _finish(quantized, assigned)
-    verify(model, fb.read(result), assigned, grids, float_io)
+    verify(model, fb.read(result), assigned, grids, float_io, left_float)
     return result
 
 
@@ -154,7 +160,10 @@ def _assign(
 
 
 def _check_activations(
-    model: Any, grids: Mapping[str, Grid], ranges: Mapping[str, tuple[float, float]]
+    model: Any,
+    grids: Mapping[str, Grid],
+    ranges: Mapping[str, tuple[float, float]],
+    left_float: Collection[int],
 ) -> None:
     """Refuse unknown names and malformed values: ai-edge-quantizer would ignore them in silence."""
     known = fb.float_activations(model)
@@ -185,7 +194,8 @@ def _check_activations(
     for name, (low, high) in ranges.items():
         if not (np.isfinite(low) and np.isfinite(high) and low <= high):
             raise ValueError(f"ranges[{name!r}] (={(low, high)}) must be finite with min <= max")
-    missing = sorted(_needed(model) - set(grids) - set(ranges))
+    inside = float_regions.inside(model, left_float, grids)
+    missing = sorted(_needed(model) - set(grids) - set(ranges) - inside)
     if missing:
         raise ValueError(f"activation tensors {missing} are in neither grids nor ranges")
 
@@ -240,6 +250,21 @@ def _activation_statistics(
         ones = [1] * len(fb.shape(model.subgraphs[0].tensors[index]))
         statistics[name] = {"min": np.full(ones, low), "max": np.full(ones, high)}
     return statistics
+
+
+def _leave_float(engine: quantizer.Quantizer, model: Any, left_float: Collection[int]) -> None:
+    """Tell ai-edge-quantizer which operators not to touch."""
+    graph = model.subgraphs[0]
+    for index in left_float:
+        op = graph.operators[index]
+        kind = "CONV_2D_TRANSPOSE" if fb.op_name(model, op) == "TRANSPOSE_CONV" else None
+        kind = kind or fb.op_name(model, op)
+        if kind in {name.value for name in qtyping.TFLOperationName}:
+            engine.update_quantization_recipe(
+                f"^{re.escape(fb.name(graph.tensors[op.outputs[0]]))};$",
+                qtyping.TFLOperationName(kind),
+                algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE,
+            )
 
 
 def _recipe(activations: str, per_channel: bool) -> qtyping.OpQuantizationConfig:

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from ocs_tf.graph import adapters
+from ocs_tf.graph.affine import affine_axis
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.layers import unwrapped
 from ocs_tf.numerics import ActivationGrid
@@ -52,13 +53,13 @@ _POOLS = (*AVERAGE_POOLS, _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.Ma
 _FUSES_RELU = (
     *(adapter.layer_class for adapter in adapters.ADAPTERS if not adapter.is_lookup),
     *_POOLS,
-    _LAYERS.BatchNormalization,
     _LAYERS.Add,
     _LAYERS.Subtract,
     _LAYERS.Multiply,
 )
 # Bare Keras operations (`x[..., :2]`, `keras.ops.concatenate`), by class name: they have no
 # public classes.
+_FUSING_OPERATIONS = ("Add", "Subtract", "Multiply")
 _MOVING_OPERATIONS = ("GetItem", "Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad")
 
 
@@ -159,7 +160,7 @@ class _SiteFinder:
         if separable_activation(layer) is not None and name in self.quantized:
             linear = without_activation(layer, node.inputs[0].shape)
             self._add(key, node.inputs[0], key, through=linear)
-        if not self._fused_into_relu(output, layer):
+        if not self._fused_into_relu(output, layer) and not self._is_shifted(output, layer):
             self._add(name, output, name, function)
 
     def _add(
@@ -192,6 +193,11 @@ class _SiteFinder:
             return False
         reader = self.graph.only_consumer(tensor)
         return reader is not None and is_relu(reader.layer)
+
+    def _is_shifted(self, tensor: Any, layer: Any) -> bool:
+        """Whether `tensor` vanishes in a kernel that takes up the constant added behind it."""
+        reader = self.graph.only_consumer(tensor) if _fuses_relu(layer) else None
+        return reader is not None and _adds_constant(reader)
 
 
 def kernel_output_grid(
@@ -227,6 +233,8 @@ def tensor_grids(graph: Graph, grids: Mapping[str, ActivationGrid]) -> dict[int,
 
 def moves_values(layer: Any) -> bool:
     """Whether the output of `layer` holds only numbers of its input."""
+    if isinstance(layer, _LAYERS.Activation):
+        return adapters.is_linear(layer.activation)
     return isinstance(layer, _MOVES) or _is(layer, _MOVING_OPERATIONS)
 
 
@@ -237,7 +245,17 @@ def fuses_into_producer(graph: Graph, node: Node) -> bool:
 
 
 def _fuses_relu(layer: Any) -> bool:
-    return isinstance(layer, _FUSES_RELU) and activation_function(layer) is None
+    fuses = isinstance(layer, _FUSES_RELU) or _is(layer, _FUSING_OPERATIONS)
+    return (fuses or affine_axis(layer) is not None) and activation_function(layer) is None
+
+
+def _adds_constant(node: Node) -> bool:
+    """Whether `node` is `x + c` or `x - c`, for a number `c`."""
+    if not _is(node.layer, ("Add", "Subtract")) or len(node.inputs) != 1:
+        return False
+    values = node.arguments.args
+    last = values[-1] if node.layer.__class__.__name__ == "Subtract" else None
+    return last is not node.inputs[0] and any(isinstance(v, int | float) for v in values)
 
 
 def separable_activation(layer: Any) -> Any:

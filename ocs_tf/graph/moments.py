@@ -18,6 +18,7 @@ from scipy.special import ndtri
 
 from ocs_tf.graph import adapters
 from ocs_tf.graph.activations import activation_function
+from ocs_tf.graph.affine import affine, affine_axis
 from ocs_tf.graph.reader import Graph, Node
 
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -73,6 +74,9 @@ def _of_call(node: Node, inputs: list[Moments | None]) -> Moments | None:
     if len(inputs) > 1:
         return None
     mean, variance = means[0], variances[0]
+    if affine_axis(layer) is not None:
+        gain, shift = affine(layer, len(mean))
+        return gain * mean + shift, np.square(gain) * variance
     if isinstance(layer, _KEEP):
         return mean, variance
     if isinstance(layer, _FLAT):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.adapters import KernelAdapter
+from ocs_tf.graph.affine import affine, affine_axis
 from ocs_tf.graph.flat import flat
 from ocs_tf.graph.tracing import nodes_in_order
 
@@ -41,14 +42,15 @@ class KernelSite:
     Attributes:
         layer: the layer or cell that has it.
         adapter: what is known of it.
-        batch_norm: what is folded into it, if anything.
+        batch_norm: what is folded into it, if anything: a batch norm, or another affine layer
+            (`graph.affine`).
         owner: the layer of the model that it is in: `layer` itself but in composites.
         part: its path in the owner; see `graph.composites`. Empty if the layer is the owner.
     """
 
     layer: Any
     adapter: KernelAdapter
-    batch_norm: keras.layers.BatchNormalization | None
+    batch_norm: keras.layers.Layer | None
     owner: Any
     part: str = ""
 
@@ -67,7 +69,7 @@ class KernelSite:
         kernel, bias = self.adapter.read(self.layer)
         if self.batch_norm is None:
             return kernel, bias
-        gain, shift = batch_norm_affine(self.batch_norm)
+        gain, shift = affine(self.batch_norm, kernel.shape[-1])
         folded = np.empty(kernel.shape, np.float32)
         np.multiply(kernel, gain, out=folded, casting="same_kind")  # in float64, piece by piece
         return folded, (shift + gain * (0 if bias is None else bias)).astype(np.float32)
@@ -164,10 +166,11 @@ class Graph:
 
     def foldable_norm(
         self, layer: Any, *, may_be_output: bool = False
-    ) -> keras.layers.BatchNormalization | None:
-        """The batch norm directly behind `layer` (float or quantized), if nothing else reads it.
+    ) -> keras.layers.Layer | None:
+        """The batch norm, or other affine layer, directly behind `layer` (float or quantized).
 
-        One that is an output of the model keeps its name there, unless `may_be_output`.
+        `None` if something else reads what is between them. One that is an output of the model
+        keeps its name there, unless `may_be_output`.
         """
         calls = self.calls(layer)
         adapter = adapters.any_adapter(layer)
@@ -175,7 +178,8 @@ class Graph:
         if len(calls) != 1 or not direct or not adapters.is_linear(layer.activation):
             return None
         reader = self.only_consumer(calls[0].outputs[0])
-        if reader is None or type(reader.layer) is not keras.layers.BatchNormalization:
+        axis = None if reader is None else affine_axis(reader.layer)
+        if reader is None or axis is None:
             return None
         if len(self.calls(reader.layer)) != 1:
             return None
@@ -184,20 +188,8 @@ class Graph:
         if reader.arguments.kwargs.get("training"):
             return None  # it normalizes by each batch's own statistics
         rank = len(reader.outputs[0].shape)
-        on_channels = reader.layer.axis % rank == adapters.channel_axis(layer) % rank
+        on_channels = axis % rank == adapters.channel_axis(layer) % rank
         return reader.layer if on_channels else None
-
-
-def batch_norm_affine(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
-    """Gain and shift of a batch norm at inference, float64 `[C]`: `y = gain * x + shift`."""
-    mean, variance = (np.asarray(v, np.float64) for v in (norm.moving_mean, norm.moving_variance))
-    gain = 1 / np.sqrt(variance + norm.epsilon)
-    if norm.scale:
-        gain = gain * np.asarray(norm.gamma, np.float64)
-    shift = -mean * gain
-    if norm.center:
-        shift = shift + np.asarray(norm.beta, np.float64)
-    return gain, shift
 
 
 def _nodes(model: keras.Model) -> Iterator[Node]:

@@ -12,7 +12,8 @@ import numpy as np
 from ocs_tf import layers
 from ocs_tf.graph import composites
 from ocs_tf.graph.activations import AVERAGE_POOLS, kernel_output_grid, tensor_grids
-from ocs_tf.graph.reader import Graph, batch_norm_affine
+from ocs_tf.graph.affine import affine
+from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel, code_limit
 
 
@@ -199,7 +200,7 @@ def _round_shift(norm: keras.layers.BatchNormalization, grid: ActivationGrid | N
     """
     if grid is None or not norm.center:
         return
-    gain, shift = batch_norm_affine(norm)
+    gain, shift = affine(norm, norm.moving_mean.shape[0])
     step = np.abs(gain) / code_limit(8) * grid.scale
     rounded = np.rint(shift / np.where(step == 0, 1, step)) * step
     norm.beta.assign(np.asarray(norm.beta) + np.where(step == 0, 0, rounded - shift))

@@ -69,6 +69,19 @@ def _shared(x):
     return layers.Dense(3, name="head")(layers.Flatten()(conv(conv(x))))
 
 
+def _gated(x):
+    y = layers.Activation("hard_swish", name="swish")(layers.Conv2D(6, 3, name="a")(x))
+    gate = layers.Conv2D(6, 1, name="gate")(layers.GlobalAveragePooling2D(keepdims=True)(y))
+    gate = layers.ReLU(6.0)(gate + 3.0) * (1 / 6)  # a hard sigmoid, as MobileNetV3 has it
+    return layers.Conv2D(4, 3, name="b")(layers.Multiply()([y, gate]))
+
+
+def _normed(x):
+    y = layers.LayerNormalization(name="norm")(layers.Conv2D(6, 3, padding="same", name="a")(x))
+    y = layers.Dense(6, name="c")(layers.Dense(12, activation="gelu", name="b")(y))
+    return layers.Conv2D(4, 3, name="d")(layers.Rescaling(0.5)(y) + x)
+
+
 MODELS: dict[str, Callable[[], keras.Model]] = {
     "residual": lambda: single(_residual),
     "dense-block": lambda: single(_dense_block),
@@ -87,6 +100,23 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "groups-and-multiplier": lambda: single(
         lambda x: layers.Conv2D(6, 3, groups=3, name="g")(
             layers.DepthwiseConv2D(3, depth_multiplier=2, name="dw", activation="relu")(x)
+        )
+    ),
+    "gated": lambda: single(_gated),
+    "layer-norm": lambda: single(_normed),
+    "rescaled": lambda: single(
+        lambda x: layers.Conv2D(4, 3, padding="same", name="c")(
+            layers.ZeroPadding2D()(layers.Rescaling(0.25, 0.5)(x))
+        )
+    ),
+    "normalized": lambda: single(
+        lambda x: layers.Conv2D(4, 3, name="c")(
+            layers.Normalization(mean=[0, 1, 2, 3, 4, 5], variance=[6, 5, 4, 3, 2, 1])(x)
+        )
+    ),
+    "float-between": lambda: single(
+        lambda x: layers.Conv2D(4, 3, name="c")(
+            layers.ELU(name="e")(layers.LeakyReLU(name="l")(layers.Conv2D(6, 3, name="b")(x)))
         )
     ),
     "relu6-alone": lambda: single(

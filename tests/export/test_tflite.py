@@ -296,19 +296,29 @@ def test_missing_ranges_are_named(tmp_path):
 def test_ranges_inside_of_a_layer_are_named(tmp_path):
     model = MODELS["swish"]()
     quantized = ocs_tf.convert(model, representative_dataset=samples(model), verbose=False)
-    model = single(lambda x: layers.LayerNormalization()(layers.Conv2D(4, 3, name="c")(x)))
+    model = single(
+        lambda x: layers.Activation("hard_sigmoid")(layers.ReLU()(layers.Conv2D(4, 3)(x)))
+    )
     quantized = ocs_tf.convert(model, representative_dataset=samples(model), verbose=False)
     with pytest.raises(ValueError, match="is not known; pass representative_dataset"):
         ocs_tf.export_tflite(quantized, tmp_path / "model.tflite")
 
 
-def test_operator_without_integer_form_is_refused(tmp_path):
+def test_operator_without_integer_form_is_refused_if_strict(tmp_path):
     model = single(lambda x: layers.LeakyReLU()(layers.Conv2D(4, 3, name="c")(x)))
     data = samples(model)
     quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
-    with pytest.raises(tflite.VerificationError, match="LEAKY_RELU"):
-        ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", representative_dataset=data)
+    path = tmp_path / "m.tflite"
+    with pytest.raises(tflite.VerificationError, match=r"LEAKY_RELU has no int8 form: leaky_re_lu"):
+        ocs_tf.export_tflite(quantized, path, representative_dataset=data, strict=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_in_float_are_named_and_need_no_ranges(tmp_path):
+    model = MODELS["layer-norm"]()
+    quantized = ocs_tf.convert(model, representative_dataset=samples(model), verbose=False)
+    result = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite")
+    assert result.notes == ["1 layer is computed in float, since NEG has no int8 form: norm."]
 
 
 def test_existing_file_is_kept_unless_told(tmp_path):

@@ -73,6 +73,25 @@ SITES: dict[str, tuple[Callable[[], keras.Model], str]] = {
     "relu-behind": (lambda: chain(conv("a"), layers.ReLU(name="r")), "in r"),
     "relu6-behind": (lambda: chain(conv("a"), layers.ReLU(6, name="r")), "in r"),
     "activation-behind": (lambda: chain(conv("a"), layers.Activation("relu", name="r")), "in r"),
+    "constant-added-and-relu6": (
+        lambda: chain(conv("a"), lambda x: x + 3.0, layers.ReLU(6, name="r"), conv("b")),
+        "in r b",
+    ),
+    "constant-added": (lambda: chain(conv("a"), lambda x: 3.0 + x, conv("b")), "in add b"),
+    "constant-subtracted": (lambda: chain(conv("a"), lambda x: x - 3.0), "in subtract"),
+    "subtracted-from-constant": (lambda: chain(conv("a"), lambda x: 3.0 - x), "in a subtract"),
+    "linear-activation": (
+        lambda: chain(conv("a"), layers.Activation("linear", name="l"), conv("b")),
+        "in a b",
+    ),
+    "folded-rescaling": (
+        lambda: chain(conv("a"), layers.Rescaling(0.5, name="s"), conv("b")),
+        "in a b",
+    ),
+    "rescaling-and-relu": (
+        lambda: chain(layers.Rescaling(0.5, 1, name="s"), layers.ReLU(name="r"), conv("b")),
+        "in r b",
+    ),
     "leaky-relu-behind": (
         lambda: chain(conv("a"), layers.ReLU(negative_slope=0.1, name="r")),
         "in a r",

@@ -43,6 +43,7 @@ TAILS: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "relu": (layers.ReLU(), True),
     "relu6": (layers.ReLU(6.0), True),
     "leaky": (layers.LeakyReLU(0.1), True),
+    "rescaling": (layers.Rescaling(-0.5, 0.25), True),
     "swish": (layers.Activation("swish"), True),
     "concatenation": (lambda x: layers.Concatenate()([x, layers.ReLU()(x)]), True),
     "dropout": (layers.Dropout(0.5), True),

@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf.graph.reader import Graph, batch_norm_affine
+from ocs_tf.graph.reader import Graph
 
 SHAPE = (6, 6, 4)
 
@@ -129,17 +129,6 @@ def test_batch_norm_that_cannot_be_folded_stays(
 
 def test_folding_can_be_switched_off() -> None:
     assert Graph(FOLDED["conv"](), fold_batch_norm=False).folded == set()
-
-
-@pytest.mark.parametrize("scale", [True, False], ids=["scale", "no-scale"])
-@pytest.mark.parametrize("center", [True, False], ids=["center", "no-center"])
-def test_batch_norm_affine(
-    scale: bool, center: bool, randomize: Any, rng: np.random.Generator
-) -> None:
-    model = randomize(chain(norm(scale=scale, center=center, epsilon=0.01)))
-    gain, shift = batch_norm_affine(model.get_layer("norm"))
-    x = rng.normal(size=(2, *SHAPE)).astype(np.float32)
-    np.testing.assert_allclose(gain * x + shift, np.asarray(model(x)), atol=1e-5)
 
 
 def test_nodes_are_in_topological_order() -> None:

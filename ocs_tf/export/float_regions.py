@@ -1,0 +1,162 @@
+"""What stays in float in an int8 file: operators without an integer form, and those around them.
+
+The Keras model computes a layer in float and rounds its output. If one operator of a layer has no
+integer form, all of the layer is computed like that in the file, too: from a tensor on a grid,
+behind a DEQUANTIZE, to the next one, in front of a QUANTIZE.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from ai_edge_litert import schema_py_generated as schema
+
+from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export.grid_rules import Grid, grid_rule
+
+# Operators that ai-edge-quantizer writes with int8 activations: "static_wi8_ai8" in its
+# default_policy.py, by their names in the schema.
+_INTEGER_FORMS = """
+    ADD AVERAGE_POOL_2D BATCH_MATMUL BROADCAST_TO CONCATENATION CONV_2D DEPTHWISE_CONV_2D DIV
+    DYNAMIC_UPDATE_SLICE EQUAL FULLY_CONNECTED GATHER GATHER_ND GELU HARD_SWISH LOGISTIC MAXIMUM
+    MAX_POOL_2D MEAN MIRROR_PAD MUL NOT_EQUAL PACK PAD PADV2 REDUCE_MIN RELU RESHAPE
+    RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SELECT SELECT_V2 SLICE SOFTMAX SPACE_TO_DEPTH
+    SPLIT SQRT SQUARED_DIFFERENCE STABLEHLO_COMPOSITE STRIDED_SLICE SUB SUM TANH TRANSPOSE
+    TRANSPOSE_CONV UNPACK
+"""
+INTEGER_FORMS = frozenset(_INTEGER_FORMS.split())
+_READS_NO_NUMBERS = ("SHAPE",)
+
+
+def float_operators(model: Any, on_grids: Iterable[str]) -> set[int]:
+    """Indices of the operators of a float model that are to stay in float.
+
+    Arguments:
+        model: as `_flatbuffer.read` returns it.
+        on_grids: names of the activation tensors that are rounded in any case.
+    """
+    graph = model.subgraphs[0]
+    activations = set(fb.float_activations(model).values())
+    border = _border(model, set(on_grids))
+    left = {
+        index
+        for index, op in enumerate(graph.operators)
+        if fb.op_name(model, op) not in (*INTEGER_FORMS, *_READS_NO_NUMBERS)
+        and any(i in activations for i in (*op.inputs, *op.outputs))
+    }
+    touching: dict[int, list[int]] = {}
+    for index, op in enumerate(graph.operators):
+        for i in (*op.inputs, *op.outputs):
+            touching.setdefault(i, []).append(index)
+    waiting = list(left)
+    while waiting:
+        op = graph.operators[waiting.pop()]
+        inside = {i for i in (*op.inputs, *op.outputs) if i in activations and i not in border}
+        found = {index for i in inside for index in touching[i]} - left
+        left |= found
+        waiting.extend(found)
+    return left
+
+
+def inside(model: Any, left: Collection[int], on_grids: Iterable[str]) -> set[str]:
+    """Names of the tensors that only operators in float compute and read."""
+    graph = model.subgraphs[0]
+    border = _border(model, set(on_grids))
+    touched = {
+        i
+        for index in left
+        for i in (*graph.operators[index].inputs, *graph.operators[index].outputs)
+    }
+    return {
+        name for name, i in fb.float_activations(model).items() if i in touched and i not in border
+    }
+
+
+def _border(model: Any, on_grids: set[str]) -> set[int]:
+    """Indices of tensors that are rounded: as given, or as operators make them from such ones."""
+    graph = model.subgraphs[0]
+    activations = fb.float_activations(model)
+    border = {i for name, i in activations.items() if name in on_grids}
+    border |= {i for i in (*graph.inputs, *graph.outputs) if i in activations.values()}
+    for op in graph.operators:
+        if grid_rule(fb.op_name(model, op)) in ("input", "fixed") and op.inputs[0] in border:
+            border.update(op.outputs)
+    return border
+
+
+def describe(
+    model: Any, left: Collection[int], layers: Collection[str], matches: Mapping[str, str]
+) -> str:
+    """A note that names the layers in float, and the operators that are the reason.
+
+    Arguments:
+        model, left: as above.
+        layers: names of all layers.
+        matches: the layers that are known to make tensors, by the tensors' names.
+    """
+    graph = model.subgraphs[0]
+    names: dict[str, None] = {}  # in order
+    for index in sorted(left):
+        tensor = fb.name(graph.tensors[graph.operators[index].outputs[0]])
+        clear = max(layers, key=lambda layer: fb.name_affinity(tensor, layer))
+        names[clear if fb.name_affinity(tensor, clear) else matches.get(tensor, tensor)] = None
+    kinds = {fb.op_name(model, graph.operators[index]) for index in left} - INTEGER_FORMS
+    return (
+        f"{len(names)} {'layer is' if len(names) == 1 else 'layers are'} computed in float, since"
+        f" {', '.join(sorted(kinds))} {'has' if len(kinds) == 1 else 'have'} no int8 form:"
+        f" {', '.join(names)}."
+    )
+
+
+def round_between(model: Any, grids: Mapping[str, Grid]) -> None:
+    """Round to its grid what one operator in float computes and another one reads, in place."""
+    graph = model.subgraphs[0]
+    for index, tensor in list(enumerate(graph.tensors)):
+        grid = grids.get(fb.name(tensor))
+        readers = [
+            op
+            for op in graph.operators
+            if index in list(op.inputs) and fb.op_name(model, op) not in ("QUANTIZE", "SHAPE")
+        ]
+        if grid is None or tensor.type != fb.FLOAT32 or not readers:
+            continue
+        codes = _twin(graph, index, "codes")
+        codes.type = schema.TensorType.INT8
+        codes.quantization = schema.QuantizationParametersT()
+        codes.quantization.scale, codes.quantization.zeroPoint = [grid.scale], [grid.zero_point]
+        _twin(graph, index, "rounded")
+        for op in readers:
+            op.inputs = [len(graph.tensors) - 1 if i == index else i for i in op.inputs]
+        where = next((n + 1 for n, op in enumerate(graph.operators) if index in op.outputs), 0)
+        graph.operators[where:where] = [
+            _border_operator(model, "QUANTIZE", index, len(graph.tensors) - 2),
+            _border_operator(model, "DEQUANTIZE", len(graph.tensors) - 2, len(graph.tensors) - 1),
+        ]
+
+
+def _twin(graph: Any, index: int, suffix: str) -> Any:
+    """A new tensor like that of `index`, at the end."""
+    tensor = copy.copy(graph.tensors[index])
+    tensor.name = f"{fb.name(tensor)};{suffix}".encode()
+    tensor.buffer = 0
+    graph.tensors.append(tensor)
+    return tensor
+
+
+def _border_operator(model: Any, kind: str, given: int, made: int) -> Any:
+    """A new operator; one of its kind may be in the model already."""
+    builtin = getattr(schema.BuiltinOperator, kind)
+    codes = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in model.operatorCodes]
+    if builtin not in codes:
+        code = schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = builtin
+        code.version = 1
+        model.operatorCodes.append(code)
+        codes.append(builtin)
+    op = schema.OperatorT()
+    op.opcodeIndex, op.inputs, op.outputs = codes.index(builtin), [given], [made]
+    op.builtinOptionsType = getattr(schema.BuiltinOptions, f"{kind.capitalize()}Options")
+    op.builtinOptions = getattr(schema, f"{kind.capitalize()}OptionsT")()
+    return op

@@ -1,0 +1,89 @@
+"""Which operators of a float file stay in float, and what is between them."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert import interpreter as litert
+from ai_edge_quantizer import default_policy
+from keras import layers
+
+from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import float_regions
+from tests.export.files import Grid, to_tflite
+
+
+def read(build) -> tuple:
+    """A float file of `build`, and the names of its activations by operator."""
+    x = keras.Input((4, 4, 6), batch_size=1, name="x")
+    model = fb.read(to_tflite(keras.Model(x, build(x))))
+    graph = model.subgraphs[0]
+    return model, [fb.name(graph.tensors[op.outputs[0]]) for op in graph.operators]
+
+
+def kinds(model, indices) -> list[str]:
+    return [fb.op_name(model, model.subgraphs[0].operators[index]) for index in sorted(indices)]
+
+
+def test_integer_forms_are_those_of_the_quantizer():
+    policy = json.loads(default_policy.DEFAULT_JSON_POLICY)["ops_per_config"]["static_wi8_ai8"]
+    known = set(policy) - {"INPUT", "OUTPUT", "CONV_2D_TRANSPOSE"} | {"TRANSPOSE_CONV"}
+    assert known == float_regions.INTEGER_FORMS
+
+
+def test_nothing_stays_in_float_where_all_have_integer_forms():
+    model, _ = read(lambda x: layers.Activation("gelu")(layers.Conv2D(3, 3)(x)))
+    assert float_regions.float_operators(model, []) == set()
+
+
+def test_a_layer_is_in_float_from_grid_to_grid():
+    model, names = read(
+        lambda x: layers.Conv2D(2, 1)(layers.LayerNormalization()(layers.Conv2D(3, 3)(x)))
+    )
+    on_grids = [names[0], names[-2]]
+    left = float_regions.float_operators(model, on_grids)
+    assert left == set(range(1, len(names) - 1))
+    assert "NEG" in kinds(model, left)
+    assert float_regions.inside(model, left, on_grids) == set(names[1:-2])
+
+
+def test_what_moves_numbers_on_a_grid_ends_a_region():
+    """A reader of the pooled tensor with an integer form is not drawn in."""
+
+    def build(x):
+        pooled = layers.MaxPooling2D(2)(layers.Conv2D(6, 1)(x))
+        return layers.Add()([layers.ELU()(pooled), layers.Conv2D(6, 1)(pooled)])
+
+    model, names = read(build)
+    order = kinds(model, range(len(names)))
+    on_grids = [name for name, kind in zip(names, order, strict=True) if kind != "MAX_POOL_2D"]
+    left = float_regions.float_operators(model, on_grids)
+    assert kinds(model, left) == ["ELU"]
+    assert float_regions.inside(model, left, on_grids) == set()
+
+
+@pytest.mark.parametrize("kind", ["ELU", "EXP"])
+def test_description(kind):
+    function = {"ELU": layers.ELU(name="bend"), "EXP": layers.Activation("exponential", name="e")}
+    model, _ = read(lambda x: layers.Conv2D(3, 1)(function[kind](x)))
+    name = function[kind].name
+    text = float_regions.describe(model, {0}, [name, "other"], {})
+    assert text == f"1 layer is computed in float, since {kind} has no int8 form: {name}."
+
+
+def test_rounding_between_operators_in_float():
+    model, names = read(lambda x: layers.ELU()(layers.LeakyReLU()(x)))
+    grid = Grid.of(-1.0, 2.0)
+    float_regions.round_between(model, {names[0]: grid})
+    assert kinds(model, range(4)) == ["LEAKY_RELU", "QUANTIZE", "DEQUANTIZE", "ELU"]
+    x = np.random.default_rng(0).normal(size=(1, 4, 4, 6)).astype(np.float32)
+    interpreter = litert.Interpreter(model_content=fb.write(model))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    got = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    rounded = grid.round(np.asarray(layers.LeakyReLU()(x)))
+    np.testing.assert_allclose(got, np.asarray(layers.ELU()(rounded)), atol=1e-5)
