@@ -23,6 +23,7 @@ def activation_grids(
     config: Config,
     bits: int,
     split: Collection[str] = (),
+    tables: Mapping[str, ActivationGrid] | None = None,
 ) -> dict[str, ActivationGrid | OracleGrid]:
     """A grid for every site, one for all sites of a group.
 
@@ -30,6 +31,7 @@ def activation_grids(
         statistics: of all sites but those with a `fixed` function, by key; of channels, too, where
             these are going to be split.
         split: keys of the sites whose channels are going to be split, each alone in its group.
+        tables: grids of the lookups whose output is on that of their table.
     """
     by_group: dict[str, Statistics] = {}
     for site in sites:
@@ -40,7 +42,9 @@ def activation_grids(
         group: (_split_grid if group in groups else _grid)(seen, config, bits)
         for group, seen in by_group.items()
     }
-    return {s.key: fixed_grid(s.fixed, bits) if s.fixed else grids[s.group] for s in sites}
+    prescribed = {s.key: fixed_grid(s.fixed, bits) for s in sites if s.fixed not in (None, "lookup")}
+    prescribed |= {s.key: tables[s.key] for s in sites if tables and s.key in tables}
+    return {s.key: prescribed.get(s.key) or grids[s.group] for s in sites}
 
 
 def _grid(

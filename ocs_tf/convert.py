@@ -25,6 +25,7 @@ from ocs_tf.graph.splittable import splittable_sites
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 from ocs_tf.planning import (
     PROGRESS_DELAY,
+    TABLE_BITS,
     Plan,
     check_not_quantized,
     layer_options,
@@ -109,8 +110,11 @@ def plan(
     )
     if bits is None:
         return result
-    find = all_sites if config.activation_scope == "all" else input_sites
-    sites = find(graph, set(result.layers))
+    tables = _table_grids(graph, result, bits)
+    if config.activation_scope == "all":
+        sites = all_sites(graph, set(result.layers), tables)
+    else:
+        sites = input_sites(graph, set(result.layers))
     observed = {site.key: site.tensors for site in sites if not site.fixed}
     through = {site.key: site.through for site in sites if site.through is not None}
 
@@ -127,7 +131,7 @@ def plan(
     statistics = calibrate(
         graph.model, observed, bar, through=through, histogram=histogram, channels=split
     )
-    grids = activation_grids(sites, statistics, config, bits, split)
+    grids = activation_grids(sites, statistics, config, bits, split, tables)
     return dataclasses.replace(result, activations=grids)
 
 
@@ -196,6 +200,17 @@ def apply(
     if model.compiled:
         _compile_like(model, result)
     return result
+
+
+def _table_grids(graph: Graph, plan: Plan, bits: int) -> dict[str, ActivationGrid]:
+    """Of lookups in tables of one step: what they find is on that grid, as in a runtime."""
+    return {
+        name: ActivationGrid(bits, float(layer_plan.step()))
+        for name, layer_plan in plan.layers.items()
+        if graph.kernels[name].adapter.is_lookup
+        and layer_plan.granularity == "tensor"
+        and bits == TABLE_BITS
+    }
 
 
 def _layer_options(

@@ -28,6 +28,7 @@ _INTEGER_FORMS = """
 """
 INTEGER_FORMS = frozenset(_INTEGER_FORMS.split())
 _READS_NO_NUMBERS = ("SHAPE",)
+_MOVES_NUMBERS = ("REVERSE_V2",)  # it does not matter whether before or behind it is rounded
 
 
 def float_operators(model: Any, on_grids: Iterable[str]) -> set[int]:
@@ -81,6 +82,8 @@ def _border(model: Any, on_grids: set[str]) -> set[int]:
     border = {i for name, i in activations.items() if name in on_grids}
     border |= {i for i in (*graph.inputs, *graph.outputs) if i in activations.values()}
     for op in graph.operators:
+        if fb.op_name(model, op) in _MOVES_NUMBERS:
+            border.update(i for i in (*op.inputs, *op.outputs) if i in activations.values())
         if grid_rule(fb.op_name(model, op)) in ("input", "fixed") and op.inputs[0] in border:
             border.update(op.outputs)
     return border

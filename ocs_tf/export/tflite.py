@@ -280,7 +280,8 @@ def _activations(
     """
     # What goes into an activation function is a tensor of the lowered graph already, but in layers
     # that were left in float: those are one step, and the file tells the ranges inside.
-    found = all_sites(Graph(lowered.model), quantized=set())
+    tables = [kernel.layer for kernel in lowered.kernels if kernel.kind == "lookup"]
+    found = all_sites(Graph(lowered.model), quantized=set(), tables=tables)
     sites = [site for site in found if not site.fixed]
     by_group = _grids_by_group(sites, lowered, dataset)
     sample = _sample(lowered, dataset)

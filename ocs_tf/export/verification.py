@@ -149,11 +149,12 @@ def _verify_unchanged(model: Any, result: Any, old: Any, new: Any) -> None:
 
 def _verify_bias(model: Any, float_op: Any, result: Any, op: Any) -> None:
     """The int32 bias holds the float bias to within one of its steps: it has not overflowed."""
-    if len(op.inputs) < 3 or op.inputs[2] < 0:
+    at = 3 if fb.op_name(result, op) == "TRANSPOSE_CONV" else 2
+    if len(op.inputs) <= at or op.inputs[at] < 0:
         return
-    bias = result.subgraphs[0].tensors[op.inputs[2]]
+    bias = result.subgraphs[0].tensors[op.inputs[at]]
     grid = fb.grid(bias)
-    given = fb.constant(model, model.subgraphs[0].tensors[float_op.inputs[2]]).astype(np.float64)
+    given = fb.constant(model, model.subgraphs[0].tensors[float_op.inputs[at]]).astype(np.float64)
     step = np.ones(1) if grid is None else grid[0].astype(np.float64)
     if np.any(np.abs(fb.constant(result, bias) * step - given) > step + 1e-6 * np.abs(given)):
         raise VerificationError(

@@ -93,6 +93,8 @@ def write_int8(
     model = fb.read_straight(float_model)
     _check_activations(model, grids, ranges, left_float)
     assigned = _assign(model, kernels, "int8")
+    # Operators without an integer form read floats, which are codes times steps all the same.
+    assigned = {place: kernel for place, kernel in assigned.items() if place[1] not in left_float}
     engine = quantizer.Quantizer(fb.write(model))
     engine.update_quantization_recipe(
         ".*", qtyping.TFLOperationName.ALL_SUPPORTED, _recipe("int8", per_channel=True)
@@ -107,6 +109,7 @@ def write_int8(
             )
     quantized = _quantize(engine, statistics)
     _read_shapes_off_codes(quantized)
+    _type_unread_parts(quantized)
     if left_float:
         float_regions.round_between(quantized, grids)
     result = _finish(quantized, assigned)
@@ -231,10 +234,13 @@ def _kernel_recipes(
         op, tensors = fb.operator(model, place), model.subgraphs[place[0]].tensors
         weights = tensors[kernel_input(model, op)]
         bound = _kernel_bound(kernel, fb.op_name(model, op), len(fb.shape(weights)))
-        statistics[fb.name(weights)] = {"min": -bound, "max": bound}
+        low = -bound
+        if fb.op_name(model, op) == "GATHER" and activations == "int8":
+            low = low * (ACTIVATION_MIN / -CODE_MAX)  # a table is an activation, as far as it goes
+        statistics[fb.name(weights)] = {"min": low, "max": bound}
         engine.update_quantization_recipe(
             f"^{re.escape(fb.name(tensors[op.outputs[0]]))};$",
-            qtyping.TFLOperationName(fb.op_name(model, op)),
+            qtyping.TFLOperationName(_quantizer_name(fb.op_name(model, op))),
             _recipe(activations, per_channel=bound.size > 1),
         )
     return statistics
@@ -252,13 +258,17 @@ def _activation_statistics(
     return statistics
 
 
+def _quantizer_name(op_name: str) -> str:
+    """What ai-edge-quantizer calls an operator."""
+    return "CONV_2D_TRANSPOSE" if op_name == "TRANSPOSE_CONV" else op_name
+
+
 def _leave_float(engine: quantizer.Quantizer, model: Any, left_float: Collection[int]) -> None:
     """Tell ai-edge-quantizer which operators not to touch."""
     graph = model.subgraphs[0]
     for index in left_float:
         op = graph.operators[index]
-        kind = "CONV_2D_TRANSPOSE" if fb.op_name(model, op) == "TRANSPOSE_CONV" else None
-        kind = kind or fb.op_name(model, op)
+        kind = _quantizer_name(fb.op_name(model, op))
         if kind in {name.value for name in qtyping.TFLOperationName}:
             engine.update_quantization_recipe(
                 f"^{re.escape(fb.name(graph.tensors[op.outputs[0]]))};$",
@@ -318,7 +328,7 @@ def _kernel_bound(kernel: ExportKernel, op_name: str, rank: int) -> np.ndarray:
     one step.
     """
     bound = kernel.scale.astype(np.float64) * CODE_MAX
-    if op_name == "FULLY_CONNECTED" and bound.ndim == 0:
+    if op_name in ("FULLY_CONNECTED", "GATHER") and bound.ndim == 0:
         return bound.reshape([1] * rank)
     axis = 3 if op_name == "DEPTHWISE_CONV_2D" else 0
     shape = [kernel.channels if i == axis else 1 for i in range(rank)]
@@ -340,6 +350,16 @@ def _read_shapes_off_codes(model: Any) -> None:
     graph.operators = [
         op for op in graph.operators if op.outputs[0] not in codes or op.outputs[0] in used
     ]
+
+
+def _type_unread_parts(model: Any) -> None:
+    """Give those parts of a SPLIT that nobody reads, which were left in float, the others' type."""
+    tensors = model.subgraphs[0].tensors
+    for op in model.subgraphs[0].operators:
+        if fb.op_name(model, op) == "SPLIT" and fb.type_name(tensors[op.inputs[1]]) == "int8":
+            for part in (tensors[i] for i in op.outputs):
+                part.type = tensors[op.inputs[1]].type
+                part.quantization = tensors[op.inputs[1]].quantization
 
 
 def _raise_versions(model: Any) -> None:

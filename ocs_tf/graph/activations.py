@@ -10,7 +10,7 @@ grids that the TFLite quantization specification fixes for them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -74,7 +74,8 @@ class Site:
             `fixed` is given.
         through: a layer to put their values through first, or `None`.
         group: sites of one group share a grid.
-        fixed: the function whose output grid is prescribed, or `None`.
+        fixed: the function whose output grid is prescribed, `"lookup"` where it is that of a
+            table, or `None`.
     """
 
     key: str
@@ -106,18 +107,22 @@ def input_sites(graph: Graph, quantized: set[str]) -> list[Site]:
     return sites
 
 
-def all_sites(graph: Graph, quantized: set[str] | None = None) -> list[Site]:
+def all_sites(
+    graph: Graph, quantized: set[str] | None = None, tables: Collection[str] = ()
+) -> list[Site]:
     """The sites of every activation tensor that an integer runtime holds.
 
     `quantized` names the layers whose kernels are quantized, all by default. The others run as one
-    float step, whose inside is not rounded.
+    float step, whose inside is not rounded. `tables` names lookups whose outputs are on the grid of
+    their table.
     """
-    return _SiteFinder(graph, set(graph.kernels) if quantized is None else quantized).find()
+    return _SiteFinder(graph, set(graph.kernels) if quantized is None else quantized, tables).find()
 
 
 class _SiteFinder:
-    def __init__(self, graph: Graph, quantized: set[str]) -> None:
+    def __init__(self, graph: Graph, quantized: set[str], tables: Collection[str]) -> None:
         self.graph = graph
+        self.tables = tables
         self.quantized = quantized
         self.sites: dict[str, Site] = {}
         self.group_of: dict[int, str] = {}  # tensor -> group
@@ -155,7 +160,7 @@ class _SiteFinder:
         norm = self.graph.kernels[name].batch_norm
         if norm is not None:
             output = self.graph.calls(norm)[0].outputs[0]
-        function = _fixed_function(layer)
+        function = "lookup" if name in self.tables else _fixed_function(layer)
         key = f"{name}:preactivation"
         if separable_activation(layer) is not None and name in self.quantized:
             linear = without_activation(layer, node.inputs[0].shape)
