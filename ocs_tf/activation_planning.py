@@ -42,7 +42,9 @@ def activation_grids(
         group: (_split_grid if group in groups else _grid)(seen, config, bits)
         for group, seen in by_group.items()
     }
-    prescribed = {s.key: fixed_grid(s.fixed, bits) for s in sites if s.fixed not in (None, "lookup")}
+    prescribed = {
+        s.key: fixed_grid(s.fixed, bits) for s in sites if s.fixed not in (None, "lookup")
+    }
     prescribed |= {s.key: tables[s.key] for s in sites if tables and s.key in tables}
     return {s.key: prescribed.get(s.key) or grids[s.group] for s in sites}
 

@@ -28,7 +28,7 @@ _INTEGER_FORMS = """
 """
 INTEGER_FORMS = frozenset(_INTEGER_FORMS.split())
 _READS_NO_NUMBERS = ("SHAPE",)
-_MOVES_NUMBERS = ("REVERSE_V2",)  # it does not matter whether before or behind it is rounded
+_MOVES_NUMBERS = ("REVERSE_V2", "TILE")  # it does not matter whether before or behind it is rounded
 
 
 def float_operators(model: Any, on_grids: Iterable[str]) -> set[int]:

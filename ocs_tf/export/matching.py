@@ -12,6 +12,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import masks
 
 _TOLERANCE = 1e-4  # of the tensor's largest magnitude: float sums in another order, no more
 _THREADS = 2
@@ -72,9 +73,10 @@ def match_tensors(
 
 
 def measure_ranges(float_model: bytes, dataset: Iterable[Sample]) -> dict[str, tuple[float, float]]:
-    """True minimum and maximum of every float activation of a .tflite file over a dataset.
+    """Minimum and maximum of every float activation of a .tflite file over a dataset.
 
-    One pass; no activation outlives its sample.
+    One pass; no activation outlives its sample. What lies so far below the largest input of a
+    softmax that nothing is left of it does not count as the minimum.
 
     Arguments:
         float_model: a float .tflite file with fixed input shapes.
@@ -87,11 +89,14 @@ def measure_ranges(float_model: bytes, dataset: Iterable[Sample]) -> dict[str, t
         ValueError: if the dataset is empty, does not fit the model, or a tensor is not finite.
     """
     runner = _Runner(float_model)
+    scores = masks.softmax_inputs(fb.read_straight(float_model))
     ranges: dict[str, tuple[float, float]] = {}
     for batch in dataset:
         for values in runner.run(batch):
             for name, value in values.items():
                 low, high = float(value.min()), float(value.max())
+                if name in scores:
+                    low = max(low, float(value.max(-1).min()) - masks.NEGLIGIBLE)
                 if not (np.isfinite(low) and np.isfinite(high)):
                     raise ValueError(f"activation {name!r} is not finite: range {(low, high)}")
                 least, most = ranges.get(name, (low, high))

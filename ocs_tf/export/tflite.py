@@ -17,7 +17,7 @@ import numpy as np
 from ocs_tf import data
 from ocs_tf.calibration import calibrate
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export import edge_tpu, float_regions, int4, lowering, matching, packed, writer
+from ocs_tf.export import edge_tpu, float_regions, int4, lowering, masks, matching, packed, writer
 from ocs_tf.export.lowering import Lowered, lower
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.graph.activations import Site, all_sites
@@ -150,6 +150,8 @@ def export_tflite(
     if target == "int4":
         int4.check(lowered.kernels, activations)
     content = convert_float(lowered.model)
+    if form.integer:
+        content = masks.limit_masks(content)
     ops: list[edge_tpu.OpReport] = []
     if form.integer:
         open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
