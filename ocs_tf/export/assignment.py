@@ -17,7 +17,17 @@ import numpy as np
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.numerics.grid import code_limit
 
-KINDS = ("conv", "dense", "depthwise", "transposed", "lookup")
+# The operator that each kind of kernel is for; a convolution of one channel may also be a depthwise
+# one, or the other way around.
+KINDS = {
+    "conv": "CONV_2D",
+    "conv3d": "CONV_3D",
+    "dense": "FULLY_CONNECTED",
+    "depthwise": "DEPTHWISE_CONV_2D",
+    "lookup": "GATHER",
+    "transposed": "TRANSPOSE_CONV",
+    "transposed3d": "CONV_3D_TRANSPOSE",
+}
 # The operators that read a kernel, and which of their inputs it is.
 KERNEL_INPUTS = {
     "CONV_2D": 1,
@@ -28,7 +38,7 @@ KERNEL_INPUTS = {
     "GATHER": 0,
     "TRANSPOSE_CONV": 1,
 }
-_RANKS = {"conv": (4, 5), "dense": (2,), "depthwise": (4,), "transposed": (4, 5), "lookup": (2,)}
+_RANKS = {"dense": 2, "lookup": 2, "conv3d": 5, "transposed3d": 5}  # 4, of the others
 BORDER_OPS = ("QUANTIZE", "DEQUANTIZE")  # between types, computing nothing
 BITS = (4, 8)  # of builtin tensor types
 CODE_MAX = code_limit(8)  # kernels are symmetric: -128 is left out
@@ -87,10 +97,10 @@ class ExportKernel:
             refuse("kind", repr(self.kind), "one of " + ", ".join(map(repr, KINDS)))
         if self.bits not in BITS:
             refuse("bits", self.bits, "one of " + ", ".join(map(str, BITS)))
-        ranks = _RANKS[self.kind]
-        if self.codes.dtype != np.int8 or self.codes.ndim not in ranks:
+        rank = _RANKS.get(self.kind, 4)
+        if self.codes.dtype != np.int8 or self.codes.ndim != rank:
             found = f"{self.codes.dtype} {list(self.codes.shape)}"
-            refuse("codes", found, f"int8 of rank {ranks[0]} for kind {self.kind!r}")
+            refuse("codes", found, f"int8 of rank {rank} for kind {self.kind!r}")
         limit = code_limit(self.bits)
         low, high = self.codes.min(initial=0), self.codes.max(initial=0)
         if low < -limit or high > limit:
@@ -162,23 +172,18 @@ def layout(kernel: Kernel, op_name: str) -> tuple[np.ndarray, np.ndarray] | None
     codes = kernel.codes
     per_channel = np.broadcast_to(kernel.scale, (kernel.channels,))
     kind = kernel.kind
-    if op_name == "GATHER":
-        return (codes, per_channel) if kind == "lookup" else None
+    alike = {"CONV_2D", "DEPTHWISE_CONV_2D"}
+    same = KINDS[kind] == op_name or (alike == {KINDS[kind], op_name} and codes.shape[2] == 1)
+    if not same:
+        return None
+    if op_name in ("GATHER", "CONV_3D"):
+        return codes, per_channel
     if op_name == "FULLY_CONNECTED":
-        return (codes.T, per_channel[:, None]) if kind == "dense" else None
-    if op_name == "CONV_3D":
-        return (codes, per_channel) if kind == "conv" and codes.ndim == 5 else None
+        return codes.T, per_channel[:, None]
     if op_name == "CONV_3D_TRANSPOSE":
-        swapped = codes.swapaxes(-1, -2), per_channel[:, None]
-        return swapped if kind == "transposed" and codes.ndim == 5 else None
-    if codes.ndim != 4 or (kind == "transposed") != (op_name == "TRANSPOSE_CONV"):
-        return None
+        return codes.swapaxes(-1, -2), per_channel[:, None]
     if op_name == "DEPTHWISE_CONV_2D":
-        if kind == "conv" and codes.shape[2] != 1:
-            return None
         return codes.reshape(1, *codes.shape[:2], -1), per_channel
-    if kind == "depthwise" and codes.shape[2] != 1:
-        return None
     return codes.transpose(3, 0, 1, 2), per_channel[:, None, None, None]
 
 

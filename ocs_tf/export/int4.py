@@ -17,6 +17,7 @@ from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export.assignment import ExportKernel, stored_kernels
 from ocs_tf.numerics.packing import pack_codes, unpack_codes
 
+KINDS = ("conv", "dense", "depthwise")  # of kernels that operators read as INT4
 ACTIVATIONS = ("int8", "float", "dynamic")
 
 

@@ -23,6 +23,7 @@ import keras
 import numpy as np
 
 from ocs_tf import layers
+from ocs_tf.export import int4
 from ocs_tf.export.assignment import ExportKernel
 from ocs_tf.export.packed import PackedKernel
 from ocs_tf.export.rounding import RoundingOperator
@@ -58,18 +59,19 @@ class Form:
     integer: bool = False
     rounds: bool = False
 
-    def tensor_bits(self, bits: int) -> int:
-        """Width of the integer tensor that a kernel of `bits` goes into."""
-        return 4 if self.kernels == "int4" and bits <= 4 else 8
+    def tensor_bits(self, bits: int, kind: str) -> int:
+        """Width of the integer tensor that a kernel of this kind and of `bits` goes into."""
+        return 4 if self.kernels == "int4" and bits <= 4 and kind in int4.KINDS else 8
 
     @property
     def splits_activations(self) -> bool:
         """Whether activations are rounded, so that splitting their channels matters."""
         return self.integer or self.rounds
 
-    def code_limit(self, bits: int) -> int | None:
-        """Largest effective code that a kernel of `bits` may have; None: any."""
-        return code_limit(self.tensor_bits(bits)) if self.kernels in ("int8", "int4") else None
+    def code_limit(self, bits: int, kind: str) -> int | None:
+        """Largest effective code that such a kernel may have; None: any."""
+        integers = self.kernels in ("int8", "int4")
+        return code_limit(self.tensor_bits(bits, kind)) if integers else None
 
 
 _CONVOLUTIONS = ("conv", "depthwise", "transposed")
@@ -194,7 +196,7 @@ class _Lowering:
         if not layer.copies or layer.name in self.expanded:
             return
         kernel, _ = self._quantized(layer)
-        limit = self.form.code_limit(layer.weight_bits)
+        limit = self.form.code_limit(layer.weight_bits, _kind(layer))
         fits = limit is None or np.abs(kernel.effective_codes()).max(initial=0) <= limit
         if self.merge_copies and fits:
             return
@@ -292,14 +294,14 @@ class _Lowering:
             self.kernels.append(PackedKernel(name, kind, kernel))
         elif self.form.kernels != "float":
             codes = kernel.effective_codes()
-            limit = self.form.code_limit(kernel.bits)
+            limit = self.form.code_limit(kernel.bits, kind)
             if limit is not None and np.abs(codes).max(initial=0) > limit:
                 raise ValueError(
                     f"kernel {name!r}: the codes of its split channels add up to more than"
-                    f" {self.form.tensor_bits(kernel.bits)} bits. Convert it with expand_ratio=0 or"
+                    f" {self.form.tensor_bits(kernel.bits, kind)} bits. Convert it with expand_ratio=0 or"
                     " fewer bits, or export with target='packed'."
                 )
-            bits = self.form.tensor_bits(kernel.bits)
+            bits = self.form.tensor_bits(kernel.bits, kind)
             self.kernels.append(ExportKernel(name, codes.astype(np.int8), kernel.scale, kind, bits))
 
     def _kernel(self, layer: layers.KernelLayer) -> tuple[QuantizedKernel, np.ndarray | None]:
@@ -312,7 +314,7 @@ class _Lowering:
         gain, shift = affine(norm, layer.output_channels)
         bias = (shift + gain * (0 if bias is None else bias)).astype(np.float32)
         wanted = (kernel.scale * gain).astype(np.float32)
-        if self.form.code_limit(layer.weight_bits) is None:
+        if self.form.code_limit(layer.weight_bits, _kind(layer)) is None:
             return dataclasses.replace(kernel, scale=wanted), bias
         # Steps of integer kernels are positive: a negative factor turns the codes around, which a
         # symmetric grid allows.
@@ -468,6 +470,12 @@ def _steps(values: np.ndarray) -> np.ndarray:
     magnitudes = np.abs(values)
     largest = magnitudes.max(initial=0.0) or 1.0
     return np.maximum(magnitudes, largest * SMALLEST_CHANNEL).astype(np.float32)
+
+
+def _kind(layer: Any) -> str:
+    adapter = adapters.adapter_of_quantized(layer)
+    assert adapter is not None
+    return adapter.kind
 
 
 def _as_float(kernel: QuantizedKernel, layer: Any) -> np.ndarray:

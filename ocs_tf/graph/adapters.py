@@ -195,6 +195,7 @@ class Conv2DAdapter(PlainConvolutionAdapter):
 
 
 class Conv3DAdapter(PlainConvolutionAdapter):
+    kind = "conv3d"
     layer_class = keras.layers.Conv3D
     quantized_class = layers.QuantizedConv3D
 
@@ -241,6 +242,7 @@ class Conv2DTransposeAdapter(TransposedAdapter):
 
 
 class Conv3DTransposeAdapter(TransposedAdapter):
+    kind = "transposed3d"
     layer_class = keras.layers.Conv3DTranspose
     quantized_class = layers.QuantizedConv3DTranspose
 
