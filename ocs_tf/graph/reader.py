@@ -30,7 +30,7 @@ class Node:
         if self.arguments is None:
             return True
         # Keras records the default of `training`, too.
-        options = [v for k, v in self.arguments.kwargs.items() if v or k != "training"]
+        options = [v for k, v in self.arguments.kwargs.items() if k != "training" or v]
         return len(self.arguments.args) == 1 and all(value is None for value in options)
 
 
