@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ocs_tf.calibration import observe
 from ocs_tf.compensation import Batches, mean_input, mean_outputs, rounded, walk
 from ocs_tf.config import Config, Override
+from ocs_tf.graph import composites
 from ocs_tf.graph.activations import activation_function
 from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.graph.rewrite import rewrite
@@ -28,7 +29,7 @@ from ocs_tf.numerics.allocation import allocate, closed_form_bits, share_copies
 from ocs_tf.numerics.kernel import check_kernel
 from ocs_tf.numerics.search import search_splits
 from ocs_tf.numerics.splitting import copy_count
-from ocs_tf.planning import PROGRESS_DELAY, plan_kernel, plan_layer, split_ratio
+from ocs_tf.planning import PROGRESS_DELAY, LayerPlan, plan_kernel, plan_layer, split_ratio
 
 WIDTHS = range(2, 9)
 MEASURED_SAMPLES = 256
@@ -172,8 +173,9 @@ def _count(graph: Graph, site: KernelSite, config: Config) -> float:
     size = math.prod(site.shape)
     if config.allocation_cost == "size":
         return float(size)
-    (tensor,) = graph.calls_of(site.name)[0].inputs
-    sizes = site.adapter.positions(site.layer, [1, *(size or 1 for size in tensor.shape[1:])])
+    tensor = graph.calls(site.owner)[0].inputs[0]
+    shape = [1, *(size or 1 for size in tensor.shape[1:])]
+    sizes = shape[1:-1] if site.part else site.adapter.positions(site.layer, shape)
     return float(size * math.prod(sizes))
 
 
@@ -239,29 +241,44 @@ def _measured(
         for tensor in model.outputs
     ]
     found = {}
-    calls = walk(float_graph, set(layers), fitted, lambda nodes: progress(nodes, "Measuring"))
+    owners = {layer.site.owner.name for layer in layers.values()}
+    calls = walk(float_graph, owners, fitted, lambda nodes: progress(nodes, "Measuring"))
     for layer, inputs in calls:
-        site = layers[layer.name].site
-        kernel, bias = site.weights()
-        options = dataclasses.replace(layers[layer.name].options, weight_bits=bits)
-        plan = plan_layer(site, options, config)
-        if config.rounding == "error_compensated":
-            effective = rounded(site, kernel, plan, inputs).effective_kernel()
-        else:
-            effective = plan.quantize(kernel).effective_kernel()
-        changed = [site.adapter.to_keras(effective, layer)]
-        if bias is not None:
-            if config.bias_correction:
-                mean = mean_input(inputs)
-                shift = mean_outputs(site, mean, kernel) - mean_outputs(site, mean, effective)
-                bias = (bias + shift).astype(np.float32)
-            changed.append(bias)
-        weights = layer.get_weights()
-        layer.set_weights(changed)
-        outputs = next(observed)
-        found[layer.name] = sum(_error(*pair) for pair in zip(exact, outputs, softmax, strict=True))
-        layer.set_weights(weights)
+        for site in graph.sites[layer.name]:
+            if site.name not in layers:
+                continue
+            options = dataclasses.replace(layers[site.name].options, weight_bits=bits)
+            weights = layer.get_weights()
+            _quantize_in_float(site, layer, plan_layer(site, options, config), inputs, config)
+            outputs = next(observed)
+            pairs = zip(exact, outputs, softmax, strict=True)
+            found[site.name] = sum(_error(*pair) for pair in pairs)
+            layer.set_weights(weights)
     return found
+
+
+def _quantize_in_float(
+    site: KernelSite, layer: Any, plan: LayerPlan, inputs: list[NDArray[Any]], config: Config
+) -> None:
+    """Give a float `layer` the weights that the quantized kernel of `site` comes to."""
+    kernel, bias = site.weights()
+    compensates = config.rounding == "error_compensated" and not site.part
+    if compensates and not site.adapter.is_lookup:
+        effective = rounded(site, kernel, plan, inputs).effective_kernel()
+    else:
+        effective = plan.quantize(kernel).effective_kernel()
+    if site.part:
+        part = composites.parts(layer)[site.part]
+        part.adapter.write(part.holder, effective)
+        return
+    changed = [site.adapter.to_keras(effective, layer)]
+    if bias is not None:
+        if config.bias_correction:
+            mean = mean_input(inputs)
+            shift = mean_outputs(site, mean, kernel) - mean_outputs(site, mean, effective)
+            bias = (bias + shift).astype(np.float32)
+        changed.append(site.adapter.bias_to_keras(bias, layer))
+    layer.set_weights(changed)
 
 
 def _error(exact: NDArray[Any], output: NDArray[Any], softmax: bool) -> float:

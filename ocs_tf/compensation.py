@@ -64,12 +64,14 @@ def compensate(
         bias_correction: correct biases; layers without one stay without.
         progress: wraps the calls that are gone through.
     """
-    means = _float_inputs(graph, list(plans), batches) if bias_correction else {}
-    for layer, inputs in walk(Graph(model, fold_batch_norm=False), set(plans), batches, progress):
+    names = [name for name in plans if not graph.kernels[name].part]
+    means = _float_inputs(graph, names, batches) if bias_correction else {}
+    for layer, inputs in walk(Graph(model, fold_batch_norm=False), set(names), batches, progress):
         site = graph.kernels[layer.name]
         kernel, bias = site.weights()
         plan = plans[layer.name]
-        quantized = rounded(site, kernel, plan, inputs) if rounding else plan.quantize(kernel)
+        choose = rounding and not site.adapter.is_lookup
+        quantized = rounded(site, kernel, plan, inputs) if choose else plan.quantize(kernel)
         if bias_correction and bias is not None:
             before = mean_outputs(site, means[layer.name], kernel)
             after = mean_outputs(site, mean_input(inputs), quantized.effective_kernel())
@@ -96,7 +98,7 @@ def compensate_blind(
     """
     kernel, bias = site.weights()
     groups = site.adapter.groups(site.layer)
-    if not (rounding and plan.quantization_aware):
+    if not (rounding and plan.quantization_aware) or site.adapter.is_lookup:
         quantized = plan.quantize(kernel, site.name)
     else:
         channels = groups * kernel.shape[-2]

@@ -42,7 +42,8 @@ class Override:
 
     Attributes:
         select: which layers: a layer name (str), a compiled regular expression that matches a
-            whole layer name, a layer class, or a callable from a layer to bool.
+            whole layer name, a layer class, or a callable from a layer to bool. A name may also be
+            that of one kernel of several, such as `lstm/recurrent_kernel`.
         weight_bits: 2..8, or `None` to leave these layers in float.
         granularity, expand_ratio, weight_clip: as in `Config`.
 
@@ -72,12 +73,12 @@ class Override:
         if self.expand_ratio is not None:
             _keep(self, "expand_ratio", _check_ratio(self.expand_ratio))
 
-    def matches(self, layer: Any) -> bool:
-        """Whether `layer` (a Keras layer) is selected."""
+    def matches(self, layer: Any, kernel: str = "") -> bool:
+        """Whether `layer` (a Keras layer), or its kernel of this name, is selected."""
         if isinstance(self.select, str):
-            return layer.name == self.select
+            return self.select in (layer.name, kernel or layer.name)
         if isinstance(self.select, re.Pattern):
-            return self.select.fullmatch(layer.name) is not None
+            return any(self.select.fullmatch(name) for name in (layer.name, kernel))
         if isinstance(self.select, type):
             return isinstance(layer, self.select)
         return bool(self.select(layer))
@@ -417,20 +418,21 @@ class Config:
         )
         return cls(**{**fixed, **defaults, **options, "overrides": (*extra, *floats)})
 
-    def override_for(self, layer: Any) -> Override | None:
-        """The first override that selects `layer`, or `None`."""
-        return next((o for o in _as_overrides(self.overrides) if o.matches(layer)), None)
+    def override_for(self, layer: Any, kernel: str = "") -> Override | None:
+        """The first override that selects `layer`, or its kernel of this name; or `None`."""
+        return next((o for o in _as_overrides(self.overrides) if o.matches(layer, kernel)), None)
 
-    def unused_overrides(self, layers: Iterable[Any]) -> list[Override]:
-        """The overrides by name or pattern that match none of `layers`.
+    def unused_overrides(self, kernels: Iterable[tuple[Any, str]]) -> list[Override]:
+        """The overrides by name or pattern that match no layer and none of its kernels' names.
 
         A class or a callable may well describe layers that a model happens not to have.
         """
-        candidates = list(layers)
+        candidates = list(kernels)
         return [
             o
             for o in _as_overrides(self.overrides)
-            if isinstance(o.select, (str, re.Pattern)) and not any(map(o.matches, candidates))
+            if isinstance(o.select, (str, re.Pattern))
+            and not any(o.matches(layer, kernel) for layer, kernel in candidates)
         ]
 
     def for_copies_of(self, layers: Iterable[Any]) -> Config:

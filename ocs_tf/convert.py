@@ -171,8 +171,9 @@ def apply(
         quantized, bias = compensate_blind(
             site,
             layer_plan,
-            moments.get(id(graph.calls_of(name)[0].inputs[0])),
-            rounding=plan.rounding == "error_balanced",
+            None if site.part else moments.get(id(graph.calls(site.layer)[0].inputs[0])),
+            # `compensate` does not come to the kernels inside of composites.
+            rounding=plan.rounding == "error_balanced" or bool(site.part and plan.needs_data),
             bias_correction=plan.bias_correction == "batch_norm",
         )
         quality = quantized.sqnr_db(kernel)

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ocs_tf.config import AUTO_EXPAND_RATIO, Config, Override
-from ocs_tf.graph import adapters
+from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.numerics import (
     ActivationGrid,
@@ -182,7 +182,7 @@ def layer_options(graph: Graph, config: Config) -> dict[str, Override]:
         for name, site in graph.kernels.items()
     }
     if not options:
-        known = ", ".join(a.layer_class.__name__ for a in adapters.ADAPTERS)
+        known = ", ".join(c.__name__ for c in composites.quantizable_classes())
         raise ValueError(f"`model` has no layer that can be quantized; those are: {known}.")
     return options
 
@@ -216,7 +216,7 @@ def plan_kernels(
 
 def _options(site: KernelSite, config: Config, first: bool, last: bool) -> Override:
     """Every option of one layer: overrides before first and last before the rest."""
-    override = config.override_for(site.layer) or Override(site.name)
+    override = config.override_for(site.owner, site.name) or Override(site.name)
     bits: Any = "unset" if config.allocates else config.weight_bits
     ratio = config.expand_ratio
     if last and config.last_layer_bits != "same":
@@ -230,10 +230,14 @@ def _options(site: KernelSite, config: Config, first: bool, last: bool) -> Overr
         ratio = override.expand_ratio
     if site.adapter.why_not_split(site.layer):
         ratio = 0.0
+    elif ratio == "auto" and site.adapter.groups(site.layer) > 1:
+        ratio = 0.0  # a copy would be one in each group, far more than a small share
     return Override(
         site.name,
         weight_bits=bits,
-        granularity=override.granularity or config.granularity,
+        # Runtimes look rows up in tables of one step.
+        granularity=override.granularity
+        or ("tensor" if site.adapter.is_lookup else config.granularity),
         expand_ratio=ratio,
         weight_clip=override.weight_clip or config.weight_clip,
     )
@@ -290,7 +294,7 @@ def _unsupported(graph: Graph, config: Config) -> dict[str, str]:
     for node in graph.nodes:
         name = node.layer.name
         reason = adapters.why_float(node.layer)
-        if reason and name not in graph.kernels and name not in graph.folded:
+        if reason and not graph.sites[name] and name not in graph.folded:
             override = config.override_for(node.layer)
             on_purpose = override is not None and override.weight_bits is None
             reasons[name] = _ON_PURPOSE if on_purpose else reason
@@ -311,7 +315,8 @@ def _refuse_skipped(graph: Graph, float_layers: Mapping[str, str]) -> None:
 def check_not_quantized(graph: Graph) -> None:
     """Raise `ValueError` if a layer of the model is quantized already."""
     for node in graph.nodes:
-        if adapters.adapter_of_quantized(node.layer) is not None:
+        stored = composites.stored_parts(node.layer)
+        if stored or adapters.adapter_of_quantized(node.layer) is not None:
             raise ValueError(
                 f"`model` {graph.model.name!r} is quantized already: layer {node.layer.name!r} is"
                 f" a {type(node.layer).__name__}. Convert the float model instead."
@@ -319,7 +324,9 @@ def check_not_quantized(graph: Graph) -> None:
 
 
 def _check_overrides(graph: Graph, config: Config) -> None:
-    for override in config.unused_overrides(node.layer for node in graph.nodes):
+    layers = [(node.layer, "") for node in graph.nodes]
+    kernels = [(site.owner, site.name) for site in graph.kernels.values()]
+    for override in config.unused_overrides([*layers, *kernels]):
         raise ValueError(
             f"`overrides` has an entry for {override.describe()}, which matches no layer;"
             f" layers with a kernel: {', '.join(graph.kernels)}."

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from ocs_tf import layers
-from ocs_tf.graph import adapters
+from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 
@@ -220,6 +220,10 @@ def _layers(model: keras.Model) -> Iterator[LayerReport]:
         if layer.name in seen or not isinstance(layer, keras.layers.Layer):
             continue
         seen.add(layer.name)
+        inside = composites.stored_parts(layers.unwrapped(layer))
+        if inside:
+            yield from _composite(layer, str(layer.name), inside)
+            continue
         sources = [graph.producer[id(tensor)].layer for tensor in node.inputs[:1]]
         quantizers = [source for source in sources if isinstance(source, _QUANTIZERS)]
         input_grid = quantizers[0].grid if quantizers else None
@@ -252,13 +256,33 @@ def _layer(layer: Any, input_grid: ActivationGrid | OracleGrid | None) -> LayerR
     )
 
 
+def _composite(layer: Any, name: str, inside: dict[str, Any]) -> Iterator[LayerReport]:
+    """The kernels inside of a layer, and what is left of it."""
+    rows = [_quantized(kernel, f"{name}/{path}", None) for path, kernel in inside.items()]
+    yield from rows
+    stored = {id(weight) for kernel in inside.values() for weight in kernel.weights}
+    rest = [weight for weight in layer.weights if id(weight) not in stored]
+    parameters = sum(math.prod(weight.shape) for weight in rest)
+    grid = layer.grid if isinstance(layer, layers.QuantizedOutput) else None
+    yield LayerReport(
+        name=name,
+        type=type(layers.unwrapped(layer)).__name__.removeprefix("Quantized"),
+        parameters=parameters,
+        bytes_before=FLOAT_BYTES * parameters,
+        bytes_after=FLOAT_BYTES * parameters,
+        output_grid=grid,
+        why_float="its biases, and the activations inside of it, stay in float",
+    )
+
+
 def _quantized(
     layer: Any, name: str, input_grid: ActivationGrid | OracleGrid | None
 ) -> LayerReport:
     kernel = layer.quantized_kernel()
     shape = list(kernel.codes.shape)
     shape[-2] -= layer.copies
-    bias = 0 if layer.bias is None else math.prod(layer.bias.shape)
+    alone = isinstance(layer, layers.KernelLayer)
+    bias = math.prod(layer.bias.shape) if alone and layer.bias is not None else 0
     parameters = math.prod(shape) + bias
     codes = kernel.codes.size
     numbers = kernel.scale.size + bias + (kernel.channel_map.size if layer.copies else 0)
@@ -270,20 +294,22 @@ def _quantized(
         granularity=layer.granularity,
         clip_threshold=(float(kernel.threshold.min()), float(kernel.threshold.max())),
         copies=tuple(kernel.channel_map[shape[-2] :].tolist()),
-        equalized=layer.equalized,
+        equalized=alone and layer.equalized,
         sqnr_db=layer.kernel_sqnr_db,
         parameters=parameters,
         codes=codes,
         bytes_before=FLOAT_BYTES * parameters,
         bytes_after=math.ceil(codes * layer.weight_bits / 8) + 4 * numbers,
         input_grid=input_grid,
-        preactivation_grid=layer.preactivation_grid,
-        output_grid=layer.output_grid,
+        preactivation_grid=layer.preactivation_grid if alone else None,
+        output_grid=layer.output_grid if alone else None,
     )
 
 
 def _float_type(layer: Any) -> str:
     adapter = adapters.adapter_of_quantized(layer)
+    if isinstance(layer, layers.StoredKernel):
+        return "kernel of a cell"
     return (type(layer) if adapter is None else adapter.layer_class).__name__
 
 

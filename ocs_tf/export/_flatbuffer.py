@@ -29,19 +29,39 @@ _ACTIVATIONS = {
 }
 
 
+Place = tuple[int, int]  # of an operator: subgraph, position in it
+
+
 def read(model: bytes) -> Any:
-    """The `ModelT` of a .tflite file.
+    """The `ModelT` of a .tflite file."""
+    return flatbuffer_utils.read_model_from_bytearray(bytearray(model))
+
+
+def read_straight(model: bytes) -> Any:
+    """The `ModelT` of a .tflite file without control flow.
 
     Raises:
-        ValueError: if the model has more than one subgraph (control flow).
+        ValueError: if the model has more than one subgraph.
     """
-    parsed = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
+    parsed = read(model)
     if len(parsed.subgraphs) != 1:
         raise ValueError(
-            f"the model has {len(parsed.subgraphs)} subgraphs; the exporters handle exactly 1"
+            f"the model has {len(parsed.subgraphs)} subgraphs; integer activations need exactly 1"
             " (no control flow: unroll loops and recurrent layers)"
         )
     return parsed
+
+
+def operators(model: Any) -> Iterator[tuple[Place, Any]]:
+    """All operators, those of loops and branches included, and where they are."""
+    for subgraph, graph in enumerate(model.subgraphs):
+        for index, op in enumerate(graph.operators):
+            yield (subgraph, index), op
+
+
+def operator(model: Any, place: Place) -> Any:
+    """The operator at a place."""
+    return model.subgraphs[place[0]].operators[place[1]]
 
 
 def write(model: Any) -> bytes:

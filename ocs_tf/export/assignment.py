@@ -17,8 +17,18 @@ import numpy as np
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.numerics.grid import code_limit
 
-KINDS = ("conv", "dense", "depthwise")
-KERNEL_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+KINDS = ("conv", "dense", "depthwise", "transposed", "lookup")
+# The operators that read a kernel, and which of their inputs it is.
+KERNEL_INPUTS = {
+    "CONV_2D": 1,
+    "CONV_3D": 1,
+    "CONV_3D_TRANSPOSE": 1,
+    "DEPTHWISE_CONV_2D": 1,
+    "FULLY_CONNECTED": 1,
+    "GATHER": 0,
+    "TRANSPOSE_CONV": 1,
+}
+_RANKS = {"conv": (4, 5), "dense": (2,), "depthwise": (4,), "transposed": (4, 5), "lookup": (2,)}
 BORDER_OPS = ("QUANTIZE", "DEQUANTIZE")  # between types, computing nothing
 BITS = (4, 8)  # of builtin tensor types
 CODE_MAX = code_limit(8)  # kernels are symmetric: -128 is left out
@@ -51,11 +61,12 @@ class ExportKernel:
 
     Attributes:
         layer: name of the Keras layer, for error messages and to tell equal kernels apart.
-        codes: int8, in -127..127, in the layout of the Keras layer: `[h, w, in / groups, out]` for
-            Conv2D, `[in, out]` for Dense, `[h, w, C, M]` for DepthwiseConv2D.
+        codes: int8, in -127..127: `[h, w, in / groups, out]` of convolutions, transposed ones
+            included, `[d, h, w, in / groups, out]` of those in three dimensions, `[in, out]` of
+            dense kernels and lookups, `[h, w, C, M]` of depthwise ones. One dimension is `[1, w]`.
         scale: float32, the step: `()` per tensor or `[out]` per output channel (`[C * M]` for
             depthwise, channel by channel).
-        kind: `"conv"`, `"dense"` or `"depthwise"`.
+        kind: one of `KINDS`.
         bits: width of the tensor that holds the codes: 8, or 4 with codes in -7..7.
 
     Raises:
@@ -76,10 +87,10 @@ class ExportKernel:
             refuse("kind", repr(self.kind), "one of " + ", ".join(map(repr, KINDS)))
         if self.bits not in BITS:
             refuse("bits", self.bits, "one of " + ", ".join(map(str, BITS)))
-        rank = 2 if self.kind == "dense" else 4
-        if self.codes.dtype != np.int8 or self.codes.ndim != rank:
+        ranks = _RANKS[self.kind]
+        if self.codes.dtype != np.int8 or self.codes.ndim not in ranks:
             found = f"{self.codes.dtype} {list(self.codes.shape)}"
-            refuse("codes", found, f"int8 of rank {rank} for kind {self.kind!r}")
+            refuse("codes", found, f"int8 of rank {ranks[0]} for kind {self.kind!r}")
         limit = code_limit(self.bits)
         low, high = self.codes.min(initial=0), self.codes.max(initial=0)
         if low < -limit or high > limit:
@@ -100,38 +111,34 @@ class ExportKernel:
         return int(self.codes.shape[-1])
 
 
-def assign(model: Any, kernels: Sequence[AnyKernel]) -> dict[int, AnyKernel]:
-    """Operator index -> its kernel, found by content; the name decides between equal contents."""
-    ops = [
-        index
-        for index, op in enumerate(model.subgraphs[0].operators)
-        if fb.op_name(model, op) in KERNEL_OPS
-    ]
-    matches: dict[int, list[int]] = collections.defaultdict(list)
+def assign(model: Any, kernels: Sequence[AnyKernel]) -> dict[fb.Place, AnyKernel]:
+    """The kernel of each operator that has one; the name decides between equal contents."""
+    places = [place for place, op in fb.operators(model) if fb.op_name(model, op) in KERNEL_INPUTS]
+    matches: dict[fb.Place, list[int]] = collections.defaultdict(list)
     for number, kernel in enumerate(kernels):
-        found = [index for index in ops if _equals(model, index, kernel)]
+        found = [place for place in places if _equals(model, place, kernel)]
         if not found:
             raise ValueError(
                 f"kernel of layer {kernel.layer!r} ({kernel.kind} {list(kernel.codes.shape)})"
                 " equals no weight tensor of the float model; the converter must not change it"
                 " (fold batch normalization first) and the layer must be in use"
             )
-        for index in found:
-            matches[index].append(number)
-    groups: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
-    for index in ops:
-        if index in matches:
-            groups[tuple(matches[index])].append(index)
-    assigned: dict[int, AnyKernel] = {}
-    for numbers, indices in groups.items():
-        assigned.update(_share_out(model, indices, [kernels[number] for number in numbers]))
+        for place in found:
+            matches[place].append(number)
+    groups: dict[tuple[int, ...], list[fb.Place]] = collections.defaultdict(list)
+    for place in places:
+        if place in matches:
+            groups[tuple(matches[place])].append(place)
+    assigned: dict[fb.Place, AnyKernel] = {}
+    for numbers, alike in groups.items():
+        assigned.update(_share_out(model, alike, [kernels[number] for number in numbers]))
     return assigned
 
 
-def _equals(model: Any, index: int, kernel: Kernel) -> bool:
+def _equals(model: Any, place: fb.Place, kernel: Kernel) -> bool:
     """Whether the operator's weights are `codes * scale` in the operator's layout."""
-    op = model.subgraphs[0].operators[index]
-    weights = model.subgraphs[0].tensors[op.inputs[1]]
+    op = fb.operator(model, place)
+    weights = model.subgraphs[place[0]].tensors[kernel_input(model, op)]
     expected = layout(kernel, fb.op_name(model, op))
     if expected is None or fb.shape(weights) != expected[0].shape or weights.type != fb.FLOAT32:
         return False
@@ -142,6 +149,11 @@ def _equals(model: Any, index: int, kernel: Kernel) -> bool:
     return bool(np.allclose(fb.constant(model, weights), codes * scale, rtol=1e-6, atol=0))
 
 
+def kernel_input(model: Any, op: Any) -> int:
+    """The tensor that `op`, one of `KERNEL_INPUTS`, reads its kernel from."""
+    return int(op.inputs[KERNEL_INPUTS[fb.op_name(model, op)]])
+
+
 def layout(kernel: Kernel, op_name: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Codes in the layout of `op_name` and the scale shaped to multiply them, None if impossible.
 
@@ -149,22 +161,30 @@ def layout(kernel: Kernel, op_name: str) -> tuple[np.ndarray, np.ndarray] | None
     """
     codes = kernel.codes
     per_channel = np.broadcast_to(kernel.scale, (kernel.channels,))
+    kind = kernel.kind
+    if op_name == "GATHER":
+        return (codes, per_channel) if kind == "lookup" else None
     if op_name == "FULLY_CONNECTED":
-        return (codes.T, per_channel[:, None]) if kernel.kind == "dense" else None
-    if kernel.kind == "dense":
+        return (codes.T, per_channel[:, None]) if kind == "dense" else None
+    if op_name == "CONV_3D":
+        return (codes, per_channel) if kind == "conv" and codes.ndim == 5 else None
+    if op_name == "CONV_3D_TRANSPOSE":
+        swapped = codes.swapaxes(-1, -2), per_channel[:, None]
+        return swapped if kind == "transposed" and codes.ndim == 5 else None
+    if codes.ndim != 4 or (kind == "transposed") != (op_name == "TRANSPOSE_CONV"):
         return None
     if op_name == "DEPTHWISE_CONV_2D":
-        if kernel.kind == "conv" and codes.shape[2] != 1:
+        if kind == "conv" and codes.shape[2] != 1:
             return None
         return codes.reshape(1, *codes.shape[:2], -1), per_channel
-    if kernel.kind == "depthwise" and codes.shape[2] != 1:
+    if kind == "depthwise" and codes.shape[2] != 1:
         return None
     return codes.transpose(3, 0, 1, 2), per_channel[:, None, None, None]
 
 
 def _share_out(
-    model: Any, indices: Sequence[int], candidates: Sequence[AnyKernel]
-) -> dict[int, AnyKernel]:
+    model: Any, places: Sequence[fb.Place], candidates: Sequence[AnyKernel]
+) -> dict[fb.Place, AnyKernel]:
     """Give each operator one of the kernels, all of which equal its weights.
 
     The codes may differ all the same: 2 steps of 0.5 weigh as much as 1 step of 1. Operators take
@@ -172,20 +192,19 @@ def _share_out(
     choice computes the same function.
     """
     if all(_same(candidates[0], other) for other in candidates):
-        return dict.fromkeys(indices, candidates[0])
-    graph = model.subgraphs[0]
+        return dict.fromkeys(places, candidates[0])
     left = list(candidates)
-    chosen: dict[int, AnyKernel] = {}
-    for index in indices:
-        op = graph.operators[index]
-        names = [fb.name(graph.tensors[i]) for i in (op.inputs[1], op.outputs[0])]
+    chosen: dict[fb.Place, AnyKernel] = {}
+    for place in places:
+        op, tensors = fb.operator(model, place), model.subgraphs[place[0]].tensors
+        names = [fb.name(tensors[i]) for i in (kernel_input(model, op), op.outputs[0])]
         clarity = [max(fb.name_affinity(name, k.layer) for name in names) for k in candidates]
         if clarity.count(max(clarity)) == 1:
-            chosen[index] = candidates[clarity.index(max(clarity))]
-            left = [kernel for kernel in left if kernel is not chosen[index]]
-    for index in indices:
-        if index not in chosen:
-            chosen[index] = left.pop(0) if left else candidates[-1]
+            chosen[place] = candidates[clarity.index(max(clarity))]
+            left = [kernel for kernel in left if kernel is not chosen[place]]
+    for place in places:
+        if place not in chosen:
+            chosen[place] = left.pop(0) if left else candidates[-1]
     return chosen
 
 
@@ -199,50 +218,52 @@ def _same(one: Kernel, other: Kernel) -> bool:
     )
 
 
-def separate(model: Any, assigned: Mapping[int, Kernel]) -> bool:
+def separate(model: Any, assigned: Mapping[fb.Place, Kernel]) -> bool:
     """Give operators with different kernels different weight buffers; whether any was shared.
 
     The converter merges equal constants, and ai-edge-quantizer quantizes a buffer once.
     """
-    graph = model.subgraphs[0]
     owners: dict[int, Kernel] = {}  # by buffer
     changed = False
-    for index, kernel in assigned.items():
-        op = graph.operators[index]
-        tensor = graph.tensors[op.inputs[1]]
+    for place, kernel in assigned.items():
+        op, tensors = fb.operator(model, place), model.subgraphs[place[0]].tensors
+        weights = kernel_input(model, op)
+        tensor = tensors[weights]
         if _same(owners.setdefault(tensor.buffer, kernel), kernel):
             continue
         twin = copy.copy(tensor)
-        twin.name = f"{fb.name(tensor)};{kernel.layer};{index}".encode()
+        twin.name = f"{fb.name(tensor)};{kernel.layer};{place[1]}".encode()
         twin.buffer = len(model.buffers)
         model.buffers.append(copy.copy(model.buffers[tensor.buffer]))
-        graph.tensors.append(twin)
-        op.inputs = [op.inputs[0], len(graph.tensors) - 1, *op.inputs[2:]]
+        tensors.append(twin)
+        op.inputs = [len(tensors) - 1 if i == weights else i for i in op.inputs]
         owners[twin.buffer] = kernel
         changed = True
     return changed
 
 
-def computing_operators(model: Any) -> list[Any]:
-    """The operators of a written file but for those between types: the float file's, in order."""
-    ops = model.subgraphs[0].operators
-    return [op for op in ops if fb.op_name(model, op) not in BORDER_OPS]
+def computing_operators(graph: Any, model: Any) -> list[Any]:
+    """The operators of a written graph but for those between types: the float one's, in order."""
+    return [op for op in graph.operators if fb.op_name(model, op) not in BORDER_OPS]
 
 
 def stored_kernels(
-    model: Any, assigned: Mapping[int, ExportKernel]
+    model: Any, assigned: Mapping[fb.Place, ExportKernel]
 ) -> Iterator[tuple[Any, Any, ExportKernel]]:
     """Each operator of a written file that has a kernel, the tensor that holds it, and the kernel.
 
     The operator reads the tensor, or what a DEQUANTIZE makes of it.
     """
-    graph = model.subgraphs[0]
-    sources = {
-        op.outputs[0]: op.inputs[0]
-        for op in graph.operators
-        if fb.op_name(model, op) == "DEQUANTIZE"
-    }
-    ops = computing_operators(model)
-    for index, kernel in assigned.items():
-        read = ops[index].inputs[1]
-        yield ops[index], graph.tensors[sources.get(read, read)], kernel
+    computing = [computing_operators(graph, model) for graph in model.subgraphs]
+    sources = [
+        {op.outputs[0]: op.inputs[0] for op in graph.operators if _dequantizes(model, op)}
+        for graph in model.subgraphs
+    ]
+    for (subgraph, index), kernel in assigned.items():
+        op = computing[subgraph][index]
+        read = kernel_input(model, op)
+        yield op, model.subgraphs[subgraph].tensors[sources[subgraph].get(read, read)], kernel
+
+
+def _dequantizes(model: Any, op: Any) -> bool:
+    return fb.op_name(model, op) == "DEQUANTIZE"

@@ -45,7 +45,9 @@ def check(kernels: Sequence[ExportKernel], activations: str) -> None:
             _check_depthwise(kernel, activations)
 
 
-def check_operators(model: Any, assigned: Mapping[int, ExportKernel], activations: str) -> None:
+def check_operators(
+    model: Any, assigned: Mapping[fb.Place, ExportKernel], activations: str
+) -> None:
     """`check` for what the converter made of the layers.
 
     Arguments:
@@ -56,14 +58,13 @@ def check_operators(model: Any, assigned: Mapping[int, ExportKernel], activation
     Raises:
         ValueError: if runtimes cannot compute an operator with its kernel.
     """
-    graph = model.subgraphs[0]
-    for index, kernel in assigned.items():
-        op = graph.operators[index]
+    for place, kernel in assigned.items():
+        op, tensors = fb.operator(model, place), model.subgraphs[place[0]].tensors
         kind = fb.op_name(model, op)
         if kind == "DEPTHWISE_CONV_2D":
             _check_depthwise(kernel, activations)
         elif kind == "CONV_2D":
-            read, held = (fb.shape(graph.tensors[i])[-1] for i in op.inputs[:2])
+            read, held = (fb.shape(tensors[i])[-1] for i in op.inputs[:2])
             _check_convolution(kernel, activations, groups=read // held)
 
 
@@ -87,7 +88,7 @@ def _check_convolution(kernel: ExportKernel, activations: str, groups: int) -> N
         )
 
 
-def store(model: Any, assigned: Mapping[int, ExportKernel]) -> None:
+def store(model: Any, assigned: Mapping[fb.Place, ExportKernel]) -> None:
     """Turn the INT8 tensors of 4-bit kernels into INT4 ones: the same codes and scales."""
     packed: set[int] = set()
     for _, tensor, kernel in stored_kernels(model, assigned):

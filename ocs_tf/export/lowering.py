@@ -71,6 +71,8 @@ class Form:
         return code_limit(self.tensor_bits(bits)) if self.kernels in ("int8", "int4") else None
 
 
+_CONVOLUTIONS = ("conv", "depthwise", "transposed")
+
 FLOAT = Form("float")
 INT8 = Form("int8", integer=True)
 INT4 = Form("int4", integer=True)
@@ -189,7 +191,15 @@ class _Lowering:
         fits = limit is None or np.abs(kernel.effective_codes()).max(initial=0) <= limit
         if self.merge_copies and fits:
             return
-        self.expanded[layer.name] = kernel.channel_map
+        adapter = adapters.adapter_of_quantized(layer)
+        assert adapter is not None
+        if not adapter.is_direct(layer):
+            raise ValueError(
+                f"layer {layer.name!r} has split channels whose codes do not add up to int8, over"
+                " several axes of its input. Convert it with expand_ratio=0 or fewer bits, or"
+                " export with merge_copies=True or target='packed'."
+            )
+        self.expanded[layer.name] = mapping = adapter.input_map(layer, kernel.channel_map)
         shared = len(self.graph.calls(layer)) > 1
         chain = None if shared else channels.producers(self.graph, node)
         if chain is None:
@@ -199,7 +209,7 @@ class _Lowering:
             )
         else:
             self.fed.add(layer.name)
-            self.repeated |= {producer.layer.name: kernel.channel_map for producer in chain}
+            self.repeated |= {producer.layer.name: mapping for producer in chain}
 
     # Layers ---------------------------------------------------------------------------------
 
@@ -223,14 +233,17 @@ class _Lowering:
         adapter = adapters.adapter_of_quantized(layer)
         assert adapter is not None
         kernel, bias = self._kernel(layer)
-        config = {**adapter.float_config(layer), "use_bias": bias is not None}
+        config = adapter.with_bias(adapter.float_config(layer), bias is not None)
         if self._output_copies(layer):
             assert adapter.outputs_option is not None
             config[adapter.outputs_option] = kernel.codes.shape[-1]
         if separable_activation(layer) is not None:
             config["activation"] = None
         if self.form.kernels == "packed":
-            self.kernels.append(PackedKernel(layer.name, adapter.kind, kernel))
+            packed = dataclasses.replace(
+                kernel, codes=_in_two_dimensions(kernel.codes, adapter.kind)
+            )
+            self.kernels.append(PackedKernel(layer.name, adapter.kind, packed))
         expanded = layer.name in self.expanded
         arrays = [kernel.codes if expanded else kernel.effective_codes(), kernel.scale]
         if bias is not None:
@@ -238,12 +251,13 @@ class _Lowering:
         config, arrays = self._repeat(layer, config, arrays)
         codes, scale = arrays[:2]
         per_output = scale.reshape(codes.shape[-2:]) if _is_depthwise(layer, scale) else scale
-        self.weights[layer.name] = [codes.astype(np.float32) * per_output, *arrays[2:]]
+        weights = [adapter.from_stored(codes.astype(np.float32) * per_output, layer)]
+        weights += [adapter.bias_to_keras(array, layer) for array in arrays[2:]]
+        self.weights[layer.name] = weights
         if self.form.kernels in ("int8", "int4"):
             bits = self.form.tensor_bits(layer.weight_bits)
-            self.kernels.append(
-                ExportKernel(layer.name, codes.astype(np.int8), scale, adapter.kind, bits)
-            )
+            whole = _in_two_dimensions(codes.astype(np.int8), adapter.kind)
+            self.kernels.append(ExportKernel(layer.name, whole, scale, adapter.kind, bits))
         return adapter.layer_class.from_config(config)
 
     def _kernel(self, layer: layers.KernelLayer) -> tuple[QuantizedKernel, np.ndarray | None]:
@@ -350,7 +364,7 @@ class _Lowering:
 
     def _duplicate(self, tensor: Any, name: str) -> Any:
         """`tensor` with its channels repeated as layer `name` needs."""
-        output = _duplicated(tensor, self.expanded[name][tensor.shape[-1] :], name)
+        output = _duplicated(tensor, self.expanded[name], name)
         self._note_grid(f"{name}_copies", output, self.tensor_grids.get(id(tensor)))
         return output
 
@@ -369,19 +383,28 @@ class _Lowering:
             self.tensor_grids[id(tensor)] = grid
 
 
-def _duplicated(tensor: Any, copies: np.ndarray, name: str) -> Any:
-    """`tensor` and the channels of `copies`: slices, concatenated."""
-    # Neighbours that are copied in order make one slice.
-    runs = np.split(copies, np.flatnonzero(np.diff(copies) != 1) + 1)
-    slices = [tensor[..., int(run[0]) : int(run[-1]) + 1] for run in runs]
-    return keras.layers.Concatenate(name=f"{name}_copies")([tensor, *slices])
+def _duplicated(tensor: Any, mapping: np.ndarray, name: str) -> Any:
+    """The channels of `tensor` that `mapping` lists: slices, concatenated."""
+    # Neighbours that follow each other in order make one slice.
+    runs = np.split(mapping, np.flatnonzero(np.diff(mapping) != 1) + 1)
+    slices = [
+        tensor if len(run) == tensor.shape[-1] else tensor[..., int(run[0]) : int(run[-1]) + 1]
+        for run in runs
+    ]
+    return keras.layers.Concatenate(name=f"{name}_copies")(slices)
 
 
 def _split(tensor: Any, grid: ActivationGrid, name: str) -> Any:
     """`tensor` with its channels split as `grid` says, in float."""
     _, gain, offset = copy_parts(grid.copies, tensor.shape[-1])
-    expanded = _duplicated(tensor, np.array(grid.copies), name)
+    mapping = np.array([*range(tensor.shape[-1]), *grid.copies])
+    expanded = _duplicated(tensor, mapping, name)
     return expanded * gain.astype(np.float32) + (offset * grid.scale).astype(np.float32)
+
+
+def _in_two_dimensions(codes: np.ndarray, kind: str) -> np.ndarray:
+    """`codes` of a convolution, as the converter has it: one dimension is the second of two."""
+    return codes[None] if kind in _CONVOLUTIONS and codes.ndim == 3 else codes
 
 
 def _steps(values: np.ndarray) -> np.ndarray:

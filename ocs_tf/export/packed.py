@@ -16,10 +16,11 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export.assignment import assign, separate
+from ocs_tf.export.assignment import assign, kernel_input, separate
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.kernels import operators
 from ocs_tf.numerics import QuantizedKernel, packing
+from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS
 
 # Dense kernels below this do not fill the caches; unpacked, they are faster.
 FUSED_CODES = 1 << 20
@@ -35,8 +36,8 @@ class PackedKernel:
 
     Attributes:
         layer: name of the Keras layer.
-        kind: `"conv"`, `"dense"` or `"depthwise"`, as `ExportKernel` has it.
-        kernel: in the layout of the Keras layer; scales may be negative, and for depthwise are one
+        kind: as `ExportKernel` has it.
+        kernel: in the layout of `ExportKernel`; scales may be negative, and for depthwise are one
             per output channel, channel by channel.
     """
 
@@ -94,10 +95,27 @@ class Stored:
 def stored(kernel: PackedKernel, op_name: str) -> Stored:
     """`kernel` in the layout of an operator: an output channel is a row.
 
-    The rows of a depthwise kernel are its pixels, with all output channels in each.
+    The rows of a depthwise kernel are its pixels, with all output channels in each. So are those of
+    convolutions in three dimensions and lookups, whose copies are added up: rows have no place for
+    them. Transposed convolutions in three dimensions have a row for each output channel and tap.
+
+    Raises:
+        ValueError: the sums of copies would need more than 8 bits.
     """
+    if op_name in ("CONV_3D", "GATHER"):
+        return _stored_by_column(kernel)
     codes, mapping = kernel.kernel.codes, kernel.kernel.channel_map
     channels = kernel.kernel.channels
+    if op_name == "CONV_3D_TRANSPOSE":
+        codes = codes.swapaxes(-1, -2)
+        scale = (
+            kernel.scale
+            if kernel.scale.ndim == 0
+            else np.tile(kernel.scale, math.prod(codes.shape[:-2]))
+        )
+        scaling = PER_ROW if scale.ndim else PER_TENSOR
+        codes = codes.reshape(-1, codes.shape[-1])
+        return Stored(codes, kernel.kernel.bits, scaling, scale.reshape(-1), mapping[channels:])
     base, extra = codes[..., :channels, :], codes[..., channels:, :]
     copies = mapping[channels:]
     if op_name == "DEPTHWISE_CONV_2D":
@@ -117,6 +135,25 @@ def stored(kernel: PackedKernel, op_name: str) -> Stored:
         PER_TENSOR if kernel.scale.ndim == 0 else scaling,
         scale,
         copies,
+    )
+
+
+def _stored_by_column(kernel: PackedKernel) -> Stored:
+    """A kernel whose last axis is its output channels, copies added up."""
+    codes = kernel.codes
+    bits = max(kernel.bits, int(np.abs(codes).max(initial=0)).bit_length() + 1)
+    if bits > MAX_WEIGHT_BITS:
+        raise ValueError(
+            f"layer {kernel.layer!r}: the codes of its split channels add up to more than 8 bits,"
+            " and its operator has no place for copies; convert it with expand_ratio=0 or fewer"
+            " bits."
+        )
+    return Stored(
+        codes.astype(np.int8).reshape(-1, codes.shape[-1]),
+        bits,
+        PER_COLUMN if kernel.scale.ndim else PER_TENSOR,
+        kernel.scale.reshape(-1),
+        np.zeros(0, np.int32),
     )
 
 
@@ -142,15 +179,18 @@ def write_packed(
     model = fb.read(float_model)
     assigned = assign(model, kernels)
     separate(model, assigned)
-    _Editor(model).run(assigned, fused_dense)
+    for subgraph, graph in enumerate(model.subgraphs):
+        of_graph = {place[1]: k for place, k in assigned.items() if place[0] == subgraph}
+        _Editor(model, graph).run(of_graph, fused_dense)
+    _drop_unused(model)
     written = fb.write(model)
     verify(fb.read(float_model), fb.read(written), assigned)
     return written
 
 
-def read_stored(model: Any, op: Any) -> Stored:
-    """What `OcsDequantize` or `OcsFullyConnected` holds, read back."""
-    tensors = model.subgraphs[0].tensors
+def read_stored(model: Any, graph: Any, op: Any) -> Stored:
+    """What `OcsDequantize` or `OcsFullyConnected` of a subgraph holds, read back."""
+    tensors = graph.tensors
     dense = fb.custom_name(model, op) == operators.FULLY_CONNECTED
     constants = [fb.constant(model, tensors[i]) for i in (op.inputs[1:] if dense else op.inputs)]
     packed, scale, meta, *rest = constants[:3] + constants[4 if dense else 3 :]
@@ -167,40 +207,44 @@ def read_stored(model: Any, op: Any) -> Stored:
     return Stored(codes, bits, scaling, scale, copies)
 
 
-def verify(float_model: Any, written: Any, assigned: Mapping[int, PackedKernel]) -> None:
+def verify(float_model: Any, written: Any, assigned: Mapping[fb.Place, PackedKernel]) -> None:
     """Raise VerificationError unless `written` is `float_model` with these kernels packed."""
-    ops = written.subgraphs[0].operators
-    names = [fb.custom_name(written, op) for op in ops]
-    unpacked = {
-        op.outputs[0]: op
-        for op, name in zip(ops, names, strict=True)
-        if name == operators.DEQUANTIZE
-    }
-    computing = [op for op in ops if op.outputs[0] not in unpacked]
-    float_ops = float_model.subgraphs[0].operators
-    if len(computing) != len(float_ops):
+    unpacked = [
+        {op.outputs[0]: op for op in graph.operators if _unpacks(written, op)}
+        for graph in written.subgraphs
+    ]
+    computing = [
+        [op for op in graph.operators if not _unpacks(written, op)] for graph in written.subgraphs
+    ]
+    counts = [len(graph.operators) for graph in float_model.subgraphs]
+    if [len(ops) for ops in computing] != counts:
         raise VerificationError("the written operators are not those of the float model, in order")
-    for index, kernel in assigned.items():
-        op = computing[index]
+    for place, kernel in assigned.items():
+        op, float_op = computing[place[0]][place[1]], fb.operator(float_model, place)
         if fb.custom_name(written, op) != operators.FULLY_CONNECTED:
-            op = unpacked.get(op.inputs[1])
+            op = unpacked[place[0]].get(kernel_input(written, op))
         if op is None:
             raise VerificationError(f"kernel of layer {kernel.layer!r} is not packed")
-        if read_stored(written, op) != stored(kernel, fb.op_name(float_model, float_ops[index])):
+        graph = written.subgraphs[place[0]]
+        if read_stored(written, graph, op) != stored(kernel, fb.op_name(float_model, float_op)):
             raise VerificationError(
                 f"kernel of layer {kernel.layer!r}: codes, scale or copies in the file differ"
             )
 
 
+def _unpacks(model: Any, op: Any) -> bool:
+    return fb.custom_name(model, op) == operators.DEQUANTIZE
+
+
 def _drop_unused(model: Any) -> None:
     """Empty the buffers that are not read any more."""
-    graph = model.subgraphs[0]
-    used = {index for op in graph.operators for index in (*op.inputs, *op.outputs)}
-    used |= {*graph.inputs, *graph.outputs}
-    for index, tensor in enumerate(graph.tensors):
-        if index not in used:
-            tensor.buffer = 0
-    kept = {tensor.buffer for tensor in graph.tensors}
+    for graph in model.subgraphs:
+        used = {index for op in graph.operators for index in (*op.inputs, *op.outputs)}
+        used |= {*graph.inputs, *graph.outputs}
+        for index, tensor in enumerate(graph.tensors):
+            if index not in used:
+                tensor.buffer = 0
+    kept = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     kept |= {entry.buffer for entry in model.metadata or ()}
     for index, buffer in enumerate(model.buffers):
         if index not in kept:
@@ -208,19 +252,18 @@ def _drop_unused(model: Any) -> None:
 
 
 class _Editor:
-    """Puts custom operators and their constants into a model."""
+    """Puts custom operators and their constants into a graph of a model."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, graph: Any) -> None:
         self.model = model
-        self.graph = model.subgraphs[0]
+        self.graph = graph
         self.constants: dict[bytes, int] = {}
-        self.codes: dict[str, int] = {}
 
     def run(self, assigned: Mapping[int, PackedKernel], fused_dense: bool) -> None:
         unpacked: dict[int, Any] = {}  # operators by the kernel tensor they write
         for index, kernel in assigned.items():
             op = self.graph.operators[index]
-            weights = op.inputs[1]
+            weights = kernel_input(self.model, op)
             layout = stored(kernel, fb.op_name(self.model, op))
             if fused_dense and self._can_fuse(op, layout):
                 self._fuse(op, layout)
@@ -230,7 +273,6 @@ class _Editor:
         self.graph.operators = [*unpacked.values(), *self.graph.operators]
         for weights in unpacked:
             self.graph.tensors[weights].buffer = 0
-        _drop_unused(self.model)
         for tensor in self.graph.tensors:
             # The converter strings together all that it fused; of a small file that is much.
             tensor.name = tensor.name and tensor.name.split(b";")[0]
@@ -293,14 +335,16 @@ class _Editor:
         return op
 
     def _opcode(self, name: str) -> int:
-        if name not in self.codes:
-            code = schema.OperatorCodeT()
-            code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
-            code.customCode = name.encode()
-            code.version = 1
-            self.model.operatorCodes.append(code)
-            self.codes[name] = len(self.model.operatorCodes) - 1
-        return self.codes[name]
+        codes = self.model.operatorCodes
+        for index, code in enumerate(codes):
+            if code.customCode == name.encode():
+                return index
+        code = schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+        code.customCode = name.encode()
+        code.version = 1
+        codes.append(code)
+        return len(codes) - 1
 
 
 _TYPES = {

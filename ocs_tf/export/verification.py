@@ -10,9 +10,10 @@ import numpy as np
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import int4
 from ocs_tf.export.assignment import (
-    KERNEL_OPS,
+    KERNEL_INPUTS,
     ExportKernel,
     computing_operators,
+    kernel_input,
     layout,
     stored_kernels,
 )
@@ -26,16 +27,17 @@ class VerificationError(RuntimeError):
 def verify(
     model: Any,
     result: Any,
-    assigned: Mapping[int, ExportKernel],
+    assigned: Mapping[fb.Place, ExportKernel],
     grids: Mapping[str, Grid],
     float_io: bool,
 ) -> None:
     """Raise VerificationError unless `result` is the float `model` in integers, as was given."""
     float_ops = model.subgraphs[0].operators
     _verify_operators(model, result)
-    for float_op, op in zip(float_ops, computing_operators(result), strict=True):
+    computing = computing_operators(result.subgraphs[0], result)
+    for float_op, op in zip(float_ops, computing, strict=True):
         _verify_integer(result, op)
-        if fb.op_name(result, op) in KERNEL_OPS:
+        if fb.op_name(result, op) in KERNEL_INPUTS:
             _verify_bias(model, float_op, result, op)
     _verify_kernels(result, assigned)
     _verify_borders(result, float_io)
@@ -50,7 +52,7 @@ def verify(
 
 
 def verify_weights(
-    model: Any, result: Any, assigned: Mapping[int, ExportKernel], dynamic: bool
+    model: Any, result: Any, assigned: Mapping[fb.Place, ExportKernel], dynamic: bool
 ) -> None:
     """Raise VerificationError unless `result` is the float `model` but for the kernels given.
 
@@ -62,19 +64,25 @@ def verify_weights(
     """
     _verify_operators(model, result)
     _verify_kernels(result, assigned)
-    ops = zip(model.subgraphs[0].operators, computing_operators(result), strict=True)
-    for index, (float_op, op) in enumerate(ops):
-        for position, wanted in enumerate(float_op.inputs):
-            if position == 1 and index in assigned:
-                _verify_reading(result, op, dynamic)
-            elif wanted >= 0:  # an optional input may be missing
-                _verify_unchanged(model, wanted, result, op.inputs[position])
+    for subgraph, (before, after) in enumerate(zip(model.subgraphs, result.subgraphs, strict=True)):
+        ops = zip(before.operators, computing_operators(after, result), strict=True)
+        for index, (float_op, op) in enumerate(ops):
+            kernel = kernel_input(model, float_op) if (subgraph, index) in assigned else None
+            for wanted, found in zip(float_op.inputs, op.inputs, strict=True):
+                if wanted == kernel:
+                    _verify_reading(result, op, after.tensors[found], dynamic)
+                elif wanted >= 0:  # an optional input may be missing
+                    tensors = before.tensors[wanted], after.tensors[found]
+                    _verify_unchanged(model, result, *tensors)
 
 
 def _verify_operators(model: Any, result: Any) -> None:
-    names = [fb.op_name(model, op) for op in model.subgraphs[0].operators]
-    if names != [fb.op_name(result, op) for op in computing_operators(result)]:
-        raise VerificationError("the written operators are not those of the float model, in order")
+    for before, after in zip(model.subgraphs, result.subgraphs, strict=True):
+        names = [fb.op_name(model, op) for op in before.operators]
+        if names != [fb.op_name(result, op) for op in computing_operators(after, result)]:
+            raise VerificationError(
+                "the written operators are not those of the float model, in order"
+            )
 
 
 def _verify_integer(result: Any, op: Any) -> None:
@@ -89,7 +97,7 @@ def _verify_integer(result: Any, op: Any) -> None:
         )
 
 
-def _verify_kernels(result: Any, assigned: Mapping[int, ExportKernel]) -> None:
+def _verify_kernels(result: Any, assigned: Mapping[fb.Place, ExportKernel]) -> None:
     """The operators' weights are the kernels' codes and scales, bit for bit."""
     for op, weights, kernel in stored_kernels(result, assigned):
         where = f"kernel of layer {kernel.layer!r}: tensor {fb.name(weights)!r}"
@@ -109,9 +117,8 @@ def _verify_kernels(result: Any, assigned: Mapping[int, ExportKernel]) -> None:
             )
 
 
-def _verify_reading(result: Any, op: Any, dynamic: bool) -> None:
+def _verify_reading(result: Any, op: Any, weights: Any, dynamic: bool) -> None:
     """The operator reads codes if it is to compute with integers, and float otherwise."""
-    weights = result.subgraphs[0].tensors[op.inputs[1]]
     if (weights.type == fb.FLOAT32) == dynamic:
         raise VerificationError(
             f"operator {fb.op_name(result, op)} reads the {fb.type_name(weights)} tensor"
@@ -119,9 +126,8 @@ def _verify_reading(result: Any, op: Any, dynamic: bool) -> None:
         )
 
 
-def _verify_unchanged(model: Any, before: int, result: Any, after: int) -> None:
+def _verify_unchanged(model: Any, result: Any, old: Any, new: Any) -> None:
     """A tensor is of the type that it had and, if it was a constant, has the same values."""
-    old, new = model.subgraphs[0].tensors[before], result.subgraphs[0].tensors[after]
     data = model.buffers[old.buffer].data, result.buffers[new.buffer].data
     if old.type != new.type or not np.array_equal(*data):
         raise VerificationError(f"tensor {fb.name(old)!r} has no given kernel, but has changed")

@@ -25,10 +25,10 @@ from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import int4
 from ocs_tf.export.assignment import (
     CODE_MAX,
-    KERNEL_OPS,
     SMALLEST_RANGE,
     ExportKernel,
     assign,
+    kernel_input,
     separate,
 )
 from ocs_tf.export.grid_rules import ACTIVATION_MAX, ACTIVATION_MIN, Grid, grid_rule
@@ -48,6 +48,7 @@ _KERNEL_VERSION = {
     "CONV_2D": {"int8 int8": 3, "int8 int4": 7, "float32 int8": 5, "float32 int4": 7},
     "DEPTHWISE_CONV_2D": {"int8 int8": 3, "int8 int4": 7, "float32 int8": 6},
     "FULLY_CONNECTED": {"int8 int8": 4, "int8 int4": 10, "float32 int8": 3, "float32 int4": 10},
+    "TRANSPOSE_CONV": {"int32 int8": 3},
 }
 _DYNAMIC_DENSE_PER_CHANNEL = 12
 
@@ -86,7 +87,7 @@ def write_int8(
         VerificationError: if the file read back has other codes, scales or zero points than given,
             a bias that overflows, or an operator left in float.
     """
-    model = fb.read(float_model)
+    model = fb.read_straight(float_model)
     _check_activations(model, grids, ranges)
     assigned = _assign(model, kernels, "int8")
     engine = quantizer.Quantizer(fb.write(model))
@@ -144,7 +145,7 @@ def write_weights(
 
 def _assign(
     model: Any, kernels: Sequence[ExportKernel], activations: str
-) -> dict[int, ExportKernel]:
+) -> dict[fb.Place, ExportKernel]:
     """Kernels by operator, each in a buffer of its own, and runtimes can compute with them."""
     assigned = assign(model, kernels)
     int4.check_operators(model, assigned, activations)
@@ -194,7 +195,7 @@ def needed_activations(float_model: bytes) -> set[str]:
 
     The grids of the others follow from the operators that compute them; see `grid_rule`.
     """
-    return _needed(fb.read(float_model))
+    return _needed(fb.read_straight(float_model))
 
 
 def _needed(model: Any) -> set[str]:
@@ -209,18 +210,20 @@ def _needed(model: Any) -> set[str]:
 
 
 def _kernel_recipes(
-    engine: quantizer.Quantizer, model: Any, assigned: Mapping[int, ExportKernel], activations: str
+    engine: quantizer.Quantizer,
+    model: Any,
+    assigned: Mapping[fb.Place, ExportKernel],
+    activations: str,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Tell ai-edge-quantizer which operators have kernels; the ranges that belong to the scales."""
-    graph = model.subgraphs[0]
     statistics = {}
-    for index, kernel in assigned.items():
-        op = graph.operators[index]
-        weights = graph.tensors[op.inputs[1]]
+    for place, kernel in assigned.items():
+        op, tensors = fb.operator(model, place), model.subgraphs[place[0]].tensors
+        weights = tensors[kernel_input(model, op)]
         bound = _kernel_bound(kernel, fb.op_name(model, op), len(fb.shape(weights)))
         statistics[fb.name(weights)] = {"min": -bound, "max": bound}
         engine.update_quantization_recipe(
-            f"^{re.escape(fb.name(graph.tensors[op.outputs[0]]))};$",
+            f"^{re.escape(fb.name(tensors[op.outputs[0]]))};$",
             qtyping.TFLOperationName(fb.op_name(model, op)),
             _recipe(activations, per_channel=bound.size > 1),
         )
@@ -265,7 +268,7 @@ def _quantize(engine: quantizer.Quantizer, statistics: dict[str, dict[str, np.nd
     return fb.read(bytes(result.quantized_model))
 
 
-def _finish(quantized: Any, assigned: Mapping[int, ExportKernel]) -> bytes:
+def _finish(quantized: Any, assigned: Mapping[fb.Place, ExportKernel]) -> bytes:
     """What ai-edge-quantizer leaves to do: INT4 tensors, and operator versions."""
     int4.store(quantized, assigned)
     _raise_versions(quantized)
@@ -316,19 +319,19 @@ def _read_shapes_off_codes(model: Any) -> None:
 
 def _raise_versions(model: Any) -> None:
     """State the operator versions that the integer kernels need."""
-    for op in model.subgraphs[0].operators:
+    for (subgraph, _), op in fb.operators(model):
         code = model.operatorCodes[op.opcodeIndex]
-        code.version = max(code.version, _version(model, op))
+        code.version = max(code.version, _version(model, model.subgraphs[subgraph], op))
 
 
-def _version(model: Any, op: Any) -> int:
+def _version(model: Any, graph: Any, op: Any) -> int:
     """Version that brought an operator's integer kernel; 1 for float."""
-    tensors = [model.subgraphs[0].tensors[index] for index in op.inputs if index >= 0]
+    tensors = [graph.tensors[index] for index in op.inputs if index >= 0]
     types = [fb.type_name(tensor) for tensor in tensors]
     kind = fb.op_name(model, op)
     if kind == "DEQUANTIZE":
         return 6 if types[0] == "int4" else 5 if _per_channel(tensors[0]) else 2
-    if kind not in KERNEL_OPS:
+    if kind not in _KERNEL_VERSION:
         return _INT8_VERSION.get(kind, 1) if "int8" in types else 1
     if kind == "FULLY_CONNECTED" and types[0] == "float32" and _per_channel(tensors[1]):
         return _DYNAMIC_DENSE_PER_CHANNEL

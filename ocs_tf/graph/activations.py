@@ -50,7 +50,7 @@ AVERAGE_POOLS = (_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D, _LAYERS.Ave
 _POOLS = (*AVERAGE_POOLS, _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)
 # What a runtime computes together with a ReLU behind it.
 _FUSES_RELU = (
-    *(adapter.layer_class for adapter in adapters.ADAPTERS),
+    *(adapter.layer_class for adapter in adapters.ADAPTERS if not adapter.is_lookup),
     *_POOLS,
     _LAYERS.BatchNormalization,
     _LAYERS.Add,
@@ -96,9 +96,12 @@ def fixed_grid(function: str, bits: int) -> ActivationGrid:
 def input_sites(graph: Graph, quantized: set[str]) -> list[Site]:
     """One site for the input of each layer named in `quantized`: the paper's activations."""
     sites = []
-    for name in (name for name in graph.kernels if name in quantized):
-        tensors = tuple(call.inputs[0] for call in graph.calls(graph.kernels[name].layer))
-        sites.append(Site(f"{name}:input", tensors, f"{name}:input"))
+    for name, site in graph.kernels.items():
+        if name not in quantized or site.part:
+            continue  # what is inside of a composite stays in float
+        tensors = tuple(call.inputs[0] for call in graph.calls(site.layer))
+        if "float" in str(tensors[0].dtype):  # and not the rows that a lookup is to find
+            sites.append(Site(f"{name}:input", tensors, f"{name}:input"))
     return sites
 
 

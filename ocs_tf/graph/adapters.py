@@ -7,6 +7,7 @@ axis -1. Only this module and the quantized layers know how a layer type keeps i
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,34 +15,60 @@ import keras
 import numpy as np
 
 from ocs_tf import layers
+from ocs_tf.layers.einsum import EinsumSpec
 from ocs_tf.numerics import QuantizedKernel
 from ocs_tf.numerics.windows import output_sizes, windows
 
 
 class KernelAdapter:
-    """One layer type. Subclass it, fill in what differs, and add it to `ADAPTERS`."""
+    """One layer type. Subclass it, fill in what differs, and add it to `ADAPTERS`.
+
+    A kernel has three layouts: the canonical one, `[..., C, F]`; that of the float Keras layer; and
+    that in which the quantized layer stores its codes, the canonical one as a rule.
+    """
 
     layer_class: type[keras.layers.Layer]
     quantized_class: type[layers.KernelLayer]
-    kind: str  # of kernel: "dense", "conv" or "depthwise"
-    outputs_option: str | None  # of the layer: how many output channels it has
+    kind: str  # of kernel: see `export.assignment.KINDS`
+    outputs_option: str | None = None  # of the layer: how many output channels it has
+    is_lookup = False  # whether inputs choose rows of the kernel, instead of multiplying them
+
+    def why_not_quantized(self, layer: Any) -> str | None:
+        """Why `layer` has to stay in float; `None` if it need not."""
+        return None
 
     def why_not_split(self, layer: Any) -> str | None:
         """Why `layer`'s input channels cannot be split; `None` if they can."""
         return None
 
-    def to_canonical(self, kernel: np.ndarray) -> np.ndarray:
-        """Keras layout to `[..., C, F]`."""
+    def is_direct(self, layer: Any) -> bool:
+        """Whether the channels of the kernel are the channels of input and output (by groups)."""
+        return True
+
+    def to_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+        """Canonical layout to that of the quantized layer's codes."""
+        return kernel
+
+    def from_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+        """The layout of the quantized layer's codes to that of the float layer."""
         return kernel
 
     def to_keras(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
-        """`[..., C', F]` to the layout of `layer`."""
-        return kernel
+        """`[..., C', F]` to the layout of the float layer."""
+        return self.from_stored(self.to_stored(kernel, layer), layer)
+
+    def bias_to_keras(self, bias: np.ndarray, layer: Any) -> np.ndarray:
+        """`[F]` to the shape of the float layer's bias."""
+        return bias
 
     def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Float kernel in canonical form, and bias `[F]` or `None`."""
         bias = None if layer.bias is None else np.asarray(layer.bias)
-        return self.to_canonical(np.asarray(layer.kernel)), bias
+        return np.asarray(layer.kernel), bias
+
+    def write(self, layer: Any, kernel: np.ndarray) -> None:
+        """Give the float `layer` another kernel, in canonical form."""
+        layer.kernel.assign(self.to_keras(kernel, layer))
 
     def quantized_config(self, layer: Any, use_bias: bool) -> dict[str, Any]:
         """The configuration of `layer` without what only training needs."""
@@ -51,16 +78,29 @@ class KernelAdapter:
         for key in config:
             if key.endswith(("_regularizer", "_constraint")):
                 config[key] = None
-        return {**config, "use_bias": use_bias, "trainable": False}
+        return self.with_bias({**config, "trainable": False}, use_bias)
+
+    def with_bias(self, config: dict[str, Any], use_bias: bool) -> dict[str, Any]:
+        """The configuration of a layer, float or quantized, with a bias or without."""
+        return {**config, "use_bias": use_bias}
 
     def store(self, target: Any, kernel: QuantizedKernel, bias: np.ndarray | None) -> None:
         """Put a canonical `kernel` and the bias into the built quantized layer `target`."""
-        codes = self.to_keras(kernel.codes, target)
+        codes = self.to_stored(kernel.codes, target)
         target.assign(dataclasses.replace(kernel, codes=codes), bias)
 
     def groups(self, layer: Any) -> int:
         """Groups of output channels that read inputs of their own."""
         return 1
+
+    def input_map(self, layer: Any, channel_map: np.ndarray) -> np.ndarray:
+        """The channel of the layer's input that each one of the expanded input reads.
+
+        A copy in the kernel's `channel_map` is one in each group.
+        """
+        groups = self.groups(layer)
+        first = np.arange(groups)[:, None] * (channel_map.max() + 1)
+        return np.asarray((first + channel_map).reshape(-1))
 
     def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
         """Places along each axis at which `layer` computes its output channels."""
@@ -125,26 +165,86 @@ class ConvolutionAdapter(KernelAdapter):
         return taps.swapaxes(1, 2).reshape(len(taps), groups, -1)
 
 
-class Conv2DAdapter(ConvolutionAdapter):
-    layer_class = keras.layers.Conv2D
-    quantized_class = layers.QuantizedConv2D
+class PlainConvolutionAdapter(ConvolutionAdapter):
+    """A convolution that sums over the channels of its input, in groups or all."""
+
     kind = "conv"
     outputs_option = "filters"
 
     def why_not_split(self, layer: Any) -> str | None:
-        if layer.groups > 1:
-            return f"a grouped convolution (groups={layer.groups}) is quantized without splitting"
+        if layer.groups > 1 and layer.kernel.shape[-2] == 1:
+            return "a convolution with one channel in a group is quantized without splitting"
         return None
 
     def groups(self, layer: Any) -> int:
         return int(layer.groups)
 
 
-class DepthwiseConv2DAdapter(ConvolutionAdapter):
-    layer_class = keras.layers.DepthwiseConv2D
-    quantized_class = layers.QuantizedDepthwiseConv2D
+class Conv1DAdapter(PlainConvolutionAdapter):
+    layer_class = keras.layers.Conv1D
+    quantized_class = layers.QuantizedConv1D
+
+
+class Conv2DAdapter(PlainConvolutionAdapter):
+    layer_class = keras.layers.Conv2D
+    quantized_class = layers.QuantizedConv2D
+
+
+class Conv3DAdapter(PlainConvolutionAdapter):
+    layer_class = keras.layers.Conv3D
+    quantized_class = layers.QuantizedConv3D
+
+
+class TransposedAdapter(ConvolutionAdapter):
+    """A transposed convolution: Keras keeps its output channels in front of its input channels."""
+
+    kind = "transposed"
+    outputs_option = "filters"
+
+    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        kernel, bias = super().read(layer)
+        return np.ascontiguousarray(kernel.swapaxes(-1, -2)), bias
+
+    def from_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+        return np.ascontiguousarray(kernel.swapaxes(-1, -2))
+
+    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+        channels = channel_axis(layer) % len(input_shape)
+        return [size for axis, size in enumerate(input_shape) if axis not in (0, channels)]
+
+    def patches(
+        self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
+    ) -> np.ndarray:
+        # Seen from the input: each place adds its channels, by every tap, to some output. What
+        # falls on the same output from several places is taken to be uncorrelated.
+        x = np.moveaxis(x, channel_axis(layer), -1)
+        starts = start or [0] * (x.ndim - 2)
+        where = (slice(None), *(slice(first, None, every) for first in starts))
+        rows = x[where].reshape(-1, 1, 1, x.shape[-1])
+        taps = math.prod(layer.kernel_size)
+        diagonal = rows * np.eye(taps, dtype=x.dtype)[None, :, :, None]
+        return diagonal.reshape(-1, 1, taps * x.shape[-1])
+
+
+class Conv1DTransposeAdapter(TransposedAdapter):
+    layer_class = keras.layers.Conv1DTranspose
+    quantized_class = layers.QuantizedConv1DTranspose
+
+
+class Conv2DTransposeAdapter(TransposedAdapter):
+    layer_class = keras.layers.Conv2DTranspose
+    quantized_class = layers.QuantizedConv2DTranspose
+
+
+class Conv3DTransposeAdapter(TransposedAdapter):
+    layer_class = keras.layers.Conv3DTranspose
+    quantized_class = layers.QuantizedConv3DTranspose
+
+
+class DepthwiseAdapter(ConvolutionAdapter):
+    """A depthwise convolution: each output channel reads one input channel."""
+
     kind = "depthwise"
-    outputs_option = None
 
     def why_not_split(self, layer: Any) -> str | None:
         return "a depthwise convolution is quantized without splitting"
@@ -152,21 +252,123 @@ class DepthwiseConv2DAdapter(ConvolutionAdapter):
     def groups(self, layer: Any) -> int:
         return int(layer.kernel.shape[-2])
 
-    def to_canonical(self, kernel: np.ndarray) -> np.ndarray:
-        return kernel.reshape(*kernel.shape[:-2], 1, -1)
+    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        kernel, bias = super().read(layer)
+        return kernel.reshape(*kernel.shape[:-2], 1, -1), bias
 
-    def to_keras(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+    def to_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
         return kernel.reshape(*kernel.shape[:-2], -1, layer.depth_multiplier)
 
 
-ADAPTERS: tuple[KernelAdapter, ...] = (DenseAdapter(), Conv2DAdapter(), DepthwiseConv2DAdapter())
+class DepthwiseConv1DAdapter(DepthwiseAdapter):
+    layer_class = keras.layers.DepthwiseConv1D
+    quantized_class = layers.QuantizedDepthwiseConv1D
+
+
+class DepthwiseConv2DAdapter(DepthwiseAdapter):
+    layer_class = keras.layers.DepthwiseConv2D
+    quantized_class = layers.QuantizedDepthwiseConv2D
+
+
+class EinsumDenseAdapter(KernelAdapter):
+    layer_class = keras.layers.EinsumDense
+    quantized_class = layers.QuantizedEinsumDense
+    kind = "dense"
+
+    def why_not_quantized(self, layer: Any) -> str | None:
+        if layer.built and not self._spec(layer).regular:
+            return (
+                f"its kernel is not one matrix: in {layer.equation!r}, input, kernel and output"
+                f" share an axis, or its bias (bias_axes={layer.bias_axes!r}) is not over all"
+                " output axes of the kernel"
+            )
+        return None
+
+    def is_direct(self, layer: Any) -> bool:
+        return self._spec(layer).direct
+
+    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        spec = self._spec(layer)
+        kernel = np.asarray(layer.kernel).transpose(spec.axes)
+        bias = None if layer.bias is None else np.asarray(layer.bias).reshape(-1)
+        return kernel.reshape(spec.channels, spec.outputs), bias
+
+    def from_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+        spec = self._spec(layer)
+        shape = [spec.kernel_shape[axis] for axis in spec.axes]
+        return kernel.reshape(shape).transpose(np.argsort(spec.axes))
+
+    def bias_to_keras(self, bias: np.ndarray, layer: Any) -> np.ndarray:
+        shape = list(self._spec(layer).output_shape)
+        while shape[0] == 1 and len(shape) > 1:
+            del shape[0]
+        return bias.reshape(shape)
+
+    def with_bias(self, config: dict[str, Any], use_bias: bool) -> dict[str, Any]:
+        if use_bias and config["bias_axes"] is None:  # a batch norm behind a direct layer
+            return {**config, "bias_axes": config["equation"].strip()[-1]}
+        return config if use_bias else {**config, "bias_axes": None}
+
+    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+        spec = self._spec(layer)
+        return [input_shape[axis] for axis in spec.input_axes[1 : -spec.summed]]
+
+    def patches(
+        self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
+    ) -> np.ndarray:
+        spec = self._spec(layer)
+        x = x.transpose(spec.input_axes)
+        starts = start or [0] * (x.ndim - spec.summed - 1)
+        where = (slice(None), *(slice(first, None, every) for first in starts))
+        return x[where].reshape(-1, 1, spec.channels)
+
+    def _spec(self, layer: Any) -> EinsumSpec:
+        return EinsumSpec.of(layer, layer.get_build_config()["input_shape"])
+
+
+class EmbeddingAdapter(KernelAdapter):
+    layer_class = keras.layers.Embedding
+    quantized_class = layers.QuantizedEmbedding
+    kind = "lookup"
+    is_lookup = True
+
+    def why_not_split(self, layer: Any) -> str | None:
+        return "a lookup reads one row; a split one would be two lookups and an addition"
+
+    def is_direct(self, layer: Any) -> bool:
+        return False
+
+    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        return np.asarray(layer.embeddings), None
+
+    def with_bias(self, config: dict[str, Any], use_bias: bool) -> dict[str, Any]:
+        return config
+
+    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+        return list(input_shape[1:])
+
+
+ADAPTERS: tuple[KernelAdapter, ...] = (
+    DenseAdapter(),
+    EinsumDenseAdapter(),
+    EmbeddingAdapter(),
+    Conv1DAdapter(),
+    Conv2DAdapter(),
+    Conv3DAdapter(),
+    DepthwiseConv1DAdapter(),
+    DepthwiseConv2DAdapter(),
+    Conv1DTransposeAdapter(),
+    Conv2DTransposeAdapter(),
+    Conv3DTransposeAdapter(),
+)
 _BY_CLASS = {adapter.layer_class: adapter for adapter in ADAPTERS}
 _BY_QUANTIZED_CLASS = {adapter.quantized_class: adapter for adapter in ADAPTERS}
 
 
 def adapter_for(layer: Any) -> KernelAdapter | None:
     """The adapter of a float layer. A user's subclass is not matched: it may compute otherwise."""
-    return None if _is_keras_quantized(layer) else _BY_CLASS.get(type(layer))
+    adapter = None if _is_keras_quantized(layer) else _BY_CLASS.get(type(layer))
+    return None if adapter is None or adapter.why_not_quantized(layer) else adapter
 
 
 def adapter_of_quantized(layer: Any) -> KernelAdapter | None:
@@ -184,8 +386,11 @@ def why_float(layer: Any) -> str | None:
         return "a batch norm that is not folded into a layer before it"
     if _is_keras_quantized(layer):
         return f"Keras has quantized it already (quantization_mode={layer.quantization_mode!r})"
-    known = ", ".join(adapter.layer_class.__name__ for adapter in ADAPTERS)
-    return f"{type(layer).__name__} has no quantized form; those that have one: {known}"
+    adapter = _BY_CLASS.get(type(layer))
+    why_not = adapter and adapter.why_not_quantized(layer)
+    if why_not:
+        return why_not
+    return f"{type(layer).__name__} has no quantized form; docs/layers.md lists those that have one"
 
 
 def _is_keras_quantized(layer: Any) -> bool:

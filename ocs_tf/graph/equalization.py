@@ -274,9 +274,11 @@ def _made_axis(graph: Graph, node: Node) -> int | None:
 
 
 def _has_kernel(layer: Any) -> bool:
-    """Whether the layer computes with a kernel and a bias, and nothing else (as LoRA has)."""
+    """Whether the layer multiplies channels by a kernel and adds a bias, no more (as LoRA does)."""
     adapter = adapters.adapter_for(layer)
-    return adapter is not None and len(layer.weights) == 1 + bool(layer.use_bias)
+    if adapter is None or not adapter.is_direct(layer):
+        return False
+    return len(layer.weights) == 1 + (layer.bias is not None)
 
 
 def _follow(graph: Graph, index: int, axis: int) -> Chain | None:

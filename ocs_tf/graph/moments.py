@@ -81,7 +81,7 @@ def _of_call(node: Node, inputs: list[Moments | None]) -> Moments | None:
     if isinstance(layer, _ELEMENTWISE) and not _is_softmax(layer):
         return _through(layer, mean, variance)
     adapter = adapters.adapter_for(layer)
-    if adapter is None:
+    if adapter is None or not adapter.is_direct(layer):
         return None
     kernel, bias = adapter.read(layer)
     groups = adapter.groups(layer)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ocs_tf.graph import adapters
+from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.adapters import KernelAdapter
 from ocs_tf.graph.flat import flat
 from ocs_tf.graph.tracing import nodes_in_order
@@ -36,15 +36,26 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KernelSite:
-    """A layer with a kernel that can be quantized, and the batch norm folded into it, if any."""
+    """A kernel that can be quantized.
+
+    Attributes:
+        layer: the layer or cell that has it.
+        adapter: what is known of it.
+        batch_norm: what is folded into it, if anything.
+        owner: the layer of the model that it is in: `layer` itself but in composites.
+        part: its path in the owner; see `graph.composites`. Empty if the layer is the owner.
+    """
 
     layer: Any
     adapter: KernelAdapter
     batch_norm: keras.layers.BatchNormalization | None
+    owner: Any
+    part: str = ""
 
     @property
     def name(self) -> str:
-        return str(self.layer.name)
+        """Of the layer; `LAYER/PART` in a composite."""
+        return f"{self.owner.name}/{self.part}" if self.part else str(self.owner.name)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,7 +80,8 @@ class Graph:
         model: a `keras.Model` with inputs and outputs over the user's own layers, or over layers
             that share their variables.
         nodes: calls in topological order, input layers first.
-        kernels: `KernelSite`s by layer name, in topological order.
+        sites: `KernelSite`s by layer name; empty for layers without kernels.
+        kernels: `KernelSite`s by their own name, in topological order.
     """
 
     def __init__(
@@ -83,12 +95,11 @@ class Graph:
             for tensor in node.inputs:
                 self.consumers[id(tensor)].append(node)
         self.output_ids = {id(t) for t in self.model.outputs}
-        self.kernels: dict[str, KernelSite] = {}
+        self.sites: dict[str, list[KernelSite]] = {}
         for node in self.nodes:
-            adapter = adapters.adapter_for(node.layer)
-            if adapter is not None and node.layer.name not in self.kernels:
-                norm = self.foldable_norm(node.layer) if fold_batch_norm else None
-                self.kernels[node.layer.name] = KernelSite(node.layer, adapter, norm)
+            if node.layer.name not in self.sites:
+                self.sites[node.layer.name] = list(self._sites_of(node.layer, fold_batch_norm))
+        self.kernels = {site.name: site for sites in self.sites.values() for site in sites}
         self.folded = {s.batch_norm.name for s in self.kernels.values() if s.batch_norm is not None}
 
     @property
@@ -102,6 +113,15 @@ class Graph:
                 return False
             before = node.outputs
         return tuple(self.model.outputs) == before
+
+    def _sites_of(self, layer: Any, fold_batch_norm: bool) -> Iterator[KernelSite]:
+        adapter = adapters.adapter_for(layer)
+        if adapter is not None:
+            norm = self.foldable_norm(layer) if fold_batch_norm else None
+            yield KernelSite(layer, adapter, norm, layer)
+            return
+        for path, part in composites.parts(layer).items():
+            yield KernelSite(part.holder, part.adapter, None, layer, path)
 
     def calls(self, layer: Any) -> list[Node]:
         """The calls of `layer`; more than one if it is shared."""
@@ -119,26 +139,26 @@ class Graph:
     def first_kernels(self) -> set[str]:
         """Names of the kernel layers with no kernel layer between them and the model's inputs."""
         reached: set[int] = set()  # outputs that depend on a kernel
-        first = set()
+        first: set[str] = set()
         for node in self.nodes:
             behind = any(id(t) in reached for t in node.inputs)
-            has_kernel = node.layer.name in self.kernels
-            if has_kernel and not behind:
-                first.add(node.layer.name)
-            if behind or has_kernel:
+            sites = self.sites[node.layer.name]
+            if not behind:
+                first.update(site.name for site in sites)
+            if behind or sites:
                 reached.update(id(t) for t in node.outputs)
         return first
 
     def last_kernels(self) -> set[str]:
         """Names of the kernel layers with no kernel layer between them and the model's outputs."""
         ahead: set[int] = set()  # tensors that a kernel reads, sooner or later
-        last = set()
+        last: set[str] = set()
         for node in reversed(self.nodes):
             later = any(id(t) in ahead for t in node.outputs)
-            has_kernel = node.layer.name in self.kernels
-            if has_kernel and not later:
-                last.add(node.layer.name)
-            if later or has_kernel:
+            sites = self.sites[node.layer.name]
+            if not later:
+                last.update(site.name for site in sites)
+            if later or sites:
                 ahead.update(id(t) for t in node.inputs)
         return last
 
@@ -150,7 +170,9 @@ class Graph:
         One that is an output of the model keeps its name there, unless `may_be_output`.
         """
         calls = self.calls(layer)
-        if len(calls) != 1 or not adapters.is_linear(layer.activation):
+        adapter = adapters.any_adapter(layer)
+        direct = adapter is not None and adapter.is_direct(layer)
+        if len(calls) != 1 or not direct or not adapters.is_linear(layer.activation):
             return None
         reader = self.only_consumer(calls[0].outputs[0])
         if reader is None or type(reader.layer) is not keras.layers.BatchNormalization:

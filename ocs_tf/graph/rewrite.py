@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from ocs_tf import layers
+from ocs_tf.graph import composites
 from ocs_tf.graph.activations import AVERAGE_POOLS, kernel_output_grid, tensor_grids
 from ocs_tf.graph.reader import Graph, batch_norm_affine
 from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel, code_limit
@@ -64,11 +65,14 @@ def rewrite(
 
     def replace(layer: Any) -> Any:
         name = layer.name
-        if name in kernels:
+        inside = _parts(graph, name, kernels)
+        if inside:
+            twin = composites.quantized(layer, {p: _options(r) for p, r in inside.items()})
+        elif name in kernels:
             read = {known.get(id(call.inputs[0])) for call in graph.calls(layer)}
             before = fixed.get(f"{name}:input") or (read.pop() if len(read) == 1 else None)
             return _quantized_layer(graph, layer, kernels[name], fixed, before)
-        if name in graph.kernels and graph.kernels[name].batch_norm is not None:
+        elif name in graph.kernels and graph.kernels[name].batch_norm is not None:
             adapter = graph.kernels[name].adapter
             twin = type(layer).from_config(adapter.quantized_config(layer, use_bias=True))
         else:
@@ -94,11 +98,17 @@ def rewrite(
     for name, twin in twins.items():
         site = graph.kernels.get(name)
         inner = layers.unwrapped(twin)
-        if site is not None and name in kernels:
+        inside = _parts(graph, name, kernels)
+        if inside:
+            composites.copy_floats(graph.calls_of(name)[0].layer, inner)
+            composites.assign(inner, {path: (r.kernel, r.bias) for path, r in inside.items()})
+        elif site is not None and name in kernels:
             site.adapter.store(twin, kernels[name].kernel, kernels[name].bias)
         elif site is not None and site.batch_norm is not None:
             kernel, bias = site.weights()
-            inner.set_weights([site.adapter.to_keras(kernel, inner), bias])
+            assert bias is not None  # the norm's shift
+            folded = [site.adapter.to_keras(kernel, inner), site.adapter.bias_to_keras(bias, inner)]
+            inner.set_weights(folded)
         elif name not in graph.folded:
             original = graph.calls_of(name)[0]
             check_copied(original.layer, inner)
@@ -224,20 +234,34 @@ def _quantized_layer(
     grids: Mapping[str, ActivationGrid],
     input_grid: ActivationGrid | None,
 ) -> layers.KernelLayer:
-    adapter, kernel = graph.kernels[layer.name].adapter, replacement.kernel
+    adapter = graph.kernels[layer.name].adapter
     return adapter.quantized_class.from_config(
         {
             **adapter.quantized_config(layer, replacement.bias is not None),
-            "weight_bits": kernel.bits,
-            "granularity": kernel.granularity,
-            "copies": kernel.splits,
+            **_options(replacement),
             "input_grid": input_grid,
             "output_grid": kernel_output_grid(graph, layer, grids),
             "preactivation_grid": grids.get(f"{layer.name}:preactivation"),
-            "kernel_sqnr_db": replacement.sqnr_db,
             "equalized": replacement.equalized,
         }
     )
+
+
+def _options(replacement: Replacement) -> dict[str, Any]:
+    """The options of a layer that stores a kernel, alone or among others."""
+    kernel = replacement.kernel
+    return {
+        "weight_bits": kernel.bits,
+        "granularity": kernel.granularity,
+        "copies": kernel.splits,
+        "kernel_sqnr_db": replacement.sqnr_db,
+    }
+
+
+def _parts(graph: Graph, name: str, kernels: Mapping[str, Replacement]) -> dict[str, Replacement]:
+    """What replaces the kernels inside of a composite, by path."""
+    sites = graph.sites.get(name, [])
+    return {site.part: kernels[site.name] for site in sites if site.part and site.name in kernels}
 
 
 def _identity(x: Any) -> Any:

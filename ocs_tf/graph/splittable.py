@@ -72,6 +72,10 @@ def _check_reader(graph: Graph, name: str, quantized: set[str]) -> None:
         raise NotSplittable(f"{name!r} reads it, a first layer, which has few channels")
     if adapters.channel_axis(reader.layer) != -1:
         raise NotSplittable(f"{name!r} reads it, which is channels_first")
+    if reader.adapter.groups(reader.layer) > 1:
+        raise NotSplittable(f"{name!r} reads it, in groups of channels")
+    if not reader.adapter.is_direct(reader.layer):
+        raise NotSplittable(f"{name!r} reads it, whose kernel sums over other axes, too")
 
 
 def _check_readers(graph: Graph, tensor: Any, quantized: set[str]) -> None:

@@ -1,12 +1,22 @@
 """The Keras layers of a quantized model, registered under the package name `ocs_tf`."""
 
-from ocs_tf.layers.kernels import (
-    QUANTIZATION_OPTIONS,
-    KernelLayer,
+from ocs_tf.layers.attention import (
+    QuantizedAttention,
+    QuantizedGroupQueryAttention,
+    QuantizedMultiHeadAttention,
+)
+from ocs_tf.layers.convolutions import (
+    QuantizedConv1D,
+    QuantizedConv1DTranspose,
     QuantizedConv2D,
-    QuantizedDense,
+    QuantizedConv2DTranspose,
+    QuantizedConv3D,
+    QuantizedConv3DTranspose,
+    QuantizedDepthwiseConv1D,
     QuantizedDepthwiseConv2D,
 )
+from ocs_tf.layers.dense import QuantizedDense, QuantizedEinsumDense, QuantizedEmbedding
+from ocs_tf.layers.kernels import QUANTIZATION_OPTIONS, KernelLayer
 from ocs_tf.layers.quantizers import (
     FakeQuantize,
     OracleQuantize,
@@ -15,17 +25,42 @@ from ocs_tf.layers.quantizers import (
     fake_quantize,
     unwrapped,
 )
+from ocs_tf.layers.recurrent import (
+    QuantizedCell,
+    QuantizedGRUCell,
+    QuantizedLSTMCell,
+    QuantizedRNN,
+    QuantizedSimpleRNNCell,
+)
+from ocs_tf.layers.stored import StoredKernel
 
 __all__ = [
     "QUANTIZATION_OPTIONS",
     "FakeQuantize",
     "KernelLayer",
     "OracleQuantize",
+    "QuantizedAttention",
     "QuantizedAveragePooling",
+    "QuantizedCell",
+    "QuantizedConv1D",
+    "QuantizedConv1DTranspose",
     "QuantizedConv2D",
+    "QuantizedConv2DTranspose",
+    "QuantizedConv3D",
+    "QuantizedConv3DTranspose",
     "QuantizedDense",
+    "QuantizedDepthwiseConv1D",
     "QuantizedDepthwiseConv2D",
+    "QuantizedEinsumDense",
+    "QuantizedEmbedding",
+    "QuantizedGRUCell",
+    "QuantizedGroupQueryAttention",
+    "QuantizedLSTMCell",
+    "QuantizedMultiHeadAttention",
     "QuantizedOutput",
+    "QuantizedRNN",
+    "QuantizedSimpleRNNCell",
+    "StoredKernel",
     "fake_quantize",
     "unwrapped",
 ]

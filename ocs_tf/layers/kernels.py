@@ -16,12 +16,18 @@ import numpy as np
 from keras import ops
 
 from ocs_tf.layers.quantizers import (
-    PACKAGE,
     as_grid,
     exact_float32,
     fake_quantize,
     grid_config,
     requantize,
+)
+from ocs_tf.layers.stored import (
+    add_kernel,
+    add_weight,
+    assign_kernel,
+    effective_codes,
+    quantized_kernel,
 )
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
 
@@ -80,54 +86,39 @@ class KernelLayer(keras.layers.Layer):
         self.equalized = equalized
 
     def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
-        """Shape of the unexpanded Keras kernel; input channels on axis -2."""
+        """Shape of the unexpanded codes `[..., C, F]`: input channels on axis -2."""
         raise NotImplementedError
 
-    @property
-    def output_channels(self) -> int:
-        """Output channels that may each have a scale."""
-        return int(self.codes.shape[-1])
+    def keras_layout(self, kernel: Any) -> Any:
+        """A kernel in the layout of `codes` in that of the Keras layer: the same, as a rule."""
+        return kernel
+
+    def count_outputs(self, kernel_shape: tuple[int, ...]) -> int:
+        """How many output channels there are, which may each have a scale."""
+        return kernel_shape[-1]
 
     def build(self, input_shape: Any) -> None:
-        shape = list(self.kernel_shape(input_shape))
-        self._channels = shape[-2]
-        shape[-2] += self.copies
-
-        def add(name: str, shape: Any, dtype: str, **options: Any) -> Any:
-            # Not cast to half precision, where a small step would vanish.
-            options = {"initializer": "zeros", "trainable": False, "autocast": False, **options}
-            return self.add_weight(name=name, shape=shape, dtype=dtype, **options)
-
-        self.codes = add("codes", shape, "int8")
-        per_channel = self.granularity == "channel"
-        self.scale = add(
-            "scale",
-            (self.output_channels,) if per_channel else (),
-            "float32",
-            initializer="ones",
+        shape = self.kernel_shape(input_shape)
+        self.output_channels = self.count_outputs(shape)
+        add_kernel(self, shape, self.output_channels)
+        has_bias = self.use_bias
+        self.bias = (
+            add_weight(self, "bias", (self.output_channels,), "float32") if has_bias else None
         )
-        self.channel_map: Any = add("channel_map", (shape[-2],), "int32") if self.copies else None
-        self.bias = add("bias", (self.output_channels,), "float32") if self.use_bias else None
         self.built = True
 
     def effective_codes(self) -> Any:
-        """Codes with copies summed back, float32 tensor in the layout of the Keras kernel."""
-        codes = ops.cast(self.codes, "float32")
-        if not self.copies:
-            return codes
-        extra = ops.moveaxis(codes[..., self._channels :, :], -2, 0)
-        sums = ops.segment_sum(
-            extra, self.channel_map[self._channels :], num_segments=self._channels
-        )
-        return codes[..., : self._channels, :] + ops.moveaxis(sums, 0, -2)
+        """Codes with copies summed back, float32 tensor `[..., C, F]`."""
+        return effective_codes(self.codes, self.channel_map, self.copies)
 
     @property
     def kernel(self) -> Any:
         """The effective float32 kernel in the layout of the Keras layer."""
         codes = self.effective_codes()
-        if len(self.scale.shape) and codes.shape[-1] != self.scale.shape[0]:
-            return codes * ops.reshape(self.scale, codes.shape[-2:])  # depthwise
-        return codes * self.scale
+        scale = self.scale
+        if len(scale.shape) and codes.shape[-1] != scale.shape[0]:
+            scale = ops.reshape(scale, codes.shape[-2:])  # depthwise
+        return self.keras_layout(codes * scale)
 
     def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
         """What the layer computes, without bias and activation function."""
@@ -138,7 +129,7 @@ class KernelLayer(keras.layers.Layer):
         if self.input_grid is not None:
             x = ops.round(x / self.input_grid.scale)
             step = exact_float32(ops.multiply, step, self.input_grid.scale)
-        sums = self.apply_kernel(x, self.effective_codes())
+        sums = self.apply_kernel(x, self.keras_layout(self.effective_codes()))
         if self.bias is not None and self.input_grid is not None:
             sums = sums + self._per_channel(ops.round(self.bias / step), sums)
         if self.output_grid is not None and self._requantizes_directly():
@@ -174,26 +165,15 @@ class KernelLayer(keras.layers.Layer):
         return values
 
     def quantized_kernel(self) -> QuantizedKernel:
-        """The stored kernel as NumPy arrays, in the layer's layout."""
-        channels = self.codes.shape[-2] - self.copies
-        mapping = (
-            np.arange(channels, dtype=np.int32)
-            if self.channel_map is None
-            else np.asarray(self.channel_map)
-        )
-        return QuantizedKernel(
-            np.asarray(self.codes), np.asarray(self.scale), mapping, self.weight_bits
-        )
+        """The stored kernel as NumPy arrays, in the layout of `codes`."""
+        return quantized_kernel(self)
 
     def assign(self, kernel: QuantizedKernel, bias: np.ndarray | None) -> None:
-        """Store `kernel` (codes in the layer's layout) and `bias`; the layer must be built.
+        """Store `kernel` (in the layout of `codes`) and `bias`; the layer must be built.
 
         Where the input's grid is known, the bias is rounded to the step of the integer sums.
         """
-        self.codes.assign(kernel.codes)
-        self.scale.assign(kernel.scale)
-        if self.channel_map is not None:
-            self.channel_map.assign(kernel.channel_map)
+        assign_kernel(self, kernel)
         if self.bias is not None:
             if self.input_grid is not None:
                 step = kernel.scale.astype(np.float64) * self.input_grid.scale
@@ -220,49 +200,3 @@ class KernelLayer(keras.layers.Layer):
             "kernel_sqnr_db": self.kernel_sqnr_db,
             "equalized": self.equalized,
         }
-
-
-@keras.saving.register_keras_serializable(PACKAGE)
-class QuantizedDense(KernelLayer, keras.layers.Dense):
-    """`keras.layers.Dense` with a quantized kernel; see `KernelLayer`."""
-
-    def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
-        return input_shape[-1], self.units
-
-    def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
-        return ops.matmul(inputs, kernel)
-
-
-@keras.saving.register_keras_serializable(PACKAGE)
-class QuantizedConv2D(KernelLayer, keras.layers.Conv2D):
-    """`keras.layers.Conv2D` with a quantized kernel; see `KernelLayer`."""
-
-    def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
-        channels = input_shape[-1 if self.data_format == "channels_last" else 1]
-        return *self.kernel_size, channels // self.groups, self.filters
-
-    def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
-        return self.convolution_op(inputs, kernel)
-
-
-@keras.saving.register_keras_serializable(PACKAGE)
-class QuantizedDepthwiseConv2D(KernelLayer, keras.layers.DepthwiseConv2D):
-    """`keras.layers.DepthwiseConv2D` with a quantized kernel, never split; see `KernelLayer`."""
-
-    def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
-        channels = input_shape[-1 if self.data_format == "channels_last" else 1]
-        return *self.kernel_size, channels, self.depth_multiplier
-
-    def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
-        return ops.depthwise_conv(
-            inputs,
-            kernel,
-            strides=self.strides,
-            padding=self.padding,
-            dilation_rate=self.dilation_rate,
-            data_format=self.data_format,
-        )
-
-    @property
-    def output_channels(self) -> int:
-        return int(self.codes.shape[-2] * self.codes.shape[-1])

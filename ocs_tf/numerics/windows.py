@@ -16,8 +16,8 @@ def output_sizes(
     dilation: Sequence[int],
     padding: str,
 ) -> list[int]:
-    """Output positions along each spatial axis, for padding `"same"` or `"valid"`."""
-    if padding == "same":
+    """Output positions along each spatial axis, for padding `"same"`, `"causal"` or `"valid"`."""
+    if padding != "valid":
         return [-(-n // s) for n, s in zip(sizes, strides, strict=True)]
     return [
         max(0, (n - (k - 1) * d - 1) // s + 1)
@@ -39,7 +39,7 @@ def windows(
 
     Arguments:
         kernel, strides, dilation: by spatial axis.
-        padding: `"same"` or `"valid"`.
+        padding: `"same"`, `"valid"`, or `"causal"`: all of it in front.
         every: take only every so many-th output position along each axis,
         start: from this one on, by axis; `None` is the first.
 
@@ -56,7 +56,8 @@ def windows(
     ]
     missing = [max(0, span - n) for span, n in zip(spans, sizes, strict=True)]
     if any(missing):
-        around = [(m // 2, m - m // 2) for m in missing]
+        before = [m if padding == "causal" else m // 2 for m in missing]
+        around = [(b, m - b) for b, m in zip(before, missing, strict=True)]
         x = np.pad(x, [(0, 0), *around, (0, 0)])
     taps = []
     for tap in np.ndindex(*kernel):

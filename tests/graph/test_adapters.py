@@ -24,6 +24,28 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
         (None, 8, 8, 4),
         (3, 3, 1, 8),
     ),
+    "conv1d": (layers.Conv1D(5, 3), (None, 8, 4), (3, 4, 5)),
+    "conv3d": (layers.Conv3D(5, 2), (None, 4, 4, 4, 3), (2, 2, 2, 3, 5)),
+    "depthwise1d": (layers.DepthwiseConv1D(3, depth_multiplier=2), (None, 8, 4), (3, 1, 8)),
+    "transposed1d": (layers.Conv1DTranspose(5, 3), (None, 8, 4), (3, 4, 5)),
+    "transposed": (layers.Conv2DTranspose(5, (2, 3)), (None, 8, 8, 4), (2, 3, 4, 5)),
+    "transposed3d": (layers.Conv3DTranspose(5, 2), (None, 4, 4, 4, 3), (2, 2, 2, 3, 5)),
+    "einsum": (layers.EinsumDense("...x,xy->...y", 5, bias_axes="y"), (None, 4, 7), (7, 5)),
+    "einsum-heads": (
+        layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de"),
+        (None, 4, 7),
+        (7, 6),
+    ),
+    "einsum-joined": (
+        layers.EinsumDense("abcd,cde->abe", (None, 5), bias_axes="e"),
+        (None, 4, 2, 3),
+        (6, 5),
+    ),
+    "einsum-turned": (
+        layers.EinsumDense("abc,ecb->ae", 5, bias_axes="e"),
+        (None, 2, 3),
+        (6, 5),
+    ),
 }
 
 
@@ -54,14 +76,37 @@ def test_output_channels_of_the_canonical_kernel_are_those_of_the_output(
     adapter = adapters.adapter_for(layer)
     assert adapter is not None
     kernel, bias = adapter.read(layer)
-    x = rng.normal(size=(1, 8, 8, layer.input_spec.axes[-1])).astype(np.float32)
-    before = np.asarray(layer(x))
+    x = rng.normal(size=(1, *layer.get_build_config()["input_shape"][1:])).astype(np.float32)
+    before = np.asarray(layer(x)).reshape(-1, canonical[-1])
     for channel in range(canonical[-1]):
         changed = kernel.copy()
         changed[..., channel] = 0
-        layer.set_weights([adapter.to_keras(changed, layer), bias])
-        differs = np.any(np.asarray(layer(x)) != before, axis=(0, 1, 2))
+        weights = [adapter.to_keras(changed, layer), adapter.bias_to_keras(bias, layer)]
+        layer.set_weights(weights)
+        differs = np.any(np.asarray(layer(x)).reshape(before.shape) != before, axis=0)
         assert np.flatnonzero(differs).tolist() == [channel]
+
+
+def test_patches_times_kernel_is_what_the_layer_computes(
+    case: tuple[Any, tuple[int, ...]], rng: np.random.Generator
+) -> None:
+    layer, canonical = case
+    if "Transpose" in type(layer).__name__:
+        pytest.skip("its patches are contributions, which several places add up")
+    adapter = adapters.adapter_for(layer)
+    assert adapter is not None
+    kernel, bias = adapter.read(layer)
+    x = rng.normal(size=(2, *layer.get_build_config()["input_shape"][1:])).astype(np.float32)
+    patches = adapter.patches(layer, x)
+    groups = patches.shape[1]
+    weights = kernel.reshape(-1, groups, canonical[-1] // groups).swapaxes(0, 1)
+    sums = np.einsum("ngk,gkf->ngf", patches, weights).reshape(-1, canonical[-1])
+    want = np.asarray(layer(x)).reshape(-1, canonical[-1])
+    np.testing.assert_allclose(sums + bias, want, atol=1e-4)
+    sizes = adapter.positions(layer, x.shape)
+    assert len(patches) == 2 * np.prod(sizes)
+    every_second = adapter.patches(layer, x, 2, [0] * len(sizes))
+    assert len(every_second) == 2 * np.prod([(size + 1) // 2 for size in sizes])
 
 
 def test_store_puts_codes_in_the_layout_of_the_layer(case: tuple[Any, tuple[int, ...]]) -> None:
@@ -86,15 +131,13 @@ def test_store_puts_codes_in_the_layout_of_the_layer(case: tuple[Any, tuple[int,
 def test_training_options_do_not_reach_the_quantized_layer(
     adapter: adapters.KernelAdapter,
 ) -> None:
-    size = {"units": 3} if adapter.layer_class is layers.Dense else {"kernel_size": 2}
-    size |= {"filters": 3} if adapter.layer_class is layers.Conv2D else {}
-    kernel = "depthwise" if adapter.layer_class is layers.DepthwiseConv2D else "kernel"
-    layer = adapter.layer_class(
-        **size,
-        bias_regularizer="l2",
-        activity_regularizer="l1",
-        **{f"{kernel}_regularizer": "l2", f"{kernel}_constraint": "non_neg"},
-    )
+    made = [layer for layer, *_ in LAYERS.values() if type(layer) is adapter.layer_class]
+    layer = made[0] if made else layers.Embedding(3, 2)
+    config = layer.get_config()
+    asked = [k for k in config if k.endswith(("_regularizer", "_constraint"))]
+    options = {k: "l2" if k.endswith("_regularizer") else "non_neg" for k in asked}
+    layer = type(layer).from_config({**config, **options})
+    assert asked
     config = adapter.quantized_config(layer, use_bias=True)
     kept = {k: v for k, v in config.items() if k.endswith(("_regularizer", "_constraint")) and v}
     assert kept == {}
@@ -104,14 +147,17 @@ def test_training_options_do_not_reach_the_quantized_layer(
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (layers.Conv2D(4, 1, groups=2), r"groups=2"),
+        (layers.Conv2D(4, 1, groups=2), None),
+        (layers.Conv2D(4, 1, groups=4), "one channel in a group"),
+        (layers.Embedding(3, 4), "two lookups"),
         (layers.DepthwiseConv2D(1), "depthwise convolution is quantized without splitting"),
         (layers.Conv2D(4, 1), None),
         (layers.Dense(4), None),
     ],
-    ids=["grouped", "depthwise", "conv", "dense"],
+    ids=["grouped", "one-in-a-group", "lookup", "depthwise", "conv", "dense"],
 )
 def test_why_not_split(layer: Any, reason: str | None) -> None:
+    layer.build((None, 4, 4, 4))
     adapter = adapters.adapter_for(layer)
     assert adapter is not None
     got = adapter.why_not_split(layer)
@@ -134,15 +180,33 @@ def built(layer: Any, *shape: int | None) -> Any:
         (lambda: built(layers.ReLU(), None, 3), None),
         (lambda: built(layers.Dropout(0.1), None, 3), None),
         (lambda: built(layers.BatchNormalization(), None, 3), "batch norm that is not folded"),
-        (lambda: built(layers.LSTM(2), None, 3, 4), "LSTM has no quantized form; .* Dense, Conv2D"),
+        (lambda: built(layers.ConvLSTM1D(2, 1), None, 3, 4, 4), "ConvLSTM1D has no quantized form"),
         (lambda: built(OwnDense(2), None, 3), "OwnDense has no quantized form"),
-        (lambda: built(layers.Conv1D(2, 1), None, 3, 4), "Conv1D has no quantized form"),
+        (
+            lambda: built(layers.EinsumDense("abc,bcd->abd", (4, 5)), None, 4, 6),
+            "its kernel is not one matrix: in 'abc,bcd->abd', input, kernel and output share",
+        ),
+        (
+            lambda: built(
+                layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="e"), None, 4, 6
+            ),
+            r"not one matrix: .*bias_axes='e'",
+        ),
         (
             lambda: keras.Sequential([keras.Input((3,)), layers.Dense(2)]),
             "nested model is kept as it is; quantize it on its own",
         ),
     ],
-    ids=["relu", "dropout", "batch-norm", "lstm", "subclass", "conv1d", "nested"],
+    ids=[
+        "relu",
+        "dropout",
+        "batch-norm",
+        "conv-lstm",
+        "subclass",
+        "grouped-einsum",
+        "einsum-bias",
+        "nested",
+    ],
 )
 def test_why_float(layer: Any, reason: str | None) -> None:
     made = layer()

@@ -128,7 +128,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], str, str | None]] = {
     "grouped": (
         lambda x: conv("c", groups=2)(conv("a")(x)),
         "a",
-        r"'c' reads it, but a grouped convolution \(groups=2\)",
+        "'c' reads it, in groups of channels",
     ),
     "shared reader": (shared_reader, "a", "'b' reads it, which is called several times"),
     "shared maker": (shared_maker, "a", "not the output of one layer"),
@@ -194,4 +194,4 @@ def test_inputs_of_layers_that_are_not_split() -> None:
     found, reasons = splittable_sites(graph, input_sites(graph, kernels), kernels)
     assert found == {"b:input"}
     assert "depthwise convolution" in reasons["depthwise:input"]
-    assert "grouped convolution" in reasons["c:input"]
+    assert "in groups of channels" in reasons["c:input"]

@@ -66,6 +66,27 @@ CASES: dict[str, tuple[Make, dict[str, Any], tuple[int, ...]]] = {
         {"kernel_size": 2, "dilation_rate": 2},
         (9, 8, 6),
     ),
+    "conv1d": (layers.Conv1D, {"filters": 5, "kernel_size": 3, "strides": 2}, (9, 6)),
+    "conv1d-causal": (
+        layers.Conv1D,
+        {"filters": 5, "kernel_size": 3, "padding": "causal", "dilation_rate": 2},
+        (9, 6),
+    ),
+    "conv1d-groups2": (layers.Conv1D, {"filters": 4, "kernel_size": 3, "groups": 2}, (9, 6)),
+    "conv3d": (layers.Conv3D, {"filters": 5, "kernel_size": 2}, (4, 5, 3, 6)),
+    "depthwise1d": (layers.DepthwiseConv1D, {"kernel_size": 3, "depth_multiplier": 2}, (9, 6)),
+    "transposed1d": (layers.Conv1DTranspose, {"filters": 5, "kernel_size": 3}, (9, 6)),
+    "transposed": (
+        layers.Conv2DTranspose,
+        {"filters": 5, "kernel_size": 3, "strides": 2, "padding": "same"},
+        (5, 4, 6),
+    ),
+    "transposed-output-padding": (
+        layers.Conv2DTranspose,
+        {"filters": 5, "kernel_size": 3, "strides": 2, "output_padding": 1},
+        (5, 4, 6),
+    ),
+    "transposed3d": (layers.Conv3DTranspose, {"filters": 5, "kernel_size": 2}, (3, 4, 3, 6)),
     "depthwise-channels-first": (
         layers.DepthwiseConv2D,
         {"kernel_size": 3, "depth_multiplier": 2, "data_format": "channels_first"},
@@ -90,9 +111,17 @@ def convert(model: keras.Model, **options: Any) -> keras.Model:
 
 def canonical(layer: Any) -> np.ndarray:
     kernel = np.asarray(layer.kernel)
-    if isinstance(layer, layers.DepthwiseConv2D):
-        return kernel.reshape(*kernel.shape[:2], 1, -1)
-    return kernel
+    if is_depthwise(layer):
+        return kernel.reshape(*kernel.shape[:-2], 1, -1)
+    return kernel.swapaxes(-1, -2) if is_transposed(layer) else kernel
+
+
+def is_depthwise(layer: Any) -> bool:
+    return isinstance(layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D))
+
+
+def is_transposed(layer: Any) -> bool:
+    return "Transpose" in type(layer).__name__
 
 
 def with_kernel(layer: Any, kernel: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -100,6 +129,7 @@ def with_kernel(layer: Any, kernel: np.ndarray, x: np.ndarray) -> np.ndarray:
     twin = type(layer).from_config({**layer.get_config(), "name": "twin"})
     twin.build(x.shape)
     bias = [] if layer.bias is None else [np.asarray(layer.bias)]
+    kernel = kernel.swapaxes(-1, -2) if is_transposed(layer) else kernel
     twin.set_weights([kernel.reshape(twin.kernel.shape), *bias])
     return np.asarray(twin(x))
 
@@ -116,7 +146,7 @@ def test_is_the_keras_layer_with_the_effective_kernel(
 ) -> None:
     model = randomize(model_of(case, use_bias=use_bias))
     layer, x = model.layers[0], inputs_for(case, rng)
-    splits = not ("groups" in case or "depthwise" in case)
+    splits = not ("groups-all" in case or "depthwise" in case)
     quantized = convert(
         model, weight_bits=4, expand_ratio=0.3, weight_clip="none", granularity=granularity
     )
@@ -125,7 +155,8 @@ def test_is_the_keras_layer_with_the_effective_kernel(
     ).effective_kernel()
     want = with_kernel(layer, expected, x)
     np.testing.assert_allclose(np.asarray(quantized(x)), want, atol=1e-5)
-    assert quantized.layers[0].copies == (np.ceil(0.3 * layer.kernel.shape[-2]) if splits else 0)
+    channels = canonical(layer).shape[-2]
+    assert quantized.layers[0].copies == (np.ceil(0.3 * channels) if splits else 0)
 
 
 @pytest.mark.parametrize("bits", range(2, 9), ids=lambda b: f"{b}bit")
@@ -142,7 +173,7 @@ def test_every_number_of_bits(
     assert np.abs(np.asarray(quantized.layers[0].codes, np.int32)).max() <= 2 ** (bits - 1) - 1
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not ("groups" in c or "depth" in c)])
+@pytest.mark.parametrize("case", [c for c in CASES if not ("groups-all" in c or "depth" in c)])
 def test_is_the_expanded_layer_on_a_gathered_input(
     case: str, rng: np.random.Generator, randomize: Any
 ) -> None:
@@ -150,9 +181,13 @@ def test_is_the_expanded_layer_on_a_gathered_input(
     layer, x = model.layers[0], inputs_for(case, rng)
     quantized = convert(model, weight_bits=3, expand_ratio=0.5)
     kernel = quantized.layers[0].quantized_kernel()
-    assert kernel.splits == int(np.ceil(0.5 * layer.kernel.shape[-2]))
+    channels = canonical(layer).shape[-2]
+    assert kernel.splits == int(np.ceil(0.5 * channels))
     axis = 1 if "channels-first" in case else -1
-    want = with_kernel(layer, kernel.dequantize(), x.take(kernel.channel_map, axis))
+    # A copy is one in each group.
+    groups = getattr(layer, "groups", 1)
+    read = np.concatenate([kernel.channel_map + group * channels for group in range(groups)])
+    want = with_kernel(layer, kernel.dequantize(), x.take(read, axis))
     np.testing.assert_allclose(np.asarray(quantized(x)), want, atol=1e-5)
 
 
@@ -185,7 +220,9 @@ def test_splitting_and_step_options(
         np.testing.assert_array_equal(np.frexp(got.scale)[0], 0.5)
 
 
-@pytest.mark.parametrize("case", ["dense", "conv-same", "depthwise-multiplier", "conv-groups2"])
+@pytest.mark.parametrize(
+    "case", ["dense", "conv-same", "depthwise-multiplier", "conv-groups2", "conv1d", "transposed"]
+)
 def test_known_input_grid_adds_up_integers(
     case: str, rng: np.random.Generator, randomize: Any
 ) -> None:
@@ -202,7 +239,8 @@ def test_known_input_grid_adds_up_integers(
     integers = grid.quantize(x).astype(np.float64) - grid.zero_point
     zero_bias = type(layer).from_config({**layer.get_config(), "name": "sum", "use_bias": False})
     zero_bias.build(x.shape)
-    zero_bias.set_weights([np.asarray(got.codes, np.float32)])
+    codes = np.asarray(got.codes, np.float32)
+    zero_bias.set_weights([codes.swapaxes(-1, -2) if is_transposed(layer) else codes])
     sums = np.asarray(zero_bias(integers.astype(np.float32)), np.float64)
     assert np.abs(sums).max() < 2**24
     real = (sums + np.rint(np.asarray(got.bias, np.float64) / (step * grid.scale))) * (

@@ -1,0 +1,274 @@
+"""Layers with several kernels, or with layers inside: recurrent ones, attention, wrappers.
+
+Their kernels are named by a path: `kernel` and `recurrent_kernel` of a cell, `forward/kernel` in a
+`Bidirectional`, `query` of an attention layer, the inner layer's name in a `TimeDistributed`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from ocs_tf import layers
+from ocs_tf.graph import adapters
+from ocs_tf.graph.adapters import KernelAdapter
+from ocs_tf.layers.recurrent import CELL_KERNELS
+from ocs_tf.numerics import QuantizedKernel
+
+_LAYERS = keras.layers
+_CELLS = {
+    _LAYERS.LSTMCell: layers.QuantizedLSTMCell,
+    _LAYERS.GRUCell: layers.QuantizedGRUCell,
+    _LAYERS.SimpleRNNCell: layers.QuantizedSimpleRNNCell,
+}
+_ATTENTION = {
+    _LAYERS.MultiHeadAttention: layers.QuantizedMultiHeadAttention,
+    _LAYERS.GroupQueryAttention: layers.QuantizedGroupQueryAttention,
+}
+_FLOAT_CLASSES = {quantized: plain for plain, quantized in (*_CELLS.items(), *_ATTENTION.items())}
+_RECURRENT = (_LAYERS.RNN, _LAYERS.LSTM, _LAYERS.GRU, _LAYERS.SimpleRNN, layers.QuantizedRNN)
+_RNN_OPTIONS = (
+    "name",
+    "return_sequences",
+    "return_state",
+    "go_backwards",
+    "stateful",
+    "unroll",
+    "zero_output_for_mask",
+)
+_PROJECTIONS = ("query", "key", "value", "attention_output", "gate")
+COMPOSITES: tuple[type, ...] = (
+    *_RECURRENT[:-1],
+    _LAYERS.Bidirectional,
+    _LAYERS.TimeDistributed,
+    *_ATTENTION,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """A kernel inside of a layer.
+
+    Attributes:
+        holder: the layer or cell that has it.
+        adapter: what is known of it.
+    """
+
+    holder: Any
+    adapter: KernelAdapter
+
+
+class CellKernelAdapter(KernelAdapter):
+    """One of the kernels of a recurrent cell; the bias stays the cell's."""
+
+    layer_class = _LAYERS.Layer
+    quantized_class = layers.KernelLayer
+    kind = "dense"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def is_direct(self, layer: Any) -> bool:
+        return False
+
+    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        return np.asarray(getattr(layer, self.name)), None
+
+    def write(self, layer: Any, kernel: np.ndarray) -> None:
+        getattr(layer, self.name).assign(kernel)
+
+
+_CELL_ADAPTERS = {name: CellKernelAdapter(name) for name in CELL_KERNELS}
+
+
+def parts(layer: Any) -> dict[str, Part]:
+    """The kernels inside of a float `layer`, by path; none if it is no composite."""
+    if type(layer) in _CELLS:
+        return {name: Part(layer, adapter) for name, adapter in _CELL_ADAPTERS.items()}
+    if type(layer) in _ATTENTION:
+        return {
+            name: Part(projection, adapter)
+            for name, projection in _projections(layer).items()
+            if (adapter := adapters.adapter_for(projection)) is not None
+        }
+    found = {}
+    for name, child in _children(layer).items():
+        adapter = adapters.adapter_for(child)
+        inside = parts(child) if adapter is None else {"": Part(child, adapter)}
+        found.update({_path(name, path): part for path, part in inside.items()})
+    return found
+
+
+def stored_parts(layer: Any) -> dict[str, Any]:
+    """The quantized kernels inside of `layer`, by path: `StoredKernel`s and `KernelLayer`s."""
+    if isinstance(layer, layers.QuantizedCell):
+        return dict(layer.stored_kernels())
+    if isinstance(layer, layers.QuantizedAttention):
+        children = _projections(layer)
+    else:
+        children = _children(layer)
+    found: dict[str, Any] = {}
+    for name, child in children.items():
+        inside = {"": child} if isinstance(child, layers.KernelLayer) else stored_parts(child)
+        found.update({_path(name, path): kernel for path, kernel in inside.items()})
+    return found
+
+
+def quantized(layer: Any, options: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The quantized layer in place of the float `layer`; its weights are still to be put in.
+
+    Arguments:
+        options: by path, of the kernels to quantize: those of a `KernelLayer`.
+    """
+    if type(layer) in _CELLS:
+        config = _without_training(layer.get_config())
+        return _CELLS[type(layer)].from_config({**config, "kernels": options})
+    if type(layer) in _ATTENTION:
+        config = _without_training(layer.get_config())
+        return _ATTENTION[type(layer)].from_config({**config, "kernels": options})
+    adapter = adapters.adapter_for(layer)
+    if adapter is not None and options:
+        config = adapter.quantized_config(layer, layer.bias is not None)
+        return adapter.quantized_class.from_config({**config, **options[""]})
+    return _rebuilt(
+        layer, lambda name, child: quantized(child, _below(name, options)), layers.QuantizedRNN
+    )
+
+
+def plain(layer: Any, *, unroll: bool = False) -> Any:
+    """The float layer that the quantized composite `layer` stands for, without its weights.
+
+    Arguments:
+        unroll: make recurrent layers straight, one copy of the cell for each step.
+    """
+    float_class = _FLOAT_CLASSES.get(type(layer))
+    if float_class is not None:
+        config = layer.get_config()
+        del config["kernels"]
+        if type(layer) is layers.QuantizedGRUCell or type(layer) is layers.QuantizedLSTMCell:
+            config["implementation"] = 2  # one product for all gates
+        return float_class.from_config(config)
+    adapter = adapters.adapter_of_quantized(layer)
+    if adapter is not None:
+        return adapter.layer_class.from_config(
+            adapter.with_bias(adapter.float_config(layer), layer.bias is not None)
+        )
+    return _rebuilt(layer, lambda _, child: plain(child, unroll=unroll), _LAYERS.RNN, unroll)
+
+
+def copy_floats(old: Any, new: Any) -> None:
+    """Give the built layer `new` the float weights of `old` that both have.
+
+    One of them is the quantized form of the other.
+    """
+    if type(old) in _CELLS or isinstance(old, layers.QuantizedCell):
+        stored = stored_parts(old) or stored_parts(new)
+        for name in (*CELL_KERNELS, "bias"):
+            if name not in stored and getattr(old, name, None) is not None:
+                getattr(new, name).assign(getattr(old, name))
+        return
+    attention = type(old) in _ATTENTION or isinstance(old, layers.QuantizedAttention)
+    children = _projections if attention else _children
+    pairs = zip(children(old).values(), children(new).values(), strict=True)
+    for before, after in pairs if children(old) else [(old, new)]:
+        if isinstance(before, layers.KernelLayer) or isinstance(after, layers.KernelLayer):
+            continue
+        if _children(before) or type(before) in _CELLS or isinstance(before, layers.QuantizedCell):
+            copy_floats(before, after)
+        else:
+            after.set_weights(before.get_weights())
+
+
+def assign(layer: Any, kernels: Mapping[str, tuple[QuantizedKernel, np.ndarray | None]]) -> None:
+    """Put canonical kernels and biases into the built quantized composite `layer`, by path."""
+    for path, target in stored_parts(layer).items():
+        kernel, bias = kernels[path]
+        if isinstance(target, layers.StoredKernel):
+            target.assign(kernel)
+        else:
+            adapter = adapters.adapter_of_quantized(target)
+            assert adapter is not None
+            adapter.store(target, kernel, bias)
+
+
+def quantizable_classes() -> list[type]:
+    """The Keras layer classes that have a quantized form."""
+    return [*(adapter.layer_class for adapter in adapters.ADAPTERS), *COMPOSITES]
+
+
+def is_recurrent(layer: Any) -> bool:
+    """Whether there is a loop over a sequence in `layer`."""
+    return isinstance(layer, _RECURRENT) or any(map(is_recurrent, _children(layer).values()))
+
+
+def _children(layer: Any) -> dict[str, Any]:
+    """The layers inside of a wrapper, by name; none of other layers."""
+    if type(layer) in _RECURRENT:
+        return {"": layer.cell}
+    if type(layer) is _LAYERS.StackedRNNCells:
+        return {f"cell_{index}": cell for index, cell in enumerate(layer.cells)}
+    if type(layer) is _LAYERS.Bidirectional:
+        return {"forward": layer.forward_layer, "backward": layer.backward_layer}
+    if type(layer) is _LAYERS.TimeDistributed:
+        return {str(layer.layer.name): layer.layer}
+    return {}
+
+
+def _projections(layer: Any) -> dict[str, Any]:
+    found = {name: getattr(layer, f"_{_attribute(name)}_dense", None) for name in _PROJECTIONS}
+    return {name: projection for name, projection in found.items() if projection is not None}
+
+
+def _attribute(projection: str) -> str:
+    return "output" if projection == "attention_output" else projection
+
+
+def _rebuilt(
+    layer: Any, remake: Callable[[str, Any], Any], recurrent: type, unroll: bool = False
+) -> Any:
+    """A wrapper like `layer` around what `remake` makes of each layer inside, by name."""
+    inside = {name: remake(name, child) for name, child in _children(layer).items()}
+    if type(layer) in _RECURRENT:
+        options = {name: getattr(layer, name) for name in _RNN_OPTIONS}
+        options["unroll"] = options["unroll"] or unroll
+        return recurrent(inside[""], **options, dtype=layer.dtype_policy)
+    if type(layer) is _LAYERS.StackedRNNCells:
+        return _LAYERS.StackedRNNCells(list(inside.values()), name=layer.name)
+    if type(layer) is _LAYERS.Bidirectional:
+        return _LAYERS.Bidirectional(
+            inside["forward"],
+            merge_mode=layer.merge_mode,
+            backward_layer=inside["backward"],
+            name=layer.name,
+            dtype=layer.dtype_policy,
+        )
+    if type(layer) is _LAYERS.TimeDistributed:
+        (child,) = inside.values()
+        return _LAYERS.TimeDistributed(child, name=layer.name, dtype=layer.dtype_policy)
+    return type(layer).from_config(layer.get_config())
+
+
+def _below(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of what is inside of the child `name`, by path from there."""
+    if not name:
+        return dict(options)
+    return {
+        path[len(name) :].lstrip("/"): value
+        for path, value in options.items()
+        if path == name or path.startswith(f"{name}/")
+    }
+
+
+def _path(*names: str) -> str:
+    return "/".join(filter(None, names))
+
+
+def _without_training(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if key.endswith(("_regularizer", "_constraint")) else value
+        for key, value in config.items()
+    }

@@ -1,0 +1,48 @@
+"""Attention layers whose projections have quantized kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from ocs_tf.layers.dense import QuantizedEinsumDense
+from ocs_tf.layers.quantizers import PACKAGE
+
+
+class QuantizedAttention(keras.layers.Layer):
+    """Mixed into a Keras attention class, in front of it, to give it quantized projections.
+
+    Activations inside of the layer stay in float.
+
+    Arguments (besides those of the Keras layer, keyword only):
+        kernels: by name of a projection (`"query"`, `"key"`, `"value"`, `"attention_output"`, with
+            `use_gate` also `"gate"`), the options of a `KernelLayer`. A projection without options
+            stays in float.
+    """
+
+    def __init__(self, *args: Any, kernels: Mapping[str, Mapping[str, Any]], **kwargs: Any) -> None:
+        # Set first: attributes are looked at from here on.
+        self.kernel_options = {name: dict(options) for name, options in kernels.items()}
+        super().__init__(*args, **{**kwargs, "trainable": False})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Keras makes the projections when the layer is built, and builds them after that.
+        if type(value) is keras.layers.EinsumDense and value.name in self.kernel_options:
+            options = self.kernel_options[value.name]
+            value = QuantizedEinsumDense.from_config({**value.get_config(), **options})
+        super().__setattr__(name, value)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "kernels": self.kernel_options}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantizedMultiHeadAttention(QuantizedAttention, keras.layers.MultiHeadAttention):
+    """`keras.layers.MultiHeadAttention` with quantized kernels; see `QuantizedAttention`."""
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantizedGroupQueryAttention(QuantizedAttention, keras.layers.GroupQueryAttention):
+    """`keras.layers.GroupQueryAttention` with quantized kernels; see `QuantizedAttention`."""

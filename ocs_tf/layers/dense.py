@@ -1,0 +1,73 @@
+"""Quantized layers whose kernels multiply channels, or are looked up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from ocs_tf.layers.einsum import EinsumSpec
+from ocs_tf.layers.kernels import KernelLayer
+from ocs_tf.layers.quantizers import PACKAGE, fake_quantize
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantizedDense(KernelLayer, keras.layers.Dense):
+    """`keras.layers.Dense` with a quantized kernel; see `KernelLayer`."""
+
+    def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
+        return input_shape[-1], self.units
+
+    def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
+        return ops.matmul(inputs, kernel)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantizedEinsumDense(KernelLayer, keras.layers.EinsumDense):
+    """`keras.layers.EinsumDense` with a quantized kernel; see `KernelLayer`.
+
+    Codes are `[C, F]`: the axes that are summed over make up C, all others of the kernel F.
+    """
+
+    @property
+    def use_bias(self) -> bool:
+        """Whether there is a bias."""
+        return self.bias_axes is not None
+
+    def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
+        self.spec = EinsumSpec.of(self, input_shape)
+        return self.spec.channels, self.spec.outputs
+
+    def keras_layout(self, kernel: Any) -> Any:
+        axes = self.spec.axes
+        shape = [self.spec.kernel_shape[axis] for axis in axes]
+        return ops.transpose(ops.reshape(kernel, shape), [axes.index(i) for i in range(len(axes))])
+
+    def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
+        return ops.einsum(self.equation, inputs, kernel)
+
+    def _per_channel(self, values: Any, outputs: Any) -> Any:
+        return ops.reshape(values, self.spec.output_shape) if len(values.shape) else values
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantizedEmbedding(KernelLayer, keras.layers.Embedding):
+    """`keras.layers.Embedding` with a quantized table; see `KernelLayer`."""
+
+    use_bias = False
+
+    def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
+        return self.input_dim, self.output_dim
+
+    @property
+    def embeddings(self) -> Any:
+        """The effective float32 table."""
+        return self.kernel
+
+    def call(self, inputs: Any) -> Any:
+        codes = ops.take(self.codes, ops.cast(inputs, "int32"), axis=0)
+        outputs = ops.cast(codes, "float32") * self.scale
+        if self.output_grid is not None:
+            outputs = fake_quantize(outputs, self.output_grid)
+        return ops.cast(outputs, self.compute_dtype)

@@ -1,0 +1,74 @@
+"""What the equation of an `EinsumDense` says of its kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class EinsumSpec:
+    """The kernel of an `EinsumDense`, seen as a matrix `[C, F]`.
+
+    The letters of the kernel that the output lacks are summed over and make up the C input
+    channels, in the input's order; the others are the F output channels, in the output's order.
+
+    Attributes:
+        kernel_shape: in the layout of the Keras layer.
+        axes: of the Keras kernel, those that are summed over first.
+        summed: how many of them are.
+        output_shape: to broadcast `[F]` against the output, 1 where it has an axis that the kernel
+            lacks.
+        input_axes: of the input, those that are summed over last.
+        direct: whether C is the last axis of the input, F that of the output, and nothing else.
+        regular: whether the kernel shares no axis with both input and output, and the bias, if any,
+            has an element for each output channel, no more. Only such layers can be quantized here.
+    """
+
+    kernel_shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    summed: int
+    output_shape: tuple[int, ...]
+    input_axes: tuple[int, ...]
+    direct: bool
+    regular: bool
+
+    @classmethod
+    def of(cls, layer: Any, input_shape: Sequence[int | None]) -> EinsumSpec:
+        """Of a `layer` that reads inputs of this shape."""
+        left, result = layer.equation.replace(" ", "").split("->")
+        source, kernel = left.split(",")
+        rank = len(input_shape)
+        free = (c for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in left)
+        dots = "".join(next(free) for _ in range(rank - len(source.replace("...", ""))))
+        source, result = (text.replace("...", dots) for text in (source, result))
+        output = layer.compute_output_shape(tuple(input_shape))
+        sizes = dict(zip(source, input_shape, strict=True))
+        sizes |= {c: n for c, n in zip(result, output, strict=True) if n is not None}
+        summed = [c for c in source if c in kernel and c not in result]
+        outputs = [c for c in result if c in kernel]
+        kept = [c for c in source if c not in kernel]
+        order = [*summed, *outputs]
+        regular = set(kept) <= set(result) and not set(outputs) & set(source)
+        regular = regular and set(layer.bias_axes or outputs) == set(outputs)
+        return cls(
+            kernel_shape=tuple(int(sizes[c] or 0) for c in kernel),
+            axes=tuple(kernel.index(c) for c in order),
+            summed=len(summed),
+            output_shape=tuple(int(sizes[c] or 0) if c in kernel else 1 for c in result),
+            input_axes=tuple(source.index(c) for c in (*kept, *summed)),
+            direct=(source[-1:], result[-1:]) == ("".join(summed), "".join(outputs)),
+            regular=regular,
+        )
+
+    @property
+    def channels(self) -> int:
+        """Input channels C."""
+        return math.prod(self.kernel_shape[axis] for axis in self.axes[: self.summed])
+
+    @property
+    def outputs(self) -> int:
+        """Output channels F."""
+        return math.prod(self.kernel_shape) // self.channels

@@ -1,0 +1,109 @@
+"""Recurrent layers and cells with quantized kernels.
+
+A cell is the Keras cell it replaces, computing with the effective kernels in float: quantization is
+of weights only, states and activations inside of the loop are not rounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from ocs_tf.layers.quantizers import PACKAGE
+from ocs_tf.layers.stored import StoredKernel
+
+CELL_KERNELS = ("kernel", "recurrent_kernel")
+
+
+def _kernel(name: str) -> Any:
+    """A property of a cell: the float kernel, whether it is stored as one or as codes."""
+
+    def get(cell: Any) -> Any:
+        unpacked = cell.unpacked_kernels.get(name)
+        if unpacked is not None:
+            return unpacked
+        weight = getattr(cell, f"_{name}_weight")
+        if isinstance(weight, StoredKernel):
+            return ops.cast(weight.kernel, cell.compute_dtype)
+        return weight
+
+    def put(cell: Any, weight: Any) -> None:
+        setattr(cell, f"_{name}_weight", weight)
+
+    return property(get, put, doc="The effective kernel, a float tensor.")
+
+
+class QuantizedCell(keras.layers.Layer):
+    """Mixed into a Keras cell class, in front of it, to give it quantized kernels.
+
+    Arguments (besides those of the Keras cell, keyword only):
+        kernels: by name (`"kernel"`, `"recurrent_kernel"`), the options of a `StoredKernel`. A
+            kernel without options is a float weight.
+    """
+
+    kernel = _kernel("kernel")
+    recurrent_kernel = _kernel("recurrent_kernel")
+
+    def __init__(self, *args: Any, kernels: Mapping[str, Mapping[str, Any]], **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "trainable": False})
+        self.kernel_options = {name: dict(options) for name, options in kernels.items()}
+        self.unpacked_kernels: dict[str, Any] = {}
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> Any:
+        """A weight; in place of a kernel that has options, a `StoredKernel`."""
+        name = kwargs.get("name")
+        options = self.kernel_options.get(str(name))
+        if options is None:
+            return super().add_weight(*args, **kwargs)
+        stored = StoredKernel(kwargs["shape"], name=name, **options)
+        stored.build()
+        return stored
+
+    def stored_kernels(self) -> dict[str, StoredKernel]:
+        """The quantized kernels, by name; the cell must be built."""
+        weights = {name: getattr(self, f"_{name}_weight") for name in CELL_KERNELS}
+        return {name: w for name, w in weights.items() if isinstance(w, StoredKernel)}
+
+    @contextlib.contextmanager
+    def unpacked(self) -> Iterator[None]:
+        """Within this context, kernels are turned into floats once, not at each step of a loop."""
+        self.unpacked_kernels.update({name: getattr(self, name) for name in CELL_KERNELS})
+        try:
+            yield
+        finally:
+            self.unpacked_kernels.clear()
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "kernels": self.kernel_options}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantizedLSTMCell(QuantizedCell, keras.layers.LSTMCell):
+    """`keras.layers.LSTMCell` with quantized kernels; see `QuantizedCell`."""
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantizedGRUCell(QuantizedCell, keras.layers.GRUCell):
+    """`keras.layers.GRUCell` with quantized kernels; see `QuantizedCell`."""
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantizedSimpleRNNCell(QuantizedCell, keras.layers.SimpleRNNCell):
+    """`keras.layers.SimpleRNNCell` with quantized kernels; see `QuantizedCell`."""
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class QuantizedRNN(keras.layers.RNN):
+    """`keras.layers.RNN` over quantized cells: what a quantized LSTM, GRU or SimpleRNN becomes."""
+
+    def inner_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The loop over the sequence."""
+        with contextlib.ExitStack() as stack:
+            for cell in self._flatten_layers():
+                if isinstance(cell, QuantizedCell):
+                    stack.enter_context(cell.unpacked())
+            return super().inner_loop(*args, **kwargs)

@@ -1,0 +1,125 @@
+"""How Keras layers store a quantized kernel: integer codes, a scale and a channel map.
+
+A layer that does has `weight_bits`, `granularity` and `copies`; the functions here give it the
+weights `codes` (int8 `[..., C', F]`), `scale` (float32, `()` or `[F]`) and, if there are copies,
+`channel_map` (int32 `[C']`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from ocs_tf.layers.quantizers import PACKAGE
+from ocs_tf.numerics import QuantizedKernel
+
+
+def add_weight(layer: Any, name: str, shape: Any, dtype: str, initializer: str = "zeros") -> Any:
+    """A weight that is neither trained nor cast to half precision, where a small step vanishes."""
+    return layer.add_weight(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        initializer=initializer,
+        trainable=False,
+        autocast=False,
+    )
+
+
+def add_kernel(layer: Any, shape: Sequence[int], outputs: int) -> None:
+    """Give `layer` the weights of a kernel that has `shape` without its copies."""
+    *spatial, channels, columns = shape
+    layer.codes = add_weight(layer, "codes", (*spatial, channels + layer.copies, columns), "int8")
+    steps = (outputs,) if layer.granularity == "channel" else ()
+    layer.scale = add_weight(layer, "scale", steps, "float32", initializer="ones")
+    layer.channel_map = None
+    if layer.copies:
+        layer.channel_map = add_weight(layer, "channel_map", (channels + layer.copies,), "int32")
+
+
+def effective_codes(codes: Any, channel_map: Any, copies: int) -> Any:
+    """Codes `[..., C', F]` with copies summed back, float32 tensor `[..., C, F]`."""
+    codes = ops.cast(codes, "float32")
+    if not copies:
+        return codes
+    channels = codes.shape[-2] - copies
+    extra = ops.moveaxis(codes[..., channels:, :], -2, 0)
+    sums = ops.segment_sum(extra, channel_map[channels:], num_segments=channels)
+    return codes[..., :channels, :] + ops.moveaxis(sums, 0, -2)
+
+
+def quantized_kernel(layer: Any) -> QuantizedKernel:
+    """What `layer` stores, as NumPy arrays."""
+    if layer.channel_map is None:
+        mapping = np.arange(layer.codes.shape[-2], dtype=np.int32)
+    else:
+        mapping = np.asarray(layer.channel_map)
+    return QuantizedKernel(
+        np.asarray(layer.codes), np.asarray(layer.scale), mapping, layer.weight_bits
+    )
+
+
+def assign_kernel(layer: Any, kernel: QuantizedKernel) -> None:
+    """Store `kernel` in `layer`."""
+    layer.codes.assign(kernel.codes)
+    layer.scale.assign(kernel.scale)
+    if layer.channel_map is not None:
+        layer.channel_map.assign(kernel.channel_map)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class StoredKernel(keras.layers.Layer):
+    """A quantized kernel by itself, for layers that have several.
+
+    Arguments:
+        shape: `[C, F]` of the kernel without copies.
+        weight_bits, granularity, copies, kernel_sqnr_db: as in `KernelLayer`.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        weight_bits: int,
+        granularity: str = "tensor",
+        copies: int = 0,
+        kernel_sqnr_db: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{**kwargs, "trainable": False})
+        self.shape = tuple(shape)
+        self.weight_bits = weight_bits
+        self.granularity = granularity
+        self.copies = copies
+        self.kernel_sqnr_db = kernel_sqnr_db
+
+    def build(self, input_shape: Any = None) -> None:
+        add_kernel(self, self.shape, self.shape[-1])
+        self.built = True
+
+    @property
+    def kernel(self) -> Any:
+        """The effective float32 kernel `[C, F]`, tensor."""
+        return effective_codes(self.codes, self.channel_map, self.copies) * self.scale
+
+    def quantized_kernel(self) -> QuantizedKernel:
+        """The stored kernel as NumPy arrays."""
+        return quantized_kernel(self)
+
+    def assign(self, kernel: QuantizedKernel) -> None:
+        """Store `kernel`; the layer must be built."""
+        assign_kernel(self, kernel)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "shape": self.shape,
+            "weight_bits": self.weight_bits,
+            "granularity": self.granularity,
+            "copies": self.copies,
+            "kernel_sqnr_db": self.kernel_sqnr_db,
+        }
