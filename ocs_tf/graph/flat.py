@@ -26,7 +26,7 @@ from ocs_tf.graph.tracing import (
     nodes_in_order,
     trace,
 )
-from ocs_tf.layers import KernelLayer
+from ocs_tf.layers import KernelLayer, QuantizedCell
 
 Path = tuple[str, ...]  # names of the models that a layer is in, from the outside in
 
@@ -206,7 +206,8 @@ class _Flattener:
         return self._twin(operation, path)(*args, **kwargs)
 
     def _is_kept(self, model: keras.Model) -> bool:
-        quantized = any(isinstance(layer, KernelLayer) for layer in model._flatten_layers())
+        holders = (KernelLayer, QuantizedCell)
+        quantized = any(isinstance(layer, holders) for layer in model._flatten_layers())
         return quantized and not self.open_quantized
 
     def _call_functional(

@@ -31,7 +31,7 @@ class Node:
         if self.arguments is None:
             return True
         # Keras records the default of `training`, too.
-        options = [v for k, v in self.arguments.kwargs.items() if v or k != "training"]
+        options = [v for k, v in self.arguments.kwargs.items() if k != "training" or v]
         return len(self.arguments.args) == 1 and all(value is None for value in options)
 
 
@@ -104,15 +104,6 @@ class Graph:
         self.kernels = {site.name: site for sites in self.sites.values() for site in sites}
         self.folded = {s.batch_norm.name for s in self.kernels.values() if s.batch_norm is not None}
 
-    def _sites_of(self, layer: Any, fold_batch_norm: bool) -> Iterator[KernelSite]:
-        adapter = adapters.adapter_for(layer)
-        if adapter is not None:
-            norm = self.foldable_norm(layer) if fold_batch_norm else None
-            yield KernelSite(layer, adapter, norm, layer)
-            return
-        for path, part in composites.parts(layer).items():
-            yield KernelSite(part.holder, part.adapter, None, layer, path)
-
     @property
     def is_chain(self) -> bool:
         """Whether the model is what a Sequential one can be: each layer reads the one before it."""
@@ -124,6 +115,15 @@ class Graph:
                 return False
             before = node.outputs
         return tuple(self.model.outputs) == before
+
+    def _sites_of(self, layer: Any, fold_batch_norm: bool) -> Iterator[KernelSite]:
+        adapter = adapters.adapter_for(layer)
+        if adapter is not None:
+            norm = self.foldable_norm(layer) if fold_batch_norm else None
+            yield KernelSite(layer, adapter, norm, layer)
+            return
+        for path, part in composites.parts(layer).items():
+            yield KernelSite(part.holder, part.adapter, None, layer, path)
 
     def calls(self, layer: Any) -> list[Node]:
         """The calls of `layer`; more than one if it is shared."""
