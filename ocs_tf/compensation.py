@@ -216,6 +216,8 @@ def walk(
 
 def _float_inputs(graph: Graph, names: list[str], batches: Batches) -> dict[str, NDArray[Any]]:
     """The mean of each layer's input over all samples, float64, in the float model."""
+    if not names:
+        return {}
     tensors = [graph.calls_of(name)[0].inputs[0] for name in names]
     sums: list[Any] = [0.0] * len(tensors)
     counts = [0] * len(tensors)  # of samples; an operation may change how many there are

@@ -83,8 +83,13 @@ def _separable(cls: type) -> Support:
     )
 
 
+def _public_name(cls: type) -> str:
+    """What `keras.layers` calls a class, which may have another name itself."""
+    return next(name for name in dir(keras.layers) if getattr(keras.layers, name) is cls)
+
+
 def _composite(cls: type) -> Support:
-    name = cls.__name__
+    name = _public_name(cls)
     if cls is keras.layers.TimeDistributed:
         inside = "as the layer inside"
         return Support(name, inside, inside, "output", inside, inside, inside)

@@ -92,7 +92,7 @@ def _border(model: Any, on_grids: set[str]) -> set[int]:
 def describe(
     model: Any, left: Collection[int], layers: Collection[str], matches: Mapping[str, str]
 ) -> str:
-    """A note that names the layers in float, and the operators that are the reason.
+    """A note that names the layers in float, and the operators that are the reason; or no text.
 
     Arguments:
         model, left: as above.
@@ -101,7 +101,10 @@ def describe(
     """
     graph = model.subgraphs[0]
     names: dict[str, None] = {}  # in order
-    for index in sorted(left):
+    left = [i for i in sorted(left) if fb.op_name(model, graph.operators[i]) not in _MOVES_NUMBERS]
+    if not left:
+        return ""
+    for index in left:
         tensor = fb.name(graph.tensors[graph.operators[index].outputs[0]])
         clear = max(layers, key=lambda layer: fb.name_affinity(tensor, layer))
         names[clear if fb.name_affinity(tensor, clear) else matches.get(tensor, tensor)] = None
@@ -114,7 +117,7 @@ def describe(
 
 
 def round_between(model: Any, grids: Mapping[str, Grid]) -> None:
-    """Round to its grid what one operator in float computes and another one reads, in place."""
+    """Round to its grid what an operator in float computes for another one, or as an output."""
     graph = model.subgraphs[0]
     for index, tensor in list(enumerate(graph.tensors)):
         grid = grids.get(fb.name(tensor))
@@ -123,15 +126,28 @@ def round_between(model: Any, grids: Mapping[str, Grid]) -> None:
             for op in graph.operators
             if index in list(op.inputs) and fb.op_name(model, op) not in ("QUANTIZE", "SHAPE")
         ]
-        if grid is None or tensor.type != fb.FLOAT32 or not readers:
+        is_output = index in list(graph.outputs)
+        if grid is None or tensor.type != fb.FLOAT32 or not (readers or is_output):
+            continue
+        if any(
+            fb.op_name(model, op) == "DEQUANTIZE" for op in graph.operators if index in op.outputs
+        ):
             continue
         codes = _twin(graph, index, "codes")
         codes.type = schema.TensorType.INT8
         codes.quantization = schema.QuantizationParametersT()
         codes.quantization.scale, codes.quantization.zeroPoint = [grid.scale], [grid.zero_point]
         _twin(graph, index, "rounded")
+        rounded = len(graph.tensors) - 1
         for op in readers:
-            op.inputs = [len(graph.tensors) - 1 if i == index else i for i in op.inputs]
+            op.inputs = [rounded if i == index else i for i in op.inputs]
+        if is_output:
+            graph.outputs = [rounded if i == index else i for i in graph.outputs]
+            for signature in model.signatureDefs or ():
+                for output in signature.outputs:
+                    output.tensorIndex = (
+                        rounded if output.tensorIndex == index else output.tensorIndex
+                    )
         where = next((n + 1 for n, op in enumerate(graph.operators) if index in op.outputs), 0)
         graph.operators[where:where] = [
             _border_operator(model, "QUANTIZE", index, len(graph.tensors) - 2),

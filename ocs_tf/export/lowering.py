@@ -79,6 +79,7 @@ _CONVOLUTIONS = ("conv", "depthwise", "transposed")
 FLOAT = Form("float")
 INT8 = Form("int8", integer=True)
 INT4 = Form("int4", integer=True)
+INT8_WEIGHTS = Form("int8")
 INT4_WEIGHTS = Form("int4")
 PACKED = Form("packed", rounds=True)
 
@@ -183,6 +184,7 @@ class _Lowering:
                     f"layer {layer.name!r} chooses its grid from each batch, a simulation only;"
                     " convert with another activation_split than 'oracle'."
                 )
+            self._check_length(layer)
             copies = isinstance(layer, layers.FakeQuantize) and layer.grid.copies
             if copies and self.form.integer:
                 raise ValueError(
@@ -190,6 +192,17 @@ class _Lowering:
                     " integers. Convert with activation_scope='all' or activation_expand_ratio=0,"
                     " or export with target='packed'."
                 )
+
+    def _check_length(self, layer: Any) -> None:
+        if not (self.form.integer and self._inside(layer)):
+            return
+        steps = [call.inputs[0].shape[1] for call in self.graph.calls_of(layer.name)]
+        if composites.is_recurrent(layers.unwrapped(layer)) and None in steps:
+            raise ValueError(
+                f"layer {layer.name!r} reads sequences of any length, and an int8 file holds a step"
+                " of its own for each. Build the model with a fixed length (keras.Input((100, 8))),"
+                " or export with activations='float' or 'dynamic', or target='packed'."
+            )
 
     def _choose_expansion(self, node: Node) -> None:
         layer = node.layer

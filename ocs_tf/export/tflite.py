@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from ocs_tf import data
-from ocs_tf.calibration import calibrate
+from ocs_tf.calibration import calibrate, observe
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import edge_tpu, float_regions, int4, lowering, masks, matching, packed, writer
 from ocs_tf.export.lowering import Lowered, lower
@@ -29,7 +29,12 @@ __all__ = ["ExportResult", "VerificationError", "export_tflite"]
 TARGETS = ("int8", "int4", "packed", "float")
 IO_DTYPES = ("int8", "float32")
 _ACTIVATIONS = ("auto", *int4.ACTIVATIONS)
-_FORMS = {"int8": lowering.INT8, "packed": lowering.PACKED, "float": lowering.FLOAT}
+_FORMS = {
+    "int8": lowering.INT8,
+    "int4": lowering.INT4,
+    "packed": lowering.PACKED,
+    "float": lowering.FLOAT,
+}
 
 # Before this TensorFlow, `from_keras_model` kills the process on a Keras 3 model. The way around,
 # by a SavedModel, turns dilated convolutions into operators without an integer form.
@@ -107,10 +112,11 @@ def export_tflite(
         target: `"int8"`, `"int4"`, `"packed"` or `"float"`.
         representative_dataset: inputs, in any form that `convert` takes and can be read twice;
             needed for int8 activations where those of `model` have no grid.
-        activations: with `"int4"`, `"int8"`: on the grids of `model`, or measured ones; `"float"`:
+        activations: with `"int8"` and `"int4"`. `"int8"`: on the grids of `model`, or measured
+            ones, which makes recurrent layers straight (unrolled); `"float"`:
             kernels are turned into floats again, exactly; `"dynamic"`: the runtime quantizes them
-            to 8 bits, by each input's own range. `"auto"` is `"int8"` where `model` has grids or
-            data are given, else `"float"`.
+            to 8 bits, by each input's own range. `"auto"` is `"int8"`, but `"float"` with target
+            `"int4"` where `model` has no grids and no data are given.
         io_dtype: of the inputs and outputs of a file with int8 activations: `"int8"` or
             `"float32"`.
         dynamic_batch: leave the batch size open instead of fixing it to 1. Runtimes for
@@ -169,7 +175,7 @@ def export_tflite(
         )
         if target == "int8":
             ops = edge_tpu.check(content)
-    elif target == "int4":
+    elif form.kernels in ("int8", "int4"):
         content = writer.write_weights(content, lowered.kernels, dynamic=activations == "dynamic")
     elif target == "packed":
         content = packed.write_packed(content, lowered.kernels, fused_dense=fused_dense)
@@ -222,9 +228,9 @@ def _check(
     ):
         if value not in choices:
             raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(choices)}.")
-    if activations != "auto" and target != "int4":
+    if activations != "auto" and target not in ("int8", "int4"):
         raise ValueError(
-            f"`activations` (={activations!r}) is a choice of target='int4' only, not of"
+            f"`activations` (={activations!r}) is a choice of targets 'int8' and 'int4', not of"
             f" {target!r}; leave it 'auto'."
         )
     if fused_dense and target != "packed":
@@ -243,8 +249,8 @@ def _check(
 
 
 def _form(target: str, activations: str) -> lowering.Form:
-    if target == "int4":
-        return lowering.INT4 if activations == "int8" else lowering.INT4_WEIGHTS
+    if activations in ("float", "dynamic"):
+        return lowering.INT4_WEIGHTS if target == "int4" else lowering.INT8_WEIGHTS
     return _FORMS[target]
 
 
@@ -288,8 +294,8 @@ def _activations(
     by_group = _grids_by_group(sites, lowered, dataset)
     sample = _sample(lowered, dataset)
     flat = [(site, tensor) for site in sites for tensor in site.tensors]
-    observer = keras.Model(lowered.model.inputs, [tensor for _, tensor in flat])
-    values = keras.tree.flatten(observer.predict_on_batch(list(sample.values())))
+    tensors = [tensor for _, tensor in flat]
+    (values,) = observe(lowered.model, tensors, [list(sample.values())]) if flat else ([],)
     keys = {}
     for i, (site, _) in enumerate(flat):
         keys[site.key if site.key not in keys else f"{site.key}#{i}"] = site
