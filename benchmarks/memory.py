@@ -157,9 +157,9 @@ def markdown(rows: list[Row]) -> str:
     ]
     text = (
         "# Time and memory of convert, weights only\n\n"
-        f"`{COMMAND}`: the default set-up, random weights, a process for each network. *Seconds*: CPU time. *Grows by*:"
-        " the largest memory during `convert`, the quantized model included, beyond that of the"
-        " process with the float model. *Limit*: the size of the model and"
+        f"`{COMMAND}`: the default set-up, random weights, a process for each network."
+        " *Seconds*: CPU time. *Grows by*: the largest memory during `convert`, the quantized model"
+        " included, beyond that of the process with the float model. *Limit*: the size of the model and"
         f" {WORK} copies of its largest kernel.\n\n"
         f"{common.markdown_table(headers, table)}"
     )
