@@ -159,8 +159,8 @@ def markdown(rows: list[Row]) -> str:
         "# Time and memory of convert, weights only\n\n"
         f"`{COMMAND}`: the default set-up, random weights, a process for each network."
         " *Seconds*: CPU time. *Grows by*: the largest memory during `convert`, the quantized model"
-        " included, beyond that of the process with the float model. *Limit*: the size of the model and"
-        f" {WORK} copies of its largest kernel.\n\n"
+        " included, beyond that of the process with the float model. *Limit*: the size of the model"
+        f" and {WORK} copies of its largest kernel.\n\n"
         f"{common.markdown_table(headers, table)}"
     )
     if len(rows) > 2:
