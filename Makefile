@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CC_SOURCES := $(wildcard ocs_tf/kernels/cc/*)
 
-.PHONY: demo test lint notebook benchmark-quick clean
+.PHONY: demo test lint notebook benchmark-quick applications clean
 .PHONY: native-test native-sanitize native-arm fuzz bazel
 
 demo: $(VENV)/demo.stamp
@@ -26,6 +26,11 @@ notebook: $(VENV)/test.stamp
 
 benchmark-quick: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks --quick
+
+# All sizes of all networks of keras.applications: hours. What is there already is kept.
+applications: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.applications --sizes=all
+	$(BIN)/python -m benchmarks.memory
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo_output ocs_tf/kernels/libocs_delegate.*

@@ -17,6 +17,8 @@ BENCHMARKS = (
     "runtimes",
     "kernels",
     "latency",
+    "applications",
+    "memory",
 )
 
 

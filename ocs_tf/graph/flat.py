@@ -16,7 +16,7 @@ from typing import Any
 
 import keras
 
-from ocs_tf.graph import separable
+from ocs_tf.graph import scaled_sum, separable
 from ocs_tf.graph.tracing import (
     Trace,
     UntraceableError,
@@ -82,7 +82,8 @@ def _functional(model: keras.Model) -> keras.Model:
 
 
 def _is_compound(operation: Any) -> bool:
-    return isinstance(operation, keras.Model) or separable.is_separable(operation)
+    parts = separable.is_separable(operation) or scaled_sum.is_scaled_sum(operation)
+    return parts or isinstance(operation, keras.Model)
 
 
 def shallow_copy(layer: Any) -> Any:
@@ -277,6 +278,11 @@ class _Flattener:
             both = separable.parts(operation)
             made = [self._add(part, str(part.name), path) for part in both]
             return lambda x: both[1](both[0](x)), made
+        if scaled_sum.is_scaled_sum(operation):
+            self.opened = True
+            scale, add = scaled_sum.parts(operation)
+            made = [self._add(part, str(part.name), path) for part in (scale, add)]
+            return lambda inputs: add([inputs[0], scale(inputs[1])]), made
         twin = shallow_copy(operation)
         name = str(operation.name)
         name = _without_number(name) if id(operation) in self.created else name

@@ -1,0 +1,26 @@
+"""The layer `x + scale * y` of InceptionResNetV2 in keras.applications, in two steps.
+
+The factor can then be folded into the layer that makes `y`, as converters do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+# It has no public name.
+_CLASS = ("keras.src.applications.inception_resnet_v2", "CustomScaleLayer")
+
+
+def is_scaled_sum(layer: Any) -> bool:
+    """Whether `layer` is that layer (and no subclass of it)."""
+    return (type(layer).__module__, type(layer).__name__) == _CLASS
+
+
+def parts(layer: Any) -> tuple[keras.layers.Rescaling, keras.layers.Add]:
+    """The factor and the sum of `layer`."""
+    scale = keras.layers.Rescaling(
+        layer.scale, name=f"{layer.name}_scale", dtype=layer.dtype_policy
+    )
+    return scale, keras.layers.Add(name=layer.name, dtype=layer.dtype_policy)

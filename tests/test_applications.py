@@ -1,0 +1,60 @@
+"""Networks of keras.applications, converted, saved, loaded, exported, and run.
+
+Some small ones that differ in their operations; `make applications` goes through all of them.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import ocs_tf
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from benchmarks import applications
+
+# And the least SQNR of the file's outputs against the quantized Keras model's, dB: what runtimes
+# round inside of a swish, and how they add two tensors, makes a difference, which random networks
+# enlarge.
+NETWORKS: dict[str, tuple[dict[str, Any], float]] = {
+    "MobileNetV2": ({"alpha": 0.35}, 30),  # residual sums, ReLU6
+    "MobileNetV3Small": ({"alpha": 0.75, "minimalistic": False}, 12),  # gates, hard swish
+    "EfficientNetB0": ({}, 10),  # gates, swish, normalized inputs
+    "ConvNeXtTiny": ({}, 30),  # layer normalizations, GELU, scales
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_goes_through_all_steps(name: str, tmp_path: pathlib.Path) -> None:
+    options, least = NETWORKS[name]
+    model = applications.build(name, classes=10, **options)
+    images = applications.pictures(model, 8, seed=2)
+    data = applications.pictures(model, 16, seed=3)
+    want = model.predict_on_batch(images)
+    split = applications.split_only(model).predict_on_batch(images)
+    np.testing.assert_allclose(split, want, atol=1e-4 * np.abs(want).max())
+
+    quantized = ocs_tf.convert(
+        model,
+        representative_dataset=data,
+        rounding="nearest",  # which is fast, and makes no difference to what is in the file
+        bias_correction=False,
+        verbose=False,
+    )
+    outputs = quantized.predict_on_batch(images)
+    assert applications.sqnr(want, outputs) > 10
+    quantized.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict_on_batch(images), outputs)
+
+    path = tmp_path / "model.tflite"
+    result = ocs_tf.export_tflite(quantized, path, representative_dataset=data)
+    assert result.size < 1.2 * model.count_params() + 2e6
+    for runtime in applications.RUNTIMES:
+        codes, (scale, zero_point) = applications.run(path, images, runtime)
+        assert applications.sqnr(outputs, (codes - zero_point) * np.float32(scale)) > least
