@@ -23,7 +23,7 @@ FLOORS = (
     ("export", "report"),
     ("compare", "files"),
     ("__init__",),
-    ("cli", "demo"),
+    ("cli", "demo", "support"),
     ("__main__",),
 )
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}

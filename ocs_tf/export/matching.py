@@ -12,7 +12,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export import masks
+from ocs_tf.export import attention
 
 _TOLERANCE = 1e-4  # of the tensor's largest magnitude: float sums in another order, no more
 _THREADS = 2
@@ -89,14 +89,14 @@ def measure_ranges(float_model: bytes, dataset: Iterable[Sample]) -> dict[str, t
         ValueError: if the dataset is empty, does not fit the model, or a tensor is not finite.
     """
     runner = _Runner(float_model)
-    scores = masks.softmax_inputs(fb.read_straight(float_model))
+    scores = attention.softmax_inputs(fb.read_straight(float_model))
     ranges: dict[str, tuple[float, float]] = {}
     for batch in dataset:
         for values in runner.run(batch):
             for name, value in values.items():
                 low, high = float(value.min()), float(value.max())
                 if name in scores:
-                    low = max(low, float(value.max(-1).min()) - masks.NEGLIGIBLE)
+                    low = max(low, float(value.max(-1).min()) - attention.NEGLIGIBLE)
                 if not (np.isfinite(low) and np.isfinite(high)):
                     raise ValueError(f"activation {name!r} is not finite: range {(low, high)}")
                 least, most = ranges.get(name, (low, high))

@@ -17,7 +17,16 @@ import numpy as np
 from ocs_tf import data
 from ocs_tf.calibration import calibrate, observe
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export import edge_tpu, float_regions, int4, lowering, masks, matching, packed, writer
+from ocs_tf.export import (
+    attention,
+    edge_tpu,
+    float_regions,
+    int4,
+    lowering,
+    matching,
+    packed,
+    writer,
+)
 from ocs_tf.export.lowering import Lowered, lower
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.graph.activations import Site, all_sites
@@ -157,14 +166,14 @@ def export_tflite(
         int4.check(lowered.kernels, activations)
     content = convert_float(lowered.model)
     if form.integer:
-        content = masks.limit_masks(content)
+        content = attention.limit_masks(content)
     ops: list[edge_tpu.OpReport] = []
     if form.integer:
         open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
         grids, ranges, left, note = _activations(content, open_batch, representative_dataset)
-        if left and strict:
+        if note and strict:
             raise VerificationError(f"{note} Replace them, or export with strict=False.")
-        lowered.notes.extend([note] if left else [])
+        lowered.notes.extend([note] if note else [])
         content = writer.write_int8(
             content,
             lowered.kernels,
@@ -315,8 +324,11 @@ def _activations(
             f"the range of {missing[0]!r} (and {len(missing) - 1} more tensors inside of layers)"
             " is not known; pass representative_dataset."
         )
-    ranges = matching.measure_ranges(content, _named_batches(lowered, dataset))
-    return grids, {name: ranges[name] for name in missing}, left, note
+    measured = matching.measure_ranges(content, _named_batches(lowered, dataset))
+    ranges = {name: measured[name] for name in missing}
+    for name in attention.symmetric_factors(model) & set(missing):
+        ranges[name] = attention.symmetric(*ranges[name])
+    return grids, ranges, left, note
 
 
 def _grids_by_group(

@@ -74,7 +74,10 @@ def test_kernel_that_the_model_does_not_have():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "lstm"}, r"kind of layer 'c' \(='lstm'\) must be one of 'conv', 'dense'"),
+        (
+            {"kind": "lstm"},
+            r"kind of layer 'c' \(='lstm'\) must be one of 'conv', 'conv3d', 'dense'",
+        ),
         ({"codes": np.zeros((1, 1, 2, 3))}, r"codes of layer 'c' \(=float64 \[1, 1, 2, 3\]\)"),
         ({"codes": np.zeros((2, 3), np.int8)}, "must be int8 of rank 4 for kind 'conv'"),
         ({"codes": np.full((1, 1, 2, 3), -128, np.int8)}, r"range -128..0\) must be in -127..127"),
