@@ -17,6 +17,7 @@ BENCHMARKS = (
     "runtimes",
     "kernels",
     "latency",
+    "language_model",
 )
 
 
