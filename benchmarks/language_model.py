@@ -137,7 +137,9 @@ def stacked_lstm(vocabulary: int, hidden: int, dropout: float = 0.0) -> keras.Mo
     """The paper's architecture: an embedding and two LSTMs of `hidden` units, a dense layer."""
     layers = keras.layers
     tokens = keras.Input((None,), dtype="int32", name="tokens")
-    x = layers.Embedding(vocabulary, hidden, name="embedding")(tokens)
+    # From Keras' small numbers, training does not get beyond the frequencies of words for long.
+    start = keras.initializers.RandomNormal(stddev=1.0)
+    x = layers.Embedding(vocabulary, hidden, start, name="embedding")(tokens)
     x = layers.Dropout(dropout)(x)
     for i in range(2):
         x = layers.LSTM(hidden, return_sequences=True, name=f"lstm_{i}")(x)
@@ -184,7 +186,7 @@ def trained(
     batches = text.samples(ids, training.width, training.batch, training.steps)
     progress = tqdm(batches, f"training {model.name}", training.steps, unit="step")
     for inputs, targets in progress:
-        progress.set_postfix(nats=f"{float(model.train_on_batch(inputs, targets)):.3f}")
+        progress.set_postfix(mean_nats=f"{float(model.train_on_batch(inputs, targets)):.3f}")
     cache.mkdir(parents=True, exist_ok=True)
     model.save_weights(path)
     return model
@@ -265,7 +267,7 @@ def words_network(words: Words, limit: int | None, cache: pathlib.Path) -> Netwo
         model = keras.models.load_model(words.model, compile=False)
         about = f"A model of the user's; {len(known):,} words"
     else:
-        width, batch = 70, 20
+        width, batch = 35, 40
         steps = max(1, round(words.epochs * len(learned) / (batch * width)))
         model = trained(
             lambda: stacked_lstm(len(known), words.hidden, words.dropout),
