@@ -19,6 +19,7 @@ BENCHMARKS = (
     "latency",
     "applications",
     "memory",
+    "language_model",
 )
 
 

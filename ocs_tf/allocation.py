@@ -243,7 +243,7 @@ def _measured(
     found = {}
     owners = {layer.site.owner.name for layer in layers.values()}
     calls = walk(float_graph, owners, fitted, lambda nodes: progress(nodes, "Measuring"))
-    for layer, inputs in calls:
+    for layer, inputs, _ in calls:
         for site in graph.sites[layer.name]:
             if site.name not in layers:
                 continue

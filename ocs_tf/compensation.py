@@ -9,6 +9,7 @@ Correction", ICCV 2019, section 4.2; here the means are measured).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf.calibration import observe
+from ocs_tf.graph import composites
 from ocs_tf.graph.moments import Moments, weighted_sums
 from ocs_tf.graph.reader import Graph, KernelSite, Node
+from ocs_tf.layers import unwrapped
 from ocs_tf.numerics.kernel import QuantizedKernel, split_codes
 from ocs_tf.numerics.rounding import (
     assumed_moments,
@@ -61,12 +64,18 @@ def compensate(
         plans: of each layer with a quantized kernel, by name; quantization-aware ones.
         batches: calibration data: of each batch one array per input of the model.
         rounding: choose codes by error compensation; else they stay as they are.
-        bias_correction: correct biases; layers without one stay without.
+        bias_correction: correct biases; layers without one stay without, and those inside of
+            composites stay as they are.
         progress: wraps the calls that are gone through.
     """
     names = [name for name in plans if not graph.kernels[name].part]
-    means = _float_inputs(graph, names, batches) if bias_correction else {}
-    for layer, inputs in walk(Graph(model, fold_batch_norm=False), set(names), batches, progress):
+    means = _float_inputs(graph, names, batches) if bias_correction and names else {}
+    owners = {graph.kernels[name].owner.name for name in plans}
+    for layer, inputs, run in walk(Graph(model, fold_batch_norm=False), owners, batches, progress):
+        if layer.name not in plans:
+            if rounding:
+                _compensate_parts(graph.sites[layer.name], unwrapped(layer), plans, run)
+            continue
         site = graph.kernels[layer.name]
         kernel, bias = site.weights()
         plan = plans[layer.name]
@@ -78,6 +87,32 @@ def compensate(
             bias = bias + before - after
         site.adapter.store(layer, quantized, bias)
         layer.kernel_sqnr_db = quantized.sqnr_db(kernel)
+
+
+def _compensate_parts(
+    sites: Iterable[KernelSite],
+    layer: Any,
+    plans: Mapping[str, LayerPlan],
+    run: Callable[[], object],
+) -> None:
+    """Choose the codes of the kernels inside of a composite, one after the other.
+
+    What a later one reads depends on the codes of those before it: a recurrent kernel reads the
+    states that both kernels of the cell lead to.
+
+    Arguments:
+        layer: the quantized composite.
+        run: calls it on all data.
+    """
+    for site in sites:
+        if site.name not in plans or site.adapter.is_lookup:
+            continue
+        with composites.recorded(layer, site.part) as inputs:
+            run()
+        kernel, bias = site.weights()
+        quantized = rounded(site, kernel, plans[site.name], inputs)
+        composites.assign(layer, {site.part: (quantized, bias)})
+        composites.stored_parts(layer)[site.part].kernel_sqnr_db = quantized.sqnr_db(kernel)
 
 
 def compensate_blind(
@@ -185,8 +220,11 @@ def walk(
     names: set[str],
     batches: Batches,
     progress: Callable[[list[Node]], Iterable[Node]],
-) -> Iterator[tuple[Any, list[NDArray[Any]]]]:
-    """Run a model call by call; yield each layer of `names`, with its inputs, before its first."""
+) -> Iterator[tuple[Any, list[NDArray[Any]], Callable[[], list[list[Any]]]]]:
+    """Run a model call by call; yield each layer of `names` before its first call.
+
+    With it come its first inputs, and a function that calls it: of each batch its outputs.
+    """
     inputs = {id(tensor): index for index, tensor in enumerate(graph.model.inputs)}
     last_reads = _last_reads(graph)
     values: dict[int, list[Any]] = {}  # by tensor: of each batch
@@ -196,22 +234,26 @@ def walk(
             (tensor,) = node.outputs
             values[id(tensor)] = [batch[inputs[id(tensor)]] for batch in batches]
             continue
+        run = functools.partial(_run, node, values, len(batches))
         if node.layer.name in left:
             left.remove(node.layer.name)
-            yield node.layer, [np.asarray(v) for v in values[id(node.inputs[0])]]
+            yield node.layer, [np.asarray(v) for v in values[id(node.inputs[0])]], run
         if not left:
             return
-        outputs = []
-        for index in range(len(batches)):
-            args, kwargs = node.arguments.fill_in(
-                {id(t): values[id(t)][index] for t in node.inputs}
-            )
-            results = keras.tree.flatten(node.layer(*args, **kwargs))
-            outputs.append([keras.ops.convert_to_numpy(result) for result in results])
-        for tensor, made in zip(node.outputs, zip(*outputs, strict=True), strict=True):
+        for tensor, made in zip(node.outputs, zip(*run(), strict=True), strict=True):
             values[id(tensor)] = list(made)
         for key in last_reads[id(node)]:
             del values[key]
+
+
+def _run(node: Node, values: Mapping[int, Sequence[Any]], batches: int) -> list[list[Any]]:
+    """Of each batch, the outputs of a call, given the values of all tensors."""
+    outputs = []
+    for index in range(batches):
+        args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.inputs})
+        results = keras.tree.flatten(node.layer(*args, **kwargs))
+        outputs.append([keras.ops.convert_to_numpy(result) for result in results])
+    return outputs
 
 
 def _float_inputs(graph: Graph, names: list[str], batches: Batches) -> dict[str, NDArray[Any]]:

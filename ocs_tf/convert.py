@@ -176,8 +176,7 @@ def apply(
             site,
             layer_plan,
             None if site.part else moments.get(id(graph.calls(site.layer)[0].inputs[0])),
-            # `compensate` does not come to the kernels inside of composites.
-            rounding=plan.rounding == "error_balanced" or bool(site.part and plan.needs_data),
+            rounding=plan.rounding == "error_balanced",
             bias_correction=plan.bias_correction == "batch_norm",
         )
         quality = quantized.sqnr_db(kernel)

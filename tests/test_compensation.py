@@ -13,6 +13,7 @@ from keras import layers
 
 import ocs_tf
 from ocs_tf import compensation
+from ocs_tf.graph import composites
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics.rounding import DAMPING
 from tests.export.networks import MODELS, randomize, samples
@@ -93,6 +94,78 @@ def test_outputs_have_the_mean_of_the_float_ones(name: str, rounding: str) -> No
     mean = np.abs(error(model, quantized, x).mean(0)).max()
     uncorrected = ocs_tf.convert(model, weight_bits=3, verbose=False, **WEIGHTS_ONLY)
     assert mean < 1e-3 * np.abs(error(model, uncorrected, x).mean(0)).max()
+
+
+# Layers with several kernels, or with layers inside.
+COMPOSITES = {
+    "lstm": lambda: layers.LSTM(6, return_sequences=True, name="layer"),
+    "gru": lambda: layers.GRU(6, return_sequences=True, name="layer"),
+    "gru, reset before": lambda: layers.GRU(
+        6, reset_after=False, return_sequences=True, name="layer"
+    ),
+    "simple": lambda: layers.SimpleRNN(6, return_sequences=True, name="layer"),
+    "bidirectional": lambda: layers.Bidirectional(
+        layers.LSTM(4, return_sequences=True), name="layer"
+    ),
+    "stacked": lambda: layers.RNN(
+        [layers.LSTMCell(4), layers.GRUCell(4)], return_sequences=True, name="layer"
+    ),
+    "time distributed": lambda: layers.TimeDistributed(layers.Dense(5), name="layer"),
+}
+
+
+def attention(**options: Any) -> keras.Model:
+    x = keras.Input((9, 8), name="x")
+    layer = layers.MultiHeadAttention(2, 4, name="layer")
+    return randomize(keras.Model(x, layer(x, x, **options)))
+
+
+COMPOSITE_MODELS = {
+    **{name: lambda make=make: single(make(), (9, 8)) for name, make in COMPOSITES.items()},
+    "attention": attention,
+    "causal attention": lambda: attention(use_causal_mask=True),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSITE_MODELS)
+def test_so_are_those_of_layers_with_several_kernels(name: str) -> None:
+    model = COMPOSITE_MODELS[name]()
+    x = 0.1 * correlated(model, 200)
+    options = {"weight_bits": 4, "representative_dataset": x, "verbose": False, **WEIGHTS_ONLY}
+    errors = {
+        rounding: np.square(
+            error(model, ocs_tf.convert(model, rounding=rounding, **options), x)
+        ).sum()
+        for rounding in ("nearest", "error_compensated")
+    }
+    assert errors["error_compensated"] < errors["nearest"]
+
+
+@pytest.mark.parametrize("name", ["lstm", "bidirectional", "stacked"])
+def test_recurrent_kernels_read_states(name: str) -> None:
+    model = COMPOSITE_MODELS[name]()
+    x = correlated(model, 3)
+    quantized = ocs_tf.convert(model, verbose=False, **WEIGHTS_ONLY)
+    layer = quantized.get_layer("layer")
+    path, columns = {
+        "lstm": ("", slice(None)),
+        "bidirectional": ("backward/", slice(4, None)),
+        "stacked": ("cell_1/", slice(None)),
+    }[name]
+    with composites.recorded(layer, f"{path}recurrent_kernel") as reads:
+        outputs = np.asarray(layer(x))[..., columns]
+    states = outputs[:, ::-1] if name == "bidirectional" else outputs
+    before = np.concatenate([np.zeros_like(states[:, :1]), states[:, :-1]], axis=1)
+    # Keras looks at what the first step makes before it begins.
+    np.testing.assert_allclose(np.stack(reads[-9:], 1), before, atol=1e-6)
+    with composites.recorded(layer, f"{path}kernel") as reads:
+        layer(x)
+    if name != "stacked":
+        read = x[:, ::-1] if name == "bidirectional" else x
+        np.testing.assert_array_equal(np.stack(reads[-9:], 1), read)
+    count = len(reads)
+    layer(x)
+    assert len(reads) == count
 
 
 def test_codes_of_a_dense_layer_are_those_of_the_definition() -> None:

@@ -6,8 +6,9 @@ Their kernels are named by a path: `kernel` and `recurrent_kernel` of a cell, `f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -62,7 +63,7 @@ class Part:
     adapter: KernelAdapter
 
 
-class CellKernelAdapter(KernelAdapter):
+class CellKernelAdapter(adapters.DenseAdapter):
     """One of the kernels of a recurrent cell; the bias stays the cell's."""
 
     layer_class = _LAYERS.Layer
@@ -192,14 +193,54 @@ def copy_floats(old: Any, new: Any) -> None:
 
 def assign(layer: Any, kernels: Mapping[str, tuple[QuantizedKernel, np.ndarray | None]]) -> None:
     """Put canonical kernels and biases into the built quantized composite `layer`, by path."""
-    for path, target in stored_parts(layer).items():
-        kernel, bias = kernels[path]
+    targets = stored_parts(layer)
+    for path, (kernel, bias) in kernels.items():
+        target = targets[path]
         if isinstance(target, layers.StoredKernel):
             target.assign(kernel)
         else:
             adapter = adapters.adapter_of_quantized(target)
             assert adapter is not None
             adapter.store(target, kernel, bias)
+
+
+@contextlib.contextmanager
+def recorded(layer: Any, path: str) -> Iterator[list[np.ndarray]]:
+    """What the kernel at `path` reads in eager calls of the quantized composite `layer`.
+
+    The list that this gives grows while the context lasts: arrays `[N, ..., C]`, in cells one for
+    each step, and what Keras looks at the first step for.
+    """
+    reads: list[np.ndarray] = []
+    reader = _readers(layer)[path]
+    state = path.rpartition("/")[2] == "recurrent_kernel"
+    call = reader.call
+
+    def record(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(reader, layers.QuantizedCell):
+            states = args[0] if args else kwargs["states"]
+            reads.append(np.asarray(keras.tree.flatten(states)[0] if state else inputs))
+        else:
+            reads.append(np.asarray(inputs))
+        return call(inputs, *args, **kwargs)
+
+    reader.call = record
+    try:
+        yield reads
+    finally:
+        del reader.call
+
+
+def _readers(layer: Any) -> dict[str, Any]:
+    """The layers and cells inside of a quantized composite whose calls read kernels, by path."""
+    if isinstance(layer, layers.QuantizedCell):
+        return dict.fromkeys(layer.stored_kernels(), layer)
+    attention = isinstance(layer, layers.QuantizedAttention)
+    found: dict[str, Any] = {}
+    for name, child in (_projections if attention else _children)(layer).items():
+        inside = {"": child} if isinstance(child, layers.KernelLayer) else _readers(child)
+        found.update({_path(name, path): reader for path, reader in inside.items()})
+    return found
 
 
 def quantizable_classes() -> list[type]:

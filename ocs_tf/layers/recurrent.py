@@ -71,7 +71,8 @@ class QuantizedCell(keras.layers.Layer):
     @contextlib.contextmanager
     def unpacked(self) -> Iterator[None]:
         """Within this context, kernels are turned into floats once, not at each step of a loop."""
-        self.unpacked_kernels.update({name: getattr(self, name) for name in CELL_KERNELS})
+        stored = self.stored_kernels()
+        self.unpacked_kernels.update({name: getattr(self, name) for name in stored})
         try:
             yield
         finally:
