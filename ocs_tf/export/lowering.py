@@ -298,9 +298,9 @@ class _Lowering:
             limit = self.form.code_limit(kernel.bits, kind)
             if limit is not None and np.abs(codes).max(initial=0) > limit:
                 raise ValueError(
-                    f"kernel {name!r}: the codes of its split channels add up to more than"
-                    f" {self.form.tensor_bits(kernel.bits, kind)} bits. Convert it with expand_ratio=0 or"
-                    " fewer bits, or export with target='packed'."
+                    f"kernel {name!r}: the codes of its split channels add up to more"
+                    f" than {self.form.tensor_bits(kernel.bits, kind)} bits. Convert it with"
+                    " expand_ratio=0 or fewer bits, or export with target='packed'."
                 )
             bits = self.form.tensor_bits(kernel.bits, kind)
             self.kernels.append(ExportKernel(name, codes.astype(np.int8), kernel.scale, kind, bits))
