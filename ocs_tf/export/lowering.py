@@ -145,6 +145,7 @@ class _Lowering:
         self.norms: dict[str, keras.layers.Layer] = {}
         self.tensor_grids: dict[int, ActivationGrid | None] = {}  # of the new graph
         self.composed: set[str] = set()  # composites that have their weights
+        self.functions: dict[str, keras.layers.Layer] = {}  # activation functions apart, by name
 
     def run(self) -> Lowered:
         self._check()
@@ -426,7 +427,9 @@ class _Lowering:
         if function is not None:
             outputs = self._rounded(name, outputs, layer.preactivation_grid)
             name = f"{name}_activation"
-            outputs = keras.layers.Activation(function, name=name)(outputs)
+            if name not in self.functions:  # a shared layer is called more than once
+                self.functions[name] = keras.layers.Activation(function, name=name)
+            outputs = self.functions[name](outputs)
         grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
         if grid is None and args and moves_values(layer):
             self._note_grid(name, outputs, self.tensor_grids.get(id(args[0])))

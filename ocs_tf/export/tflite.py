@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -194,15 +195,36 @@ def export_tflite(
 
 
 def convert_float(model: keras.Model) -> bytes:
-    """A float Keras model as the bytes of a `.tflite` file, without the converter's chatter."""
-    import tensorflow as tf
+    """A float Keras model as the bytes of a `.tflite` file, without the converter's chatter.
 
-    with fb.quiet(), contextlib.redirect_stdout(io.StringIO()):
-        if tuple(map(int, tf.__version__.split(".")[:2])) >= _KERAS_3_CONVERTS:
-            return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
-        with tempfile.TemporaryDirectory() as folder:
-            model.export(folder)
-            return bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+    Raises:
+        ValueError: TensorFlow's converter does not know an operator, or makes a wrong graph.
+    """
+    import tensorflow as tf
+    from tensorflow.lite.python.convert_phase import ConverterError
+
+    try:
+        with fb.quiet(), contextlib.redirect_stdout(io.StringIO()):
+            if tuple(map(int, tf.__version__.split(".")[:2])) >= _KERAS_3_CONVERTS:
+                return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+            with tempfile.TemporaryDirectory() as folder:
+                model.export(folder)
+                return bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+    except ConverterError as error:
+        raise ValueError(_converter_failed(model, str(error))) from error
+
+
+def _converter_failed(model: keras.Model, message: str) -> str:
+    """What to tell a user, given the converter's `message`, which is long and of its own words."""
+    parts = set(re.split(r"[/;\"@]", message))
+    at = [layer.name for layer in model.layers if parts & {layer.name, f"{layer.name}_1"}]
+    where = f"at {', '.join(map(repr, at))}" if at else "on the model"
+    reason = re.search(r"'t\w+\.\w+' op .*", message)
+    return (
+        f"TensorFlow's converter fails {where}: {reason[0] if reason else message.strip()}."
+        " Replace a layer there by others that compute the same (a Dense layer on a sequence of"
+        " one channel by a Conv1D of size 1, for example)."
+    )
 
 
 def write_file(path: pathlib.Path, content: bytes) -> None:

@@ -200,6 +200,14 @@ def test_dead_channel_does_not_get_a_tiny_step(randomize):
     assert not first.codes[..., 0].any()
 
 
+def test_shared_layer_with_an_activation_function_apart(randomize, rng):
+    layer = layers.Dense(6, activation="softmax", name="twice")
+    quantized = split(randomize(build(lambda x: layer(layer(x)))))
+    x = rng.normal(size=(2, *SHAPE)).astype(np.float32)
+    lowered = lower(quantized, batch_size=None)
+    np.testing.assert_allclose(lowered.model(x), quantized(x), atol=1e-6)
+
+
 def test_input_model_is_left_alone(randomize):
     quantized = split(randomize(chain(layers.ReLU())))
     before = [w.copy() for w in quantized.get_weights()], quantized.get_config()

@@ -474,6 +474,15 @@ def test_files_with_float_activations_do_not_split_them(target, tmp_path):
     np.testing.assert_allclose(run(paths[0], data)[0], run(paths[1], data)[0], atol=0.02)
 
 
+def test_what_the_converter_cannot_do_names_the_layers(randomize, tmp_path):
+    x = keras.Input((4, 1))
+    y = layers.Dense(3, name="after")(layers.Dense(2, name="of_one_channel")(x))
+    quantized = ocs_tf.convert(randomize(keras.Model(x, y)), verbose=False)
+    with pytest.raises(ValueError, match=r"converter fails at 'of_one_channel', 'after'.*Conv1D"):
+        ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", target="float")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_oracle_is_not_exported(tmp_path):
     model = linear()
     quantized = ocs_tf.convert(
