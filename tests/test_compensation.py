@@ -141,6 +141,23 @@ def test_so_are_those_of_layers_with_several_kernels(name: str) -> None:
     assert errors["error_compensated"] < errors["nearest"]
 
 
+@pytest.mark.parametrize("name", ["lstm", "attention"])
+def test_so_are_those_of_layers_whose_output_is_rounded(name: str) -> None:
+    model = COMPOSITE_MODELS[name]()
+    x = 0.1 * correlated(model, 100)
+    found = {
+        rounding: ocs_tf.convert(
+            model, weight_bits=3, rounding=rounding, representative_dataset=x, verbose=False
+        )
+        for rounding in ("nearest", "error_compensated")
+    }
+    codes = [
+        np.concatenate([w.numpy().ravel() for w in m.weights if w.name == "codes"])
+        for m in found.values()
+    ]
+    assert np.any(codes[0] != codes[1])
+
+
 @pytest.mark.parametrize("name", ["lstm", "bidirectional", "stacked"])
 def test_recurrent_kernels_read_states(name: str) -> None:
     model = COMPOSITE_MODELS[name]()
