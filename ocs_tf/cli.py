@@ -214,8 +214,8 @@ def _define_target(values: Flags) -> None:
         "activations",
         "auto",
         ["auto", *ACTIVATIONS],
-        "with --target int4: int8, float, or dynamic (quantized by the runtime); auto: int8 if the"
-        " model has grids or there is data, else float",
+        "with --target int8 or int4: int8, float, or dynamic (quantized by the runtime); auto:"
+        " int8, but float with int4 if the model has no grids and there is no data",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -318,7 +318,8 @@ def _convert(values: Flags, arguments: Arguments) -> None:
     if values.from_plan and config != Config():
         raise UsageError("--from_plan takes no other options; edit the plan instead.")
     check_data(values.data)
-    if values.tflite and values.target == "int8" and not (values.data or values.from_plan):
+    integers = values.target == "int8" and values.activations in ("auto", "int8")
+    if values.tflite and integers and not (values.data or values.from_plan):
         raise UsageError("--tflite with --target int8 needs --data, to measure activations.")
 
     import ocs_tf
