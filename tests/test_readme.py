@@ -21,8 +21,10 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.json"
 PEERS = RESULTS.with_name("peers.json")
 INGREDIENTS = RESULTS.with_name("ingredients.json")
+LANGUAGE_MODELS = RESULTS.with_name("language_model.json")
 BESIDE = "### Beside other quantizers"
 EQUAL = "### At equal size"
+LANGUAGE = "### Language models"
 COLUMNS = re.compile(r"`(none|mse|aciq|kl|optimal|percentile)(?: r=([\d.]+))?`")
 ON_DATA = {
     "nearest": ("nearest", False),
@@ -184,7 +186,7 @@ def test_scores_at_equal_size_are_those_of_the_benchmark() -> None:
     """Each is a row's top-1 and effective bits."""
     measured = json.loads(INGREDIENTS.read_text(encoding="utf-8"))["rows"]
     rows = {(r["network"], r["pictures"], r["method"], r["bits"]): r for r in measured}
-    ((header, *lines),) = results_tables(EQUAL, "## Limits")
+    ((header, *lines),) = results_tables(EQUAL, LANGUAGE)
     assert lines
     for line in lines:
         network, pictures, method = line[0].strip("`"), int(line[1].replace(",", "")), line[3]
@@ -195,6 +197,29 @@ def test_scores_at_equal_size_are_those_of_the_benchmark() -> None:
                 continue
             assert cell.strip() == f"{row['top1']:.1f} ({row['effective_bits']:.2f})"
             assert line[2] == f"{row['top1'] + row['drop']:.1f}"
+
+
+def test_scores_of_language_models_are_those_of_the_benchmark() -> None:
+    """Columns are clip methods in the paper's set-up, all split by 0.02, and the default."""
+    measured = json.loads(LANGUAGE_MODELS.read_text(encoding="utf-8"))["rows"]
+    ((header, *lines),) = results_tables(LANGUAGE, "## Limits")
+    assert lines
+    for line in lines:
+        network, digits = line[0].strip("`"), 2 if "perplexity" in line[1] else 3
+        own = [row for row in measured if row["network"] == network]
+        assert line[1] == own[0]["unit"]
+        found = {
+            (row["setup"], row["clip"]): f"{row['score']:.{digits}f}"
+            for row in own
+            if row["bits"] == int(line[2][1:])
+            and row["expand_ratio"] == (0.02 if row["setup"] == "paper" else 0)
+        }
+        (exact,) = (row["score"] for row in own if row["setup"] == "float")
+        assert line[3] == f"{exact:.{digits}f}"
+        for column, cell in zip(header[4:], line[4:], strict=True):
+            clip = column.startswith("`")
+            case = ("paper", column.strip("`")) if clip else (column, "")
+            assert cell.replace("*", "") == found[case], (line, column)
 
 
 def options_of(column: str, bits: int) -> dict[str, Any]:
