@@ -65,6 +65,8 @@ def compensate(
         progress: wraps the calls that are gone through.
     """
     names = [name for name in plans if not graph.kernels[name].part]
+    if not names:
+        return  # what is inside of other layers is rounded without data
     means = _float_inputs(graph, names, batches) if bias_correction else {}
     for layer, inputs in walk(Graph(model, fold_batch_norm=False), set(names), batches, progress):
         site = graph.kernels[layer.name]
