@@ -238,6 +238,13 @@ def test_every_structure(name: str) -> None:
             assert np.abs(kernel.codes).max() <= 2 ** (kernel.bits - 1) - 1
 
 
+def test_a_model_of_nothing_but_a_composite() -> None:
+    x = keras.Input((4, 3))
+    model = keras.Model(x, layers.LSTM(2, name="lstm")(x))
+    quantized = ocs_tf.convert(model, representative_dataset=samples(model), verbose=False)
+    assert "lstm/kernel" in {row.name for row in ocs_tf.report(quantized).layers}
+
+
 def test_split_channels_have_a_wider_range() -> None:
     model = LAYERS["dense"]()
     quantized = ocs_tf.convert(

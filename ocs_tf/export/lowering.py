@@ -17,6 +17,7 @@ What is to become of kernels and activations is a `Form`, one for each kind of f
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -24,7 +25,7 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.export import int4
-from ocs_tf.export.assignment import ExportKernel
+from ocs_tf.export.assignment import KINDS, ExportKernel
 from ocs_tf.export.packed import PackedKernel
 from ocs_tf.export.rounding import RoundingOperator
 from ocs_tf.graph import adapters, channels, composites
@@ -145,7 +146,7 @@ class _Lowering:
         self.norms: dict[str, keras.layers.Layer] = {}
         self.tensor_grids: dict[int, ActivationGrid | None] = {}  # of the new graph
         self.composed: set[str] = set()  # composites that have their weights
-        self.functions: dict[str, keras.layers.Layer] = {}  # activation functions apart, by name
+        self.added: dict[str, keras.layers.Layer] = {}  # by name: beside those in place of others
 
     def run(self) -> Lowered:
         self._check()
@@ -375,16 +376,24 @@ class _Lowering:
         )
         folded = folded or norm.name in self.dropped
         apart = self.form.integer or any(self._reaches_kernel(call) for call in calls)
-        return apart and not folded and len(calls[0].inputs[0].shape) == 4
+        rank = len(calls[0].inputs[0].shape)
+        axis = affine_axis(norm)
+        assert axis is not None
+        return apart and not folded and rank <= 4 and axis % rank == rank - 1
 
-    def _reaches_kernel(self, call: Node) -> bool:
-        """Whether the converter might multiply `call`, an affine layer, into a kernel behind it."""
+    def _reaches_kernel(self, call: Node, kinds: Collection[str] = KINDS) -> bool:
+        """Whether the converter might multiply `call`, an affine layer, into a kernel behind it.
+
+        Arguments:
+            kinds: of the kernels that count.
+        """
         if self.form.kernels == "float":
             return False
         readers = self.graph.consumers[id(call.outputs[0])]
         return any(
-            isinstance(reader.layer, layers.KernelLayer)
-            or (_passes_factors(reader.layer) and self._reaches_kernel(reader))
+            (isinstance(reader.layer, layers.KernelLayer) and _kind(reader.layer) in kinds)
+            or self._inside(reader.layer)
+            or (_passes_factors(reader.layer) and self._reaches_kernel(reader, kinds))
             for reader in readers
         )
 
@@ -422,19 +431,45 @@ class _Lowering:
             return self._rounded(tensor._keras_history.operation.name, tensor, layer.grid)
         if name in self.expanded and name not in self.fed:
             args = (self._duplicate(args[0], name), *args[1:])
-        outputs = twin(*args, **kwargs)
+        if affine_axis(layers.unwrapped(layer)) is not None:
+            outputs = self._scaled(layer, twin, args[0])
+        else:
+            outputs = twin(*args, **kwargs)
         function = separable_activation(layer) if isinstance(layer, layers.KernelLayer) else None
         if function is not None:
             outputs = self._rounded(name, outputs, layer.preactivation_grid)
             name = f"{name}_activation"
-            if name not in self.functions:  # a shared layer is called more than once
-                self.functions[name] = keras.layers.Activation(function, name=name)
-            outputs = self.functions[name](outputs)
+            outputs = self._once(keras.layers.Activation, function, name=name)(outputs)
         grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
         if grid is None and args and moves_values(layer):
             self._note_grid(name, outputs, self.tensor_grids.get(id(args[0])))
             return outputs
         return self._rounded(name, outputs, grid)
+
+    def _once(self, layer_class: type, *args: Any, name: str) -> Any:
+        """A layer of this name, which may be called more than once."""
+        if name not in self.added:
+            self.added[name] = layer_class(*args, name=name)
+        return self.added[name]
+
+    def _scaled(self, layer: Any, twin: Any, tensor: Any) -> Any:
+        """What `twin`, in the place of the affine `layer`, makes of `tensor`, of any rank."""
+        if not isinstance(twin, keras.layers.DepthwiseConv2D):
+            return twin(tensor)
+        *lead, channels = [-1 if size is None else size for size in tensor.shape[1:]]
+        flat = len(lead) < 2
+        if flat:
+            image = (*(1,) * (2 - len(lead)), *lead, channels)
+            tensor = self._once(keras.layers.Reshape, image, name=f"{layer.name}_image")(tensor)
+        tensor = twin(tensor)
+        calls = self.graph.calls_of(layer.name)
+        if self.form.integer and any(self._reaches_kernel(call, ("dense",)) for call in calls):
+            # The converter would make the shift a part of the bias behind: this stands between.
+            tensor = self._once(keras.layers.MaxPooling2D, 1, name=f"{layer.name}_apart")(tensor)
+        if flat:
+            back = (*lead, tensor.shape[-1])
+            tensor = self._once(keras.layers.Reshape, back, name=f"{layer.name}_back")(tensor)
+        return tensor
 
     def _duplicate(self, tensor: Any, name: str) -> Any:
         """`tensor` with its channels repeated as layer `name` needs."""

@@ -112,9 +112,8 @@ class _Runner:
     def __init__(self, float_model: bytes) -> None:
         model = fb.read(float_model)
         graph = model.subgraphs[0]
-        read = {i for op in graph.operators for i in op.inputs}
+        read = {i for op in graph.operators for i in op.inputs} | set(graph.outputs)
         # What nobody reads, a part of a SPLIT say, runtimes may not keep.
-        read.update(graph.inputs, graph.outputs)
         self._names = {name: i for name, i in fb.float_activations(model).items() if i in read}
         with fb.quiet():
             # The default delegate keeps intermediate tensors too, once asked to, and is 4 times as

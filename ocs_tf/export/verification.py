@@ -164,10 +164,11 @@ def _verify_bias(model: Any, float_op: Any, result: Any, op: Any) -> None:
 
 
 def _verify_borders(result: Any, float_io: bool) -> None:
-    """Inputs and outputs are float32 or int8, as asked."""
+    """Inputs that are read and outputs are float32 or int8, as asked."""
     graph = result.subgraphs[0]
     wanted = "float32" if float_io else "int8"
-    for index in (*graph.inputs, *graph.outputs):
+    read = {index for op in graph.operators for index in op.inputs}
+    for index in (*(i for i in graph.inputs if i in read), *graph.outputs):
         tensor = graph.tensors[index]
         if fb.type_name(tensor) not in (wanted, "int32", "int64"):
             raise VerificationError(

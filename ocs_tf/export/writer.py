@@ -219,7 +219,9 @@ def _needed(model: Any) -> set[str]:
         if grid_rule(fb.op_name(model, op)) in ("input", "fixed")
         for index in op.outputs
     }
-    return set(fb.float_activations(model)) - derived
+    read = {index for op in graph.operators for index in op.inputs}
+    unread = {fb.name(graph.tensors[index]) for index in graph.inputs if index not in read}
+    return set(fb.float_activations(model)) - derived - unread
 
 
 def _kernel_recipes(

@@ -305,10 +305,7 @@ class EinsumDenseAdapter(KernelAdapter):
         return kernel.reshape(shape).transpose(np.argsort(spec.axes))
 
     def bias_to_keras(self, bias: np.ndarray, layer: Any) -> np.ndarray:
-        shape = list(self._spec(layer).output_shape)
-        while shape[0] == 1 and len(shape) > 1:
-            del shape[0]
-        return bias.reshape(shape)
+        return bias.reshape(self._spec(layer).bias_shape)
 
     def with_bias(self, config: dict[str, Any], use_bias: bool) -> dict[str, Any]:
         if use_bias and config["bias_axes"] is None:  # a batch norm behind a direct layer

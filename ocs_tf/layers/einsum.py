@@ -21,6 +21,7 @@ class EinsumSpec:
         summed: how many of them are.
         output_shape: to broadcast `[F]` against the output, 1 where it has an axis that the kernel
             lacks.
+        bias_shape: of a bias in the Keras layer.
         input_axes: of the input, those that are summed over last.
         direct: whether C is the last axis of the input, F that of the output, and nothing else.
         regular: whether the kernel shares no axis with both input and output, and the bias, if any,
@@ -31,6 +32,7 @@ class EinsumSpec:
     axes: tuple[int, ...]
     summed: int
     output_shape: tuple[int, ...]
+    bias_shape: tuple[int, ...]
     input_axes: tuple[int, ...]
     direct: bool
     regular: bool
@@ -53,11 +55,13 @@ class EinsumSpec:
         order = [*summed, *outputs]
         regular = set(kept) <= set(result) and not set(outputs) & set(source)
         regular = regular and set(layer.bias_axes or outputs) == set(outputs)
+        output_shape = tuple(int(sizes[c] or 0) if c in kernel else 1 for c in result)
         return cls(
             kernel_shape=tuple(int(sizes[c] or 0) for c in kernel),
             axes=tuple(kernel.index(c) for c in order),
             summed=len(summed),
-            output_shape=tuple(int(sizes[c] or 0) if c in kernel else 1 for c in result),
+            output_shape=output_shape,
+            bias_shape=output_shape[result.index(outputs[0]) if outputs else len(result) :],
             input_axes=tuple(source.index(c) for c in (*kept, *summed)),
             direct=(source[-1:], result[-1:]) == ("".join(summed), "".join(outputs)),
             regular=regular,

@@ -144,6 +144,18 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
         lambda x: layers.Dense(3, name="e")(layers.Dense(5, activation="relu", name="d")(x)),
         (4, 6),
     ),
+    "norm-of-vectors": lambda: single(
+        lambda x: layers.Dense(4, name="d")(
+            layers.BatchNormalization()(layers.Dense(6, activation="relu", name="c")(x))
+        ),
+        (5,),
+    ),
+    "norms-of-sequences": lambda: single(
+        lambda x: layers.Dense(4, name="d")(
+            layers.BatchNormalization()(layers.Rescaling(0.5, 0.25)(x))
+        ),
+        (4, 5),
+    ),
     "sliced": lambda: single(
         lambda x: layers.Conv2D(3, 3, name="c")(x[..., 1:4] + x[..., 2:5]),
     ),

@@ -190,6 +190,29 @@ def test_batch_norm_alone_becomes_a_depthwise_convolution(randomize, rng):
     )
 
 
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (3, 4, 5)], ids=str)
+def test_batch_norm_alone_of_any_rank(shape, randomize, rng):
+    """Called twice, and in front of a kernel that the converter must not change."""
+
+    def function(x):
+        norm = layers.BatchNormalization(name="n")
+        return layers.Dense(4, name="second")(norm(layers.ReLU()(norm(x))))
+
+    quantized = split(randomize(build(function, shape)))
+    x = rng.normal(size=(2, *shape)).astype(np.float32)
+    lowered = lower(quantized, batch_size=None)
+    assert isinstance(lowered.model.get_layer("n"), layers.DepthwiseConv2D)
+    np.testing.assert_allclose(lowered.model(x), quantized(x), rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_over_another_axis_stays(randomize, rng):
+    norm = layers.BatchNormalization(axis=1, name="n")
+    quantized = split(randomize(build(lambda x: layers.Conv2D(4, 1, name="c")(norm(x)), (6, 6, 6))))
+    x = rng.normal(size=(2, 6, 6, 6)).astype(np.float32)
+    lowered = lower(quantized, batch_size=None)
+    np.testing.assert_allclose(lowered.model(x), quantized(x), rtol=1e-5, atol=1e-5)
+
+
 def test_dead_channel_does_not_get_a_tiny_step(randomize):
     model = randomize(chain())
     kernel = np.asarray(model.get_layer("first").kernel).copy()

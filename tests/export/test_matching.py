@@ -160,12 +160,6 @@ def test_ranges_are_those_of_the_data():
         np.testing.assert_allclose(ranges[name], span, rtol=1e-4, atol=1e-5)
 
 
-def test_ranges_of_an_input_that_nothing_reads():
-    model, data = random_model(lambda x, y: conv(2, 1)(x), "xy")
-    (name,) = (name for name in measure_ranges(to_tflite(model), [data]) if "_y:" in name)
-    assert measure_ranges(to_tflite(model), [data])[name] == (data["y"].min(), data["y"].max())
-
-
 def test_ranges_do_not_depend_on_the_batches():
     model, data = random_model(chain)
     float_model = to_tflite(model)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import layers
 
 import ocs_tf
+from ocs_tf import compare
 from ocs_tf.export import tflite
 from tests.export.networks import MODELS, randomize, samples, single
 
@@ -472,6 +473,17 @@ def test_files_with_float_activations_do_not_split_them(target, tmp_path):
     assert paths[0].stat().st_size == paths[1].stat().st_size
     # Biases are rounded to the steps of the grids, which differ.
     np.testing.assert_allclose(run(paths[0], data)[0], run(paths[1], data)[0], atol=0.02)
+
+
+def test_input_that_nothing_reads(randomize, tmp_path):
+    x, unread = keras.Input((4,), name="x"), keras.Input((3,), name="unread")
+    model = randomize(keras.Model([x, unread], layers.Dense(2)(x)))
+    data = samples(model)
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    path = tmp_path / "m.tflite"
+    ocs_tf.export_tflite(quantized, path, representative_dataset=data)
+    (closeness,) = compare.compare(quantized, compare.TFLiteModel(path), data)
+    assert closeness.sqnr_db > 40
 
 
 def test_what_the_converter_cannot_do_names_the_layers(randomize, tmp_path):

@@ -36,6 +36,11 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
         (None, 4, 7),
         (7, 6),
     ),
+    "einsum-one-head": (
+        layers.EinsumDense("abc,cde->abde", (None, 1, 3), bias_axes="de"),
+        (None, 4, 7),
+        (7, 3),
+    ),
     "einsum-joined": (
         layers.EinsumDense("abcd,cde->abe", (None, 5), bias_axes="e"),
         (None, 4, 2, 3),
