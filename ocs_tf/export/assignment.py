@@ -131,7 +131,8 @@ def assign(model: Any, kernels: Sequence[AnyKernel]) -> dict[fb.Place, AnyKernel
             raise ValueError(
                 f"kernel of layer {kernel.layer!r} ({kernel.kind} {list(kernel.codes.shape)})"
                 " equals no weight tensor of the float model; the converter must not change it"
-                " (fold batch normalization first) and the layer must be in use"
+                " (fold batch normalization first; put a factor in front of a dense layer into its"
+                " kernel) and the layer must be in use"
             )
         for place in found:
             matches[place].append(number)
