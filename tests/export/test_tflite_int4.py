@@ -174,5 +174,5 @@ def test_activations_of_16_bits(tmp_path):
 @pytest.mark.parametrize("target", ["packed", "float"])
 def test_activations_are_a_choice_of_files_with_integers(target, tmp_path):
     quantized = ocs_tf.convert(MODELS["mobile"](), weight_bits=4, verbose=False)
-    with pytest.raises(ValueError, match=r"`activations` \(='dynamic'\) is a choice of target='in"):
+    with pytest.raises(ValueError, match=r"`activations` \(='dynamic'\) is a choice of targets"):
         ocs_tf.export_tflite(quantized, tmp_path / "x.tflite", target=target, activations="dynamic")
