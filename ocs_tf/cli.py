@@ -72,7 +72,7 @@ _CONFIG_SWITCHES = {
     "power_of_two": "steps are powers of two",
     "full_range": "weights may take the lowest code, too",
     "activation_symmetric": "activation grids are symmetric about 0",
-    "strict": "fail if a layer with a kernel would stay in float unasked",
+    "strict": "fail if a layer would stay in float unasked, or be so in an int8 file",
 }
 _MAY_BE_NONE = (
     "calibration_samples",
@@ -191,6 +191,9 @@ def _define_export(values: Flags) -> None:
     flags.DEFINE_string("output", None, "the .tflite file to write (required)", flag_values=values)
     _define_data(values)
     _define_target(values)
+    flags.DEFINE_boolean(
+        "strict", False, "fail if a layer would be computed in float", flag_values=values
+    )
 
 
 def _define_data(values: Flags) -> None:
@@ -465,6 +468,7 @@ def _write_tflite(model: Any, path: str, values: Flags, dataset: Any) -> None:
         dynamic_batch=values.dynamic_batch,
         fused_dense=values.fused_dense,
         overwrite=values.overwrite,
+        strict=bool(values.strict),
     )
     print(result)
 

@@ -67,11 +67,15 @@ def test_model_without_integer_form_is_one_line(run, tmp_path):
     inputs = keras.Input(SHAPE)
     outputs = keras.layers.LeakyReLU()(keras.layers.Conv2D(2, 3)(inputs))
     ocs_tf.convert(keras.Model(inputs, outputs), verbose=False).save(tmp_path / "leaky.keras")
-    code, _, error = run("export leaky.keras --output leaky.tflite --data {}/scaled.npy")
+    command = "export leaky.keras --output leaky.tflite --data {}/scaled.npy"
+    code, _, error = run(f"{command} --strict")
     assert code == 2
-    assert error.startswith("ocs_tf: operator LEAKY_RELU")
+    assert error.startswith("ocs_tf: 1 layer is computed in float, since LEAKY_RELU has no int8")
     assert error.count("\n") == 1
     assert not (tmp_path / "leaky.tflite").exists()
+    code, out, _ = run(command)
+    assert code == 0
+    assert "LEAKY_RELU has no int8 form: leaky" in out
 
 
 class TestConvert:
