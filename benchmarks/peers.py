@@ -37,7 +37,7 @@ from benchmarks import common
 from benchmarks.accuracy import PICTURES, QUICK_PICTURES
 from ocs_tf.compare import TFLiteModel
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export.assignment import KERNEL_OPS
+from ocs_tf.export.assignment import KERNEL_INPUTS, kernel_input
 from ocs_tf.export.matching import measure_ranges
 from ocs_tf.export.tflite import convert_float
 
@@ -319,7 +319,7 @@ def kernel_types(content: bytes) -> list[str]:
     made_by = {output: op for op in model.subgraphs[0].operators for output in op.outputs}
     types = []
     for op in _kernel_operators(model):
-        place = op.inputs[1]
+        place = kernel_input(model, op)
         source = made_by.get(place)
         if source is not None and fb.custom_name(model, source):
             types.append("packed")
@@ -329,7 +329,7 @@ def kernel_types(content: bytes) -> list[str]:
 
 
 def _kernel_operators(model: Any) -> list[Any]:
-    return [op for op in model.subgraphs[0].operators if fb.op_name(model, op) in KERNEL_OPS]
+    return [op for op in model.subgraphs[0].operators if fb.op_name(model, op) in KERNEL_INPUTS]
 
 
 def _described(content: bytes) -> str:
