@@ -14,7 +14,7 @@ import tempfile
 import keras
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import ocs_tf
@@ -37,6 +37,8 @@ quick = settings(
     derandomize=not LONG,
     database=None,
     deadline=None,
+    # Shrinking takes minutes: each try converts a model.
+    phases=[Phase.generate, Phase.shrink] if LONG else [Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 
@@ -108,7 +110,7 @@ def put_on_grid(model: keras.Model) -> None:
 def test_weights(drawn: Drawn) -> None:
     quantized = ocs_tf.convert(drawn.model, weight_bits=8, verbose=False)
     found = drawn.outputs(quantized)
-    assert_close(found, drawn.outputs(), 20)
+    assert_close(found, drawn.outputs(), 10)  # a normalization of two channels enlarges much
     assert [t.name for t in quantized.inputs] == [t.name for t in drawn.model.inputs]
     assert quantized.output_names == drawn.model.output_names
     with tempfile.TemporaryDirectory() as folder:

@@ -48,6 +48,8 @@ _MOVES = (
 )
 # The output is on the input's grid, but holds new numbers.
 AVERAGE_POOLS = (_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D, _LAYERS.AveragePooling3D)
+# All inputs have the output's grid.
+_ONE_GRID = (_LAYERS.Concatenate, _LAYERS.Maximum)
 _POOLS = (*AVERAGE_POOLS, _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)
 # What a runtime computes together with a ReLU behind it.
 _FUSES_RELU = (
@@ -144,7 +146,7 @@ class _SiteFinder:
             self.group_of[id(output)] = self._group(node.inputs[0])
             if isinstance(layer, AVERAGE_POOLS) and not self._fused_into_relu(output):
                 self._add(name, output, self._group(node.inputs[0]))
-        elif isinstance(layer, _LAYERS.Concatenate) or _is(layer, ("Concatenate",)):
+        elif isinstance(layer, _ONE_GRID) or _is(layer, ("Concatenate", "Maximum")):
             for tensor in node.inputs:
                 self._unite(name, self._group(tensor))
             self._add(name, output, name)

@@ -35,10 +35,10 @@ def residual() -> keras.Model:
     return keras.Model(inputs, layers.Add(name="sum")([conv("b")(y), x]))
 
 
-def concatenated(*names: str) -> keras.Model:
+def concatenated(*names: str, join: Any = layers.Concatenate) -> keras.Model:
     inputs = keras.Input(SHAPE, name="in")
     parts = [conv(name, activation="relu")(inputs) for name in names]
-    return keras.Model(inputs, conv("last")(layers.Concatenate(name="cat")(parts)))
+    return keras.Model(inputs, conv("last")(join(name="cat")(parts)))
 
 
 def dense_block() -> keras.Model:
@@ -146,6 +146,10 @@ SITES: dict[str, tuple[Callable[[], keras.Model], str]] = {
     ),
     "residual": (residual, "in a relu b sum"),
     "concatenation": (lambda: concatenated("a", "b"), "in a=cat b=cat cat last"),
+    "maximum": (
+        lambda: concatenated("a", "b", join=layers.Maximum),
+        "in a=cat b=cat cat last",
+    ),
     "nested-concatenations": (dense_block, "in a=cat2 b=cat2 cat1=cat2 c=cat2 cat2 last"),
     "concatenated-gate": (concatenated_gate, "in a=cat gate:preactivation gate! cat"),
     "bare-operations": (bare_operations, "in a=concatenate concatenate b"),
