@@ -16,7 +16,6 @@ WEIGHT_CLIPS = (*clipping.CLIP_METHODS, "joint")
 GRANULARITIES = ("tensor", "channel")
 _BLOCK = 1 << 20  # weights looked at together, where a whole kernel would take much memory
 _BLOCK_SIZE = 2**16
-_SMALL = 1 << 14  # weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,39 +160,18 @@ def choose_splits(
         raise ValueError(f"`clip` (={clip!r}) must be one of {', '.join(WEIGHT_CLIPS)}.")
     joint = clip == "joint" and quantization_aware and count > 0
     clip = "optimal" if clip == "joint" else clip
-
-    def one_by_one() -> tuple[NDArray[np.float64], list[int]]:
+    if joint:
+        _check_grid(bits, granularity)
+        channels, _ = search.search_splits(kernel, bits, count, granularity)
+        threshold = search.fit_thresholds(kernel, bits, channels, granularity)
+    else:
         threshold = choose_threshold(kernel, bits, count, clip, granularity, percentile=percentile)
-        threshold = np.maximum(threshold, np.max(threshold) * smallest)
+    threshold = np.maximum(threshold, np.max(threshold) * smallest)
+    if not joint:
         step = grid.symmetric_step(threshold, bits, power_of_two) if quantization_aware else None
         mapping = splitting.choose_copies(kernel, count, step).channel_map
-        return threshold, mapping[kernel.shape[-2] :].tolist()
-
-    if not joint:
-        return one_by_one()
-    _check_grid(bits, granularity)
-    channels, _ = search.search_splits(kernel, bits, count, granularity)
-    threshold = search.fit_thresholds(kernel, bits, channels, granularity)
-    threshold = np.maximum(threshold, np.max(threshold) * smallest)
-    if kernel.size > _SMALL:
-        return threshold, channels
-    # In a small kernel, one channel more or less matters: the search may end in a worse place.
-    choices = [(threshold, channels), one_by_one()]
-    return min(choices, key=lambda c: _noise(kernel, bits, c[0], c[1], power_of_two))
-
-
-def _noise(
-    kernel: NDArray[Any],
-    bits: int,
-    threshold: NDArray[np.float64],
-    channels: list[int],
-    power_of_two: bool,
-) -> float:
-    """Squared error of the effective kernel."""
-    step = grid.symmetric_step(threshold, bits, power_of_two)
-    copies = splitting.copies_of_map(kernel, [*range(kernel.shape[-2]), *channels], step)
-    error = kernel - encode(kernel, bits, step, copies).effective_kernel()
-    return float(np.square(error, dtype=np.float64).sum())
+        channels = mapping[kernel.shape[-2] :].tolist()
+    return threshold, channels
 
 
 def choose_threshold(
