@@ -262,8 +262,7 @@ def _quantize_in_float(
 ) -> None:
     """Give a float `layer` the weights that the quantized kernel of `site` comes to."""
     kernel, bias = site.weights()
-    compensates = config.rounding == "error_compensated" and not site.part
-    if compensates and not site.adapter.is_lookup:
+    if config.rounding == "error_compensated" and not site.part:
         effective = rounded(site, kernel, plan, inputs).effective_kernel()
     else:
         effective = plan.quantize(kernel).effective_kernel()

@@ -79,8 +79,7 @@ def compensate(
         site = graph.kernels[layer.name]
         kernel, bias = site.weights()
         plan = plans[layer.name]
-        choose = rounding and not site.adapter.is_lookup
-        quantized = rounded(site, kernel, plan, inputs) if choose else plan.quantize(kernel)
+        quantized = rounded(site, kernel, plan, inputs) if rounding else plan.quantize(kernel)
         if bias_correction and bias is not None:
             before = mean_outputs(site, means[layer.name], kernel)
             after = mean_outputs(site, mean_input(inputs), quantized.effective_kernel())
@@ -153,7 +152,9 @@ def compensate_blind(
 def rounded(
     site: KernelSite, kernel: NDArray[Any], plan: LayerPlan, inputs: list[NDArray[Any]]
 ) -> QuantizedKernel:
-    """`kernel`, with codes chosen for `inputs` of the layer."""
+    """`kernel`, with codes chosen for `inputs` of the layer; the nearest ones, for a lookup."""
+    if site.adapter.is_lookup:
+        return plan.quantize(kernel)
     return _encoded(site, kernel, plan, lambda block: _moments(site, inputs, block), _ROWS)
 
 

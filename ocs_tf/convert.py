@@ -25,12 +25,13 @@ from ocs_tf.graph.splittable import splittable_sites
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 from ocs_tf.planning import (
     PROGRESS_DELAY,
-    TABLE_BITS,
     Plan,
     check_not_quantized,
     layer_options,
     plan_kernels,
 )
+
+_TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
 
 
 def convert(
@@ -208,7 +209,7 @@ def _table_grids(graph: Graph, plan: Plan, bits: int) -> dict[str, ActivationGri
         for name, layer_plan in plan.layers.items()
         if graph.kernels[name].adapter.is_lookup
         and layer_plan.granularity == "tensor"
-        and bits == TABLE_BITS
+        and bits == _TABLE_BITS
     }
 
 

@@ -28,8 +28,6 @@ from ocs_tf.numerics.splitting import Copies, check_finite, copies_of_map
 
 PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
 
-TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
-
 _FORMAT = 1
 _ON_PURPOSE = "left in float by the configuration"
 SMALLEST_CHANNEL = 2.0**-13  # of the largest threshold in a kernel

@@ -258,8 +258,8 @@ def _layer(layer: Any, input_grid: ActivationGrid | OracleGrid | None) -> LayerR
 
 def _composite(layer: Any, name: str, inside: dict[str, Any]) -> Iterator[LayerReport]:
     """The kernels inside of a layer, and what is left of it."""
-    rows = [_quantized(kernel, f"{name}/{path}", None) for path, kernel in inside.items()]
-    yield from rows
+    for path, kernel in inside.items():
+        yield _quantized(kernel, f"{name}/{path}", None)
     stored = {id(weight) for kernel in inside.values() for weight in kernel.weights}
     rest = [weight for weight in layer.weights if id(weight) not in stored]
     parameters = sum(math.prod(weight.shape) for weight in rest)
@@ -313,9 +313,9 @@ def _quantized(
 
 
 def _float_type(layer: Any) -> str:
-    adapter = adapters.adapter_of_quantized(layer)
     if isinstance(layer, layers.StoredKernel):
         return "kernel of a cell"
+    adapter = adapters.adapter_of_quantized(layer)
     return (type(layer) if adapter is None else adapter.layer_class).__name__
 
 

@@ -64,7 +64,7 @@ def _single(adapter: KernelAdapter) -> Support:
         layer=adapter.layer_class.__name__,
         kernels="embeddings" if adapter.is_lookup else "kernel",
         split="never" if splits else "yes",
-        activations=rows if integer or adapter.is_lookup else "input and output",
+        activations=rows,
         int8="int8" if integer else "float",
         int4=fourth,
         packed="packed",

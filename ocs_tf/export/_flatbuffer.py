@@ -76,6 +76,21 @@ def op_name(model: Any, op: Any) -> str:
     return _OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
+def operator_code(model: Any, builtin: int, custom: str | None = None) -> int:
+    """The index of an operator's code, which is added if the model lacks it."""
+    codes = model.operatorCodes
+    for index, code in enumerate(codes):
+        known = max(code.builtinCode, code.deprecatedBuiltinCode)
+        if known == builtin and custom == (code.customCode and code.customCode.decode()):
+            return index
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = builtin
+    code.customCode = custom and custom.encode()
+    code.version = 1
+    codes.append(code)
+    return len(codes) - 1
+
+
 def custom_name(model: Any, op: Any) -> str | None:
     """Name of a custom operator, None for a builtin one."""
     name = model.operatorCodes[op.opcodeIndex].customCode

@@ -165,17 +165,10 @@ def _twin(graph: Any, index: int, suffix: str) -> Any:
 
 
 def _border_operator(model: Any, kind: str, given: int, made: int) -> Any:
-    """A new operator; one of its kind may be in the model already."""
-    builtin = getattr(schema.BuiltinOperator, kind)
-    codes = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in model.operatorCodes]
-    if builtin not in codes:
-        code = schema.OperatorCodeT()
-        code.builtinCode = code.deprecatedBuiltinCode = builtin
-        code.version = 1
-        model.operatorCodes.append(code)
-        codes.append(builtin)
+    """A new operator between types."""
     op = schema.OperatorT()
-    op.opcodeIndex, op.inputs, op.outputs = codes.index(builtin), [given], [made]
+    op.opcodeIndex = fb.operator_code(model, getattr(schema.BuiltinOperator, kind))
+    op.inputs, op.outputs = [given], [made]
     op.builtinOptionsType = getattr(schema.BuiltinOptions, f"{kind.capitalize()}Options")
     op.builtinOptions = getattr(schema, f"{kind.capitalize()}OptionsT")()
     return op

@@ -211,12 +211,11 @@ class _Lowering:
         if not layer.copies or layer.name in self.expanded:
             return
         kernel, _ = self._quantized(layer)
-        limit = self.form.code_limit(layer.weight_bits, _kind(layer))
+        limit = self.form.code_limit(layer.weight_bits, _adapter(layer).kind)
         fits = limit is None or np.abs(kernel.effective_codes()).max(initial=0) <= limit
         if self.merge_copies and fits:
             return
-        adapter = adapters.adapter_of_quantized(layer)
-        assert adapter is not None
+        adapter = _adapter(layer)
         if not adapter.is_direct(layer):
             raise ValueError(
                 f"layer {layer.name!r} has split channels whose codes do not add up to int8, over"
@@ -256,8 +255,7 @@ class _Lowering:
 
     def _kernel_layer(self, layer: layers.KernelLayer) -> Any:
         """The float layer whose kernel is exactly `codes * scale`."""
-        adapter = adapters.adapter_of_quantized(layer)
-        assert adapter is not None
+        adapter = _adapter(layer)
         kernel, bias = self._kernel(layer)
         config = adapter.with_bias(adapter.float_config(layer), bias is not None)
         if self._output_copies(layer):
@@ -329,7 +327,7 @@ class _Lowering:
         gain, shift = affine(norm, layer.output_channels)
         bias = (shift + gain * (0 if bias is None else bias)).astype(np.float32)
         wanted = (kernel.scale * gain).astype(np.float32)
-        if self.form.code_limit(layer.weight_bits, _kind(layer)) is None:
+        if self.form.code_limit(layer.weight_bits, _adapter(layer).kind) is None:
             return dataclasses.replace(kernel, scale=wanted), bias
         # Steps of integer kernels are positive: a negative factor turns the codes around, which a
         # symmetric grid allows.
@@ -391,7 +389,7 @@ class _Lowering:
             return False
         readers = self.graph.consumers[id(call.outputs[0])]
         return any(
-            (isinstance(reader.layer, layers.KernelLayer) and _kind(reader.layer) in kinds)
+            (isinstance(reader.layer, layers.KernelLayer) and _adapter(reader.layer).kind in kinds)
             or self._inside(reader.layer)
             or (_passes_factors(reader.layer) and self._reaches_kernel(reader, kinds))
             for reader in readers
@@ -523,10 +521,11 @@ def _steps(values: np.ndarray) -> np.ndarray:
     return np.maximum(magnitudes, largest * SMALLEST_CHANNEL).astype(np.float32)
 
 
-def _kind(layer: Any) -> str:
+def _adapter(layer: Any) -> adapters.KernelAdapter:
+    """The adapter of a quantized layer with one kernel."""
     adapter = adapters.adapter_of_quantized(layer)
     assert adapter is not None
-    return adapter.kind
+    return adapter
 
 
 def _as_float(kernel: QuantizedKernel, layer: Any) -> np.ndarray:

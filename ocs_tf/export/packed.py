@@ -329,22 +329,10 @@ class _Editor:
 
     def _operator(self, name: str, inputs: list[int], outputs: Sequence[int]) -> Any:
         op = schema.OperatorT()
-        op.opcodeIndex = self._opcode(name)
+        op.opcodeIndex = fb.operator_code(self.model, schema.BuiltinOperator.CUSTOM, name)
         op.inputs = np.array(inputs, np.int32)
         op.outputs = np.array(outputs, np.int32)
         return op
-
-    def _opcode(self, name: str) -> int:
-        codes = self.model.operatorCodes
-        for index, code in enumerate(codes):
-            if code.customCode == name.encode():
-                return index
-        code = schema.OperatorCodeT()
-        code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
-        code.customCode = name.encode()
-        code.version = 1
-        codes.append(code)
-        return len(codes) - 1
 
 
 _TYPES = {

@@ -166,10 +166,9 @@ def export_tflite(
     if target == "int4":
         int4.check(lowered.kernels, activations)
     content = convert_float(lowered.model)
-    if form.integer:
-        content = attention.limit_masks(content)
     ops: list[edge_tpu.OpReport] = []
     if form.integer:
+        content = attention.limit_masks(content)
         open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
         grids, ranges, left, note = _activations(content, open_batch, representative_dataset)
         if note and strict:

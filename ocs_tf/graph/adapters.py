@@ -76,12 +76,7 @@ class KernelAdapter:
 
     def quantized_config(self, layer: Any, use_bias: bool) -> dict[str, Any]:
         """The configuration of `layer` without what only training needs."""
-        config = layer.get_config()
-        # Names differ by layer: kernel_constraint, depthwise_constraint, bias_regularizer, ...
-        # and the activity regularizer only acts in training, too.
-        for key in config:
-            if key.endswith(("_regularizer", "_constraint")):
-                config[key] = None
+        config = without_training(layer.get_config())
         return self.with_bias({**config, "trainable": False}, use_bias)
 
     def with_bias(self, config: dict[str, Any], use_bias: bool) -> dict[str, Any]:
@@ -146,18 +141,14 @@ class DenseAdapter(KernelAdapter):
     def patches(
         self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
     ) -> np.ndarray:
-        starts = start or [0] * (x.ndim - 2)
-        where = (slice(None), *(slice(first, None, every) for first in starts))
-        return x[where].reshape(-1, 1, x.shape[-1])
+        return _places(x, 1, every, start).reshape(-1, 1, x.shape[-1])
 
 
 class ConvolutionAdapter(KernelAdapter):
-    """What convolutions of any kind share."""
+    """What convolutions share, but for transposed ones."""
 
     def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
-        channels = channel_axis(layer) % len(input_shape)
-        sizes = [size for axis, size in enumerate(input_shape) if axis not in (0, channels)]
-        return output_sizes(sizes, **_geometry(layer))
+        return output_sizes(_spatial_sizes(layer, input_shape), **_geometry(layer))
 
     def patches(
         self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
@@ -200,7 +191,7 @@ class Conv3DAdapter(PlainConvolutionAdapter):
     quantized_class = layers.QuantizedConv3D
 
 
-class TransposedAdapter(ConvolutionAdapter):
+class TransposedAdapter(KernelAdapter):
     """A transposed convolution: Keras keeps its output channels in front of its input channels."""
 
     kind = "transposed"
@@ -214,8 +205,7 @@ class TransposedAdapter(ConvolutionAdapter):
         return np.ascontiguousarray(kernel.swapaxes(-1, -2))
 
     def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
-        channels = channel_axis(layer) % len(input_shape)
-        return [size for axis, size in enumerate(input_shape) if axis not in (0, channels)]
+        return _spatial_sizes(layer, input_shape)
 
     def patches(
         self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
@@ -223,9 +213,7 @@ class TransposedAdapter(ConvolutionAdapter):
         # Seen from the input: each place adds its channels, by every tap, to some output. What
         # falls on the same output from several places is taken to be uncorrelated.
         x = np.moveaxis(x, channel_axis(layer), -1)
-        starts = start or [0] * (x.ndim - 2)
-        where = (slice(None), *(slice(first, None, every) for first in starts))
-        rows = x[where].reshape(-1, 1, 1, x.shape[-1])
+        rows = _places(x, 1, every, start).reshape(-1, 1, 1, x.shape[-1])
         taps = math.prod(layer.kernel_size)
         diagonal = rows * np.eye(taps, dtype=x.dtype)[None, :, :, None]
         return diagonal.reshape(-1, 1, taps * x.shape[-1])
@@ -301,8 +289,7 @@ class EinsumDenseAdapter(KernelAdapter):
 
     def from_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
         spec = self._spec(layer)
-        shape = [spec.kernel_shape[axis] for axis in spec.axes]
-        return kernel.reshape(shape).transpose(np.argsort(spec.axes))
+        return kernel.reshape(spec.ordered_shape).transpose(spec.keras_order)
 
     def bias_to_keras(self, bias: np.ndarray, layer: Any) -> np.ndarray:
         return bias.reshape(self._spec(layer).bias_shape)
@@ -321,9 +308,7 @@ class EinsumDenseAdapter(KernelAdapter):
     ) -> np.ndarray:
         spec = self._spec(layer)
         x = x.transpose(spec.input_axes)
-        starts = start or [0] * (x.ndim - spec.summed - 1)
-        where = (slice(None), *(slice(first, None, every) for first in starts))
-        return x[where].reshape(-1, 1, spec.channels)
+        return _places(x, spec.summed, every, start).reshape(-1, 1, spec.channels)
 
     def _spec(self, layer: Any) -> EinsumSpec:
         return EinsumSpec.of(layer, layer.get_build_config()["input_shape"])
@@ -400,6 +385,21 @@ def _is_keras_quantized(layer: Any) -> bool:
     return getattr(layer, "quantization_mode", None) is not None
 
 
+def _places(
+    x: np.ndarray, channel_axes: int, every: int, start: Sequence[int] | None
+) -> np.ndarray:
+    """Every so many-th place of `x`, from `start` on, on the axes between samples and channels."""
+    starts = start or [0] * (x.ndim - 1 - channel_axes)
+    where = (slice(None), *(slice(first, None, every) for first in starts))
+    return x[where]
+
+
+def _spatial_sizes(layer: Any, input_shape: Sequence[int]) -> list[int]:
+    """The sizes of an input but for samples and channels."""
+    channels = channel_axis(layer) % len(input_shape)
+    return [size for axis, size in enumerate(input_shape) if axis not in (0, channels)]
+
+
 def _geometry(layer: Any) -> dict[str, Any]:
     """What `numerics.windows` wants to know of a convolution."""
     return {
@@ -408,6 +408,14 @@ def _geometry(layer: Any) -> dict[str, Any]:
         "dilation": layer.dilation_rate,
         "padding": layer.padding,
     }
+
+
+def without_training(config: dict[str, Any]) -> dict[str, Any]:
+    """A layer's configuration without regularizers and constraints."""
+    # Names differ by layer: kernel_constraint, depthwise_constraint, bias_regularizer, ...
+    # and the activity regularizer only acts in training, too.
+    training = ("_regularizer", "_constraint")
+    return {key: None if key.endswith(training) else value for key, value in config.items()}
 
 
 def is_linear(activation: Any) -> bool:

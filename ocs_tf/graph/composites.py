@@ -66,10 +66,6 @@ class Part:
 class CellKernelAdapter(adapters.DenseAdapter):
     """One of the kernels of a recurrent cell; the bias stays the cell's."""
 
-    layer_class = _LAYERS.Layer
-    quantized_class = layers.KernelLayer
-    kind = "dense"
-
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -97,12 +93,6 @@ def parts(layer: Any) -> dict[str, Part]:
     """The kernels inside of a float `layer`, by path; none if it is no composite."""
     if type(layer) in _CELLS:
         return {name: Part(layer, adapter) for name, adapter in _CELL_ADAPTERS.items()}
-    if type(layer) in _ATTENTION:
-        return {
-            name: Part(projection, adapter)
-            for name, projection in _projections(layer).items()
-            if (adapter := adapters.adapter_for(projection)) is not None
-        }
     found = {}
     for name, child in _children(layer).items():
         adapter = adapters.adapter_for(child)
@@ -115,12 +105,8 @@ def stored_parts(layer: Any) -> dict[str, Any]:
     """The quantized kernels inside of `layer`, by path: `StoredKernel`s and `KernelLayer`s."""
     if isinstance(layer, layers.QuantizedCell):
         return dict(layer.stored_kernels())
-    if isinstance(layer, layers.QuantizedAttention):
-        children = _projections(layer)
-    else:
-        children = _children(layer)
     found: dict[str, Any] = {}
-    for name, child in children.items():
+    for name, child in _children(layer).items():
         inside = {"": child} if isinstance(child, layers.KernelLayer) else stored_parts(child)
         found.update({_path(name, path): kernel for path, kernel in inside.items()})
     return found
@@ -133,10 +119,10 @@ def quantized(layer: Any, options: Mapping[str, Mapping[str, Any]]) -> Any:
         options: by path, of the kernels to quantize: those of a `KernelLayer`.
     """
     if type(layer) in _CELLS:
-        config = _without_training(layer.get_config())
+        config = adapters.without_training(layer.get_config())
         return _CELLS[type(layer)].from_config({**config, "kernels": options})
     if type(layer) in _ATTENTION:
-        config = _without_training(layer.get_config())
+        config = adapters.without_training(layer.get_config())
         return _ATTENTION[type(layer)].from_config({**config, "kernels": options})
     adapter = adapters.adapter_for(layer)
     if adapter is not None and options:
@@ -173,19 +159,15 @@ def copy_floats(old: Any, new: Any) -> None:
 
     One of them is the quantized form of the other.
     """
-    if type(old) in _CELLS or isinstance(old, layers.QuantizedCell):
+    if _is_cell(old):
         stored = stored_parts(old) or stored_parts(new)
         for name in (*CELL_KERNELS, "bias"):
             if name not in stored and getattr(old, name, None) is not None:
                 getattr(new, name).assign(getattr(old, name))
-        return
-    attention = type(old) in _ATTENTION or isinstance(old, layers.QuantizedAttention)
-    children = _projections if attention else _children
-    pairs = zip(children(old).values(), children(new).values(), strict=True)
-    for before, after in pairs if children(old) else [(old, new)]:
+    for before, after in zip(_children(old).values(), _children(new).values(), strict=True):
         if isinstance(before, layers.KernelLayer) or isinstance(after, layers.KernelLayer):
             continue
-        if _children(before) or type(before) in _CELLS or isinstance(before, layers.QuantizedCell):
+        if _is_cell(before) or _children(before):
             copy_floats(before, after)
         else:
             after.set_weights(before.get_weights())
@@ -235,9 +217,8 @@ def _readers(layer: Any) -> dict[str, Any]:
     """The layers and cells inside of a quantized composite whose calls read kernels, by path."""
     if isinstance(layer, layers.QuantizedCell):
         return dict.fromkeys(layer.stored_kernels(), layer)
-    attention = isinstance(layer, layers.QuantizedAttention)
     found: dict[str, Any] = {}
-    for name, child in (_projections if attention else _children)(layer).items():
+    for name, child in _children(layer).items():
         inside = {"": child} if isinstance(child, layers.KernelLayer) else _readers(child)
         found.update({_path(name, path): reader for path, reader in inside.items()})
     return found
@@ -253,8 +234,12 @@ def is_recurrent(layer: Any) -> bool:
     return isinstance(layer, _RECURRENT) or any(map(is_recurrent, _children(layer).values()))
 
 
+def _is_cell(layer: Any) -> bool:
+    return type(layer) in _CELLS or isinstance(layer, layers.QuantizedCell)
+
+
 def _children(layer: Any) -> dict[str, Any]:
-    """The layers inside of a wrapper, by name; none of other layers."""
+    """The layers inside of a composite, by name; none of other layers."""
     if type(layer) in _RECURRENT:
         return {"": layer.cell}
     if type(layer) is _LAYERS.StackedRNNCells:
@@ -263,6 +248,8 @@ def _children(layer: Any) -> dict[str, Any]:
         return {"forward": layer.forward_layer, "backward": layer.backward_layer}
     if type(layer) is _LAYERS.TimeDistributed:
         return {str(layer.layer.name): layer.layer}
+    if type(layer) in _ATTENTION or isinstance(layer, layers.QuantizedAttention):
+        return _projections(layer)
     return {}
 
 
@@ -313,10 +300,3 @@ def _below(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _path(*names: str) -> str:
     return "/".join(filter(None, names))
-
-
-def _without_training(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if key.endswith(("_regularizer", "_constraint")) else value
-        for key, value in config.items()
-    }

@@ -40,9 +40,7 @@ class QuantizedEinsumDense(KernelLayer, keras.layers.EinsumDense):
         return self.spec.channels, self.spec.outputs
 
     def keras_layout(self, kernel: Any) -> Any:
-        axes = self.spec.axes
-        shape = [self.spec.kernel_shape[axis] for axis in axes]
-        return ops.transpose(ops.reshape(kernel, shape), [axes.index(i) for i in range(len(axes))])
+        return ops.transpose(ops.reshape(kernel, self.spec.ordered_shape), self.spec.keras_order)
 
     def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
         return ops.einsum(self.equation, inputs, kernel)

@@ -68,9 +68,19 @@ class EinsumSpec:
         )
 
     @property
+    def ordered_shape(self) -> tuple[int, ...]:
+        """`kernel_shape` in the order of `axes`."""
+        return tuple(self.kernel_shape[axis] for axis in self.axes)
+
+    @property
+    def keras_order(self) -> tuple[int, ...]:
+        """The permutation that leads from `ordered_shape` back to `kernel_shape`."""
+        return tuple(self.axes.index(axis) for axis in range(len(self.axes)))
+
+    @property
     def channels(self) -> int:
         """Input channels C."""
-        return math.prod(self.kernel_shape[axis] for axis in self.axes[: self.summed])
+        return math.prod(self.ordered_shape[: self.summed])
 
     @property
     def outputs(self) -> int:
