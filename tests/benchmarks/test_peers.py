@@ -81,7 +81,7 @@ def kernel_scales(content: bytes) -> dict[str, list[np.ndarray]]:
     found: dict[str, list[np.ndarray]] = {}
     for op in model.subgraphs[0].operators:
         name = fb.op_name(model, op)
-        if name in peers.KERNEL_OPS:
+        if name in peers.KERNEL_INPUTS:
             scale, _ = fb.grid(tensors[op.inputs[1]])
             found.setdefault(name, []).append(scale)
     return found
