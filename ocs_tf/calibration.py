@@ -273,6 +273,30 @@ def observe(
         yield [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
 
 
+def channel_magnitudes(
+    model: keras.Model,
+    tensors: Mapping[int, tuple[Any, int]],
+    batches: Iterable[Sequence[NDArray[Any]]],
+) -> dict[int, NDArray[np.float32]]:
+    """The largest magnitude in each channel of symbolic tensors, over all `batches` of inputs.
+
+    Arguments:
+        tensors: each with the axis of its channels, by a key.
+
+    Returns:
+        float32 `[C]` by key; NaN where NaN was seen.
+    """
+    found: dict[int, NDArray[np.float32]] = {}
+    if not tensors:
+        return found
+    for outputs in observe(model, [tensor for tensor, _ in tensors.values()], batches):
+        for (key, (_, axis)), values in zip(tensors.items(), outputs, strict=True):
+            others = tuple(i for i in range(values.ndim) if i != axis)
+            largest = np.abs(values).max(others)
+            found[key] = np.maximum(found[key], largest) if key in found else largest
+    return found
+
+
 def calibrate(
     model: keras.Model,
     tensors: Mapping[str, Sequence[Any]],

@@ -25,6 +25,7 @@ SPLIT_BUDGETS = ("layer", "network")
 # What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
 AUTO_EXPAND_RATIO = 0.02
 _SWITCHES = (
+    "activation_equalization",
     "fold_batch_norm",
     "quantization_aware",
     "power_of_two",
@@ -199,6 +200,9 @@ class Config:
         equalization: scale the channels between kernels for weights to use their grids better
             (cross-layer equalization); the float model's function stays the same. `"auto"`: with
             granularity `"tensor"`.
+        activation_equalization: scale the channels of what is concatenated, for each to use the
+            grid that they share; the float model's function stays the same. Only where every
+            activation tensor is quantized; measured on 256 samples of the calibration data.
         fold_batch_norm: multiply a batch norm into the layer before it, where that is possible.
         quantization_aware: the codes of a channel's copies add up to the code of the whole weight.
         power_of_two: all steps are powers of two.
@@ -236,6 +240,7 @@ class Config:
     allocation: str = "auto"
     allocation_cost: str = "size"
     equalization: bool | Literal["auto"] = "auto"
+    activation_equalization: bool = True
     fold_batch_norm: bool = True
     quantization_aware: bool = True
     power_of_two: bool = False
@@ -319,6 +324,12 @@ class Config:
     def allocates(self) -> bool:
         """Whether each layer gets a width of its own."""
         return self.average_bits is not None or self.weight_bytes is not None
+
+    @property
+    def equalizes_activations(self) -> bool:
+        """Whether channels that are concatenated are scaled."""
+        rounded = self.activation_bits is not None and self.activation_scope == "all"
+        return self.activation_equalization and rounded
 
     def _check_activation_split(self) -> None:
         ratio = self.activation_expand_ratio
@@ -410,6 +421,7 @@ class Config:
             "rounding": "nearest",
             "bias_correction": False,
             "equalization": False,
+            "activation_equalization": False,
         }
         defaults = {"expand_ratio": 0.0, "weight_clip": "none", "activation_clip": "none"}
         extra = _as_overrides(options.pop("overrides", ()))

@@ -8,16 +8,19 @@ import warnings
 from typing import Any
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ocs_tf import data
 from ocs_tf.activation_planning import activation_grids
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
-from ocs_tf.calibration import calibrate
+from ocs_tf.calibration import calibrate, channel_magnitudes
 from ocs_tf.compensation import compensate, compensate_blind, sample_limit
 from ocs_tf.config import Config, Override
 from ocs_tf.graph.activations import all_sites, input_sites
-from ocs_tf.graph.equalization import chains, choose_scales, equalized
+from ocs_tf.graph.chains import chains
+from ocs_tf.graph.equalization import choose_scales, equalized, joined_scales
 from ocs_tf.graph.moments import channel_moments
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rewrite import Replacement, rewrite
@@ -32,6 +35,7 @@ from ocs_tf.planning import (
 )
 
 _TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
+_MAGNITUDE_SAMPLES = 256
 
 
 def convert(
@@ -99,7 +103,7 @@ def plan(
         # The first batch is read before the slow part, so that data that do not fit fail at once.
         stream = data.batches(representative_dataset, graph.model, limit=config.calibration_samples)
         batches = [next(stream)]
-    scales = choose_scales(graph, config.granularity) if config.equalization else {}
+    scales = _scales(graph, config, representative_dataset, verbose)
     if scales:
         # A copy of the float model, for as long as it takes.
         config = config.for_copies_of(node.layer for node in graph.nodes)
@@ -211,6 +215,24 @@ def _table_grids(graph: Graph, plan: Plan, bits: int) -> dict[str, ActivationGri
         and layer_plan.granularity == "tensor"
         and bits == _TABLE_BITS
     }
+
+
+def _scales(
+    graph: Graph, config: Config, dataset: data.Dataset, verbose: bool
+) -> dict[str, NDArray[np.float64]]:
+    """What channels are divided by, by the name of the layer that makes them."""
+    scales = choose_scales(graph, config.granularity) if config.equalization else {}
+    if not config.equalizes_activations:
+        return scales
+    places = [chain.joined for chain in chains(graph).values() if chain.joined is not None]
+    samples = min(_MAGNITUDE_SAMPLES, config.calibration_samples or _MAGNITUDE_SAMPLES)
+    stream = data.batches(dataset, graph.model, limit=samples)
+    bar = tqdm(
+        stream, "Measuring channels", unit="batch", delay=PROGRESS_DELAY, disable=not verbose
+    )
+    tensors = {id(place.tensor): (place.tensor, place.axis) for place in places}
+    magnitudes = channel_magnitudes(graph.model, tensors, bar)
+    return scales | joined_scales(graph, magnitudes, config.granularity)
 
 
 def _layer_options(

@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-from ocs_tf.calibration import HALF_BINS, ChannelStatistics, Statistics, calibrate, merge
+from ocs_tf.calibration import (
+    HALF_BINS,
+    ChannelStatistics,
+    Statistics,
+    calibrate,
+    channel_magnitudes,
+    merge,
+)
 from ocs_tf.numerics import clip_threshold
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
@@ -123,6 +130,24 @@ def test_merge_by_key(rng: np.random.Generator) -> None:
     merged = merge({"one": a, "two": b}, {"two": c})
     assert equal(merged["one"], a)
     assert equal(merged["two"], Statistics.of(x[1:]))
+
+
+def test_magnitudes_of_channels(model: keras.Model, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(64, 6)).astype(np.float32)
+    hidden = model.get_layer("a").output
+    wanted = {1: (model.inputs[0], 1), 2: (hidden, 1)}
+    found = channel_magnitudes(model, wanted, ([part] for part in np.split(x, 4)))
+    np.testing.assert_array_equal(found[1], np.abs(x).max(0))
+    values = keras.Model(model.inputs, hidden).predict_on_batch(x)
+    np.testing.assert_allclose(found[2], values.max(0), rtol=1e-5)
+
+
+def test_magnitudes_of_channels_on_another_axis(rng: np.random.Generator) -> None:
+    inputs = keras.Input((3, 4, 5))
+    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    model = keras.Model(inputs, layers.ReLU()(inputs))
+    found = channel_magnitudes(model, {7: (inputs, 1)}, [[x], [-2 * x]])
+    np.testing.assert_array_equal(found[7], 2 * np.abs(x).max((0, 2, 3)))
 
 
 @pytest.fixture

@@ -285,6 +285,8 @@ def test_paper() -> None:
         "power_of_two": False,
         "rounding": "nearest",
         "bias_correction": False,
+        "equalization": False,
+        "activation_equalization": False,
     }
     assert {name: given[name] for name in expected} == expected
     for layer in (layers.Dense(2), layers.DepthwiseConv2D(3)):

@@ -1,14 +1,7 @@
-"""Cross-layer equalization of a model: which channels can be scaled, by what, and the scaled model.
-
-A chain leads from a layer that makes channels, and can make them larger or smaller, over steps that
-treat each channel on its own and let positive factors through, to the layers with kernels that take
-the inverse. Whatever else reads such a tensor rules the chain out: sums and concatenations with
-other tensors, functions that are bent at a fixed value (ReLU6, sigmoid), outputs of the model.
-"""
+"""Equalization of a model: what the channels of its chains are scaled by, and the scaled model."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,82 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf.graph import adapters
-from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.graph.chains import Chain, chains
+from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rewrite import check_copied, clone, clone_layer
 from ocs_tf.numerics.equalization import LIMIT, equalizing_scales, input_factors, input_ranges
 
-_LAYERS = keras.layers
-_POOLS = (
-    _LAYERS.MaxPooling1D,
-    _LAYERS.MaxPooling2D,
-    _LAYERS.MaxPooling3D,
-    _LAYERS.AveragePooling1D,
-    _LAYERS.AveragePooling2D,
-    _LAYERS.AveragePooling3D,
-)
-_GLOBAL_POOLS = (
-    _LAYERS.GlobalMaxPooling1D,
-    _LAYERS.GlobalMaxPooling2D,
-    _LAYERS.GlobalMaxPooling3D,
-    _LAYERS.GlobalAveragePooling1D,
-    _LAYERS.GlobalAveragePooling2D,
-    _LAYERS.GlobalAveragePooling3D,
-)
-_SPATIAL = (
-    *_POOLS,
-    *_GLOBAL_POOLS,
-    _LAYERS.ZeroPadding2D,
-    _LAYERS.Cropping2D,
-    _LAYERS.UpSampling2D,
-)
-_POINTWISE = (
-    _LAYERS.LeakyReLU,
-    _LAYERS.PReLU,
-    _LAYERS.Dropout,
-    _LAYERS.SpatialDropout1D,
-    _LAYERS.SpatialDropout2D,
-    _LAYERS.Identity,
-)
-_HOMOGENEOUS = (
-    None,
-    keras.activations.linear,
-    keras.activations.relu,
-    keras.activations.leaky_relu,
-)
-
-
 _ROUNDS = 20
 _SETTLED = 0.01  # relative change of a scale
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Chain:
-    """Channels that can be scaled.
-
-    Attributes:
-        layer: what makes them: a layer with a kernel, or a batch norm.
-        tensor: its output.
-        size: how many channels there are.
-        readers: by the name of each layer that reads them: which of the channels each of its input
-            channels is, int `[C_in]` (several are the same one behind a Flatten).
-    """
-
-    layer: Any
-    tensor: Any
-    size: int
-    readers: dict[str, NDArray[np.intp]]
-
-
-def chains(graph: Graph) -> dict[str, Chain]:
-    """All chains of a model, by the name of the layer that makes the channels, in order."""
-    found = {}
-    for index, node in enumerate(graph.nodes):
-        axis = _made_axis(graph, node)
-        if axis is not None:
-            chain = _follow(graph, index, axis)
-            if chain is not None:
-                found[str(node.layer.name)] = chain
-    return found
+# What a channel's magnitude counts for, against its share in the kernels that read it.
+_JOINED_BALANCE = 0.75
 
 
 def choose_scales(graph: Graph, granularity: str) -> dict[str, NDArray[np.float64]]:
@@ -108,7 +34,7 @@ def choose_scales(graph: Graph, granularity: str) -> dict[str, NDArray[np.float6
     No bias is made larger than the largest one of its layer: a channel of small weights and a large
     bias would otherwise take the grid of the activations for itself.
     """
-    known = chains(graph)
+    known = {name: chain for name, chain in chains(graph).items() if chain.joined is None}
     folded = {s.batch_norm: name for name, s in graph.kernels.items() if s.batch_norm is not None}
     makers = {name: folded.get(chain.layer, name) for name, chain in known.items()}
     sizes: dict[str, NDArray[np.floating]] = {}
@@ -143,6 +69,48 @@ def choose_scales(graph: Graph, granularity: str) -> dict[str, NDArray[np.float6
     return scales
 
 
+def joined_scales(
+    graph: Graph, magnitudes: Mapping[int, NDArray[Any]], granularity: str
+) -> dict[str, NDArray[np.float64]]:
+    """What channels that are concatenated are to be divided by, `[C]`, by the name of their layer.
+
+    What is concatenated shares one grid, in which a channel of small values has few codes. The
+    factors are those of SmoothQuant (Xiao et al., ICML 2023, equation 4) with alpha = 0.75, but for
+    the channels of all layers together: they bring the magnitudes close to each other, and leave
+    some of the differences for the sake of the kernels that take the inverse. A batch norm that
+    reads the channels takes it at no cost.
+
+    Arguments:
+        magnitudes: the largest magnitude that was seen in each channel of the tensors that are
+            concatenated (`Chain.joined`), by the id of the tensor.
+    """
+    known = {name: chain for name, chain in chains(graph).items() if chain.joined is not None}
+    if not known:
+        return {}
+    made, read = [], []
+    for chain in known.values():
+        place = chain.joined
+        assert place is not None
+        made.append(np.zeros(chain.size))
+        np.fmax.at(made[-1], place.channels[place.own], magnitudes[id(place.tensor)][place.own])
+        read.append(_shares(graph, chain, granularity))
+    scales = equalizing_scales(np.concatenate(made), np.concatenate(read), _JOINED_BALANCE)
+    ends = np.cumsum([chain.size for chain in known.values()])
+    return dict(zip(known, np.split(scales, ends[:-1]), strict=True))
+
+
+def _shares(graph: Graph, chain: Chain, granularity: str) -> NDArray[np.float64]:
+    """The largest share of each channel in the grids of the kernels that read it, 0..1 `[C]`."""
+    kernels = [name for name in chain.readers if name in graph.kernels]
+    read = np.zeros(chain.size) if kernels else np.ones(chain.size)
+    for name in kernels:
+        kernel, _ = graph.kernels[name].weights()
+        shares = input_ranges(_sizes(kernel), _groups(graph, name), granularity)
+        channels = chain.readers[name]
+        np.fmax.at(read, channels[channels >= 0], shares[channels >= 0])
+    return read
+
+
 def equalized(graph: Graph, scales: Mapping[str, Any]) -> keras.Model:
     """A model of the same function with scaled channels; `graph.model` stays as it is.
 
@@ -160,10 +128,12 @@ def equalized(graph: Graph, scales: Mapping[str, Any]) -> keras.Model:
         scale = _checked(graph, known, name, values)
         made[name] = 1 / scale
         for reader, channels in known[name].readers.items():
-            read[reader] = scale[channels]
+            own = channels >= 0
+            read.setdefault(reader, np.ones(len(channels)))[own] = scale[channels[own]]
 
     def replace(layer: Any) -> Any:
-        if layer.name in made and isinstance(layer, _LAYERS.BatchNormalization):
+        scaled = layer.name in made or layer.name in read
+        if scaled and isinstance(layer, keras.layers.BatchNormalization):
             return type(layer).from_config({**layer.get_config(), "scale": True})
         return clone_layer(layer)
 
@@ -187,8 +157,8 @@ def _scaled_weights(
 
     Float32 products of float64 factors, without a copy in float64 of a whole kernel.
     """
-    if isinstance(layer, _LAYERS.BatchNormalization):
-        return _scaled_norm(layer, made)
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return _scaled_norm(layer, made, read)
     adapter = adapters.adapter_for(layer)
     assert adapter is not None
     kernel, bias = adapter.read(layer)
@@ -233,13 +203,14 @@ def _groups(graph: Graph, name: str) -> int:
     return site.adapter.groups(site.layer)
 
 
-def _scaled_norm(layer: Any, made: Any) -> list[NDArray[np.float32]]:
+def _scaled_norm(layer: Any, made: Any, read: Any) -> list[NDArray[np.float32]]:
     mean, variance = np.asarray(layer.moving_mean), np.asarray(layer.moving_variance)
     gamma = np.asarray(layer.gamma) if layer.scale else np.ones(mean.shape)
-    weights = [gamma * made]
+    made, read = (1.0 if factors is None else factors for factors in (made, read))
+    weights = [gamma * made * read]
     if layer.center:
         weights.append(np.asarray(layer.beta) * made)
-    return [np.asarray(w, np.float32) for w in (*weights, mean, variance)]
+    return [np.asarray(w, np.float32) for w in (*weights, mean / read, variance)]
 
 
 def _checked(
@@ -257,98 +228,3 @@ def _checked(
             f" {known[name].size} positive ones."
         )
     return scale
-
-
-def _made_axis(graph: Graph, node: Node) -> int | None:
-    """The axis of the channels that the call makes by weights of its own, used nowhere else."""
-    layer = node.layer
-    if len(graph.calls(layer)) != 1:
-        return None
-    rank = len(node.outputs[0].shape)
-    if type(layer) is _LAYERS.BatchNormalization:
-        trains = node.arguments.kwargs.get("training")
-        return None if trains else layer.axis % rank
-    if not _has_kernel(layer) or layer.activation not in _HOMOGENEOUS:
-        return None
-    return adapters.channel_axis(layer) % rank
-
-
-def _has_kernel(layer: Any) -> bool:
-    """Whether the layer multiplies channels by a kernel and adds a bias, no more (as LoRA does)."""
-    adapter = adapters.adapter_for(layer)
-    if adapter is None or not adapter.is_direct(layer):
-        return False
-    return len(layer.weights) == 1 + (layer.bias is not None)
-
-
-def _follow(graph: Graph, index: int, axis: int) -> Chain | None:
-    """The chain that starts at a call; `None` if something reads it that cannot be scaled."""
-    start = graph.nodes[index]
-    (tensor,) = start.outputs
-    size = tensor.shape[axis]
-    # Of each tensor that holds the channels: the axis they are on, and which one is where.
-    places = {id(tensor): (axis, np.arange(size))}
-    readers = {}
-    for node in graph.nodes[index + 1 :]:
-        if not any(id(t) in places for t in node.inputs):
-            continue
-        if _has_kernel(node.layer):
-            channels = _read_channels(graph, node, places)
-            if channels is None:
-                return None
-            readers[str(node.layer.name)] = channels
-            continue
-        carried = _carried(node, places)
-        if carried is None:
-            return None
-        places[id(node.outputs[0])] = carried
-    if not readers or any(key in graph.output_ids for key in places):
-        return None
-    return Chain(start.layer, tensor, size, readers)
-
-
-Places = Mapping[int, tuple[int, NDArray[np.intp]]]
-
-
-def _read_channels(graph: Graph, node: Node, places: Places) -> NDArray[np.intp] | None:
-    tensor = node.inputs[0]
-    axis, channels = places[id(tensor)]
-    wanted = adapters.channel_axis(node.layer) % len(tensor.shape)
-    return channels if len(graph.calls(node.layer)) == 1 and axis == wanted else None
-
-
-def _carried(node: Node, places: Places) -> tuple[int, NDArray[np.intp]] | None:
-    """Where the output of a call holds the channels; `None` if factors do not go through it."""
-    layer = node.layer
-    if len(node.inputs) != 1:
-        return None
-    (tensor,) = node.inputs
-    axis, channels = places[id(tensor)]
-    if isinstance(layer, _LAYERS.Flatten):
-        return _flattened(layer, tensor, axis, channels)
-    if isinstance(layer, _SPATIAL):
-        rank = len(tensor.shape)
-        if axis != adapters.channel_axis(layer) % rank:
-            return None
-        return min(axis, len(node.outputs[0].shape) - 1), channels
-    return (axis, channels) if _commutes(layer) else None
-
-
-def _commutes(layer: Any) -> bool:
-    """Whether `layer` acts on each number alone, and `f(x / s) = f(x) / s` for `s > 0`."""
-    if isinstance(layer, _LAYERS.ReLU):
-        return layer.max_value is None and not layer.threshold
-    if isinstance(layer, _LAYERS.Activation):
-        return layer.activation in _HOMOGENEOUS
-    return isinstance(layer, _POINTWISE)
-
-
-def _flattened(
-    layer: Any, tensor: Any, axis: int, channels: NDArray[np.intp]
-) -> tuple[int, NDArray[np.intp]] | None:
-    sizes = tensor.shape[1:]
-    if None in sizes or layer.data_format != "channels_last":
-        return None
-    shape = [1] * len(sizes)
-    shape[axis - 1] = len(channels)
-    return 1, np.broadcast_to(channels.reshape(shape), sizes).reshape(-1)

@@ -15,8 +15,9 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf.calibration import observe
-from ocs_tf.graph.equalization import chains, choose_scales, equalized
+from ocs_tf.calibration import channel_magnitudes, observe
+from ocs_tf.graph.chains import chains
+from ocs_tf.graph.equalization import choose_scales, equalized, joined_scales
 from ocs_tf.graph.reader import Graph
 from ocs_tf.layers import QuantizedOutput
 from ocs_tf.numerics.equalization import LIMIT
@@ -124,6 +125,34 @@ def twice(x: Any) -> Any:
     return conv("b")(layers.Concatenate()([x, x]))
 
 
+def dense_block(x: Any) -> Any:
+    """Each kernel reads what all before it made; so does a norm, behind a pooling."""
+    first = conv("a")(x)
+    second = conv("b", 3)(layers.ReLU()(first))
+    both = layers.Concatenate()([first, second])
+    third = conv("c", 2)(layers.ReLU()(both))
+    every = keras.ops.concatenate([first, second, third], axis=-1)
+    return conv("d")(layers.ReLU()(norm("n")(layers.AveragePooling2D(2)(every))))
+
+
+def inception(x: Any) -> Any:
+    """Branches of kernels, norms and ReLUs; one brings channels that cannot be scaled."""
+    one = layers.ReLU()(norm("n1")(conv("a")(x)))
+    two = layers.MaxPooling2D(1)(layers.ReLU()(norm("n2")(conv("b", 3)(x))))
+    x = layers.Concatenate()([one, two, layers.ReLU(6.0)(conv("c")(x))])
+    return dense("head")(layers.GlobalAveragePooling2D()(x))
+
+
+def joined_in_space(x: Any) -> Any:
+    return conv("c")(layers.Concatenate(axis=1)([conv("a")(x), conv("b")(x)]))
+
+
+def joined_and_summed(x: Any) -> Any:
+    one = conv("a", 2)(x)
+    both = layers.Concatenate()([one, conv("b", 2)(x)])
+    return conv("c")(layers.Add()([both, x]))
+
+
 def dense_3d(x: Any) -> Any:
     x = dense("b")(dense("a", activation="relu")(x))
     return dense("c")(layers.Flatten()(layers.Softmax()(x)))
@@ -157,6 +186,12 @@ CASES: dict[str, tuple[Callable[[Any], Any], dict[str, set[str]]]] = {
     "global pooling, axes kept": (head(layers.GlobalMaxPooling2D(keepdims=True)), {"a": {"b"}}),
     "flatten": (head(layers.MaxPooling2D(2)), {"a": {"b"}}),
     "dense on 3-D": (dense_3d, {"a": {"b"}}),
+    "concatenation": (twice, {"a": {"b"}}),
+    "dense block": (
+        dense_block,
+        {"a": {"b", "c", "n"}, "b": {"c", "n"}, "c": {"n"}, "n": {"d"}},
+    ),
+    "inception": (inception, {"n1": {"head"}, "n2": {"head"}}),
     # What no factor goes through.
     "relu6": (in_between(layers.ReLU(6.0)), {}),
     "relu with a threshold": (in_between(layers.ReLU(threshold=0.5)), {}),
@@ -170,7 +205,8 @@ CASES: dict[str, tuple[Callable[[Any], Any], dict[str, set[str]]]] = {
     "bare operation": (in_between(lambda x: keras.ops.maximum(x, 0.1)), {}),
     "norm in training": (in_between(lambda x: norm("n")(x, training=True)), {}),
     "sum": (sum_of_readers, {}),
-    "concatenation": (twice, {}),
+    "concatenation in space": (joined_in_space, {}),
+    "concatenation in a sum": (joined_and_summed, {}),
     "shared reader": (shared_reader, {}),
     "shared maker": (shared_maker, {}),
     "nested model": (nested, {"a": {"inside"}, "inside": {"b"}, "b": {"c"}}),
@@ -244,9 +280,56 @@ def test_chosen_scales_keep_the_function(name: str, granularity: str, randomize:
     model = model_of(name, randomize)
     graph = Graph(model)
     scales = choose_scales(graph, granularity)
-    assert list(scales) == list(chains(graph))
+    assert list(scales) == [k for k, chain in chains(graph).items() if chain.joined is None]
     assert all((s >= 1 / LIMIT).all() and (s <= LIMIT).all() for s in scales.values())
     check_same(model, equalized(graph, scales))
+
+
+def joined_magnitudes(graph: Graph, x: np.ndarray) -> dict[int, np.ndarray]:
+    joined = [chain.joined for chain in chains(graph).values() if chain.joined is not None]
+    return channel_magnitudes(
+        graph.model, {id(p.tensor): (p.tensor, p.axis) for p in joined}, [[x]]
+    )
+
+
+def test_scales_of_what_is_concatenated(randomize: Any) -> None:
+    """s = magnitude^0.75 / share^0.25, over that of the median channel."""
+    model, x = model_of("dense block", randomize), images()
+    graph = Graph(model)
+    seen = keras.Model(model.inputs, [model.get_layer(name).output for name in "abc"])
+    made = [np.abs(values).max((0, 1, 2)) for values in seen.predict_on_batch(x)]
+    kernels = {name: np.abs(np.asarray(model.get_layer(name).kernel)) for name in "bc"}
+    shares = {k: (v / v.max((0, 1, 2))).max((0, 1, 3)) for k, v in kernels.items()}
+    read = [np.maximum(shares["b"], shares["c"][:5]), shares["c"][5:], np.ones(2)]
+    want = np.concatenate(made) ** 0.75 / np.concatenate(read) ** 0.25
+    got = joined_scales(graph, joined_magnitudes(graph, x), "channel")
+    assert list(got) == ["a", "b", "c"]
+    np.testing.assert_allclose(
+        np.concatenate(list(got.values())), want / np.exp(np.median(np.log(want))), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@parametrize_cases
+def test_scales_of_what_is_concatenated_keep_the_function(
+    name: str, granularity: str, randomize: Any
+) -> None:
+    model, x = model_of(name, randomize), images()
+    graph = Graph(model)
+    scales = joined_scales(graph, joined_magnitudes(graph, x), granularity)
+    assert list(scales) == [k for k, chain in chains(graph).items() if chain.joined is not None]
+    check_same(model, equalized(graph, scales))
+
+
+def test_dead_channels_of_what_is_concatenated_are_left_alone(randomize: Any) -> None:
+    model = model_of("dense block", randomize)
+    kernel, bias = model.get_layer("b").get_weights()
+    kernel[..., 1], bias[1] = 0, 0
+    model.get_layer("b").set_weights([kernel, bias])
+    graph = Graph(model)
+    scale = joined_scales(graph, joined_magnitudes(graph, images()), "channel")["b"]
+    assert scale[1] == 1
+    assert np.isfinite(scale).all()
 
 
 def test_outputs_of_the_model_keep_their_scale(randomize: Any) -> None:
@@ -463,6 +546,33 @@ def test_unequal_channels_are_made_good(granularity: str, with_data: bool, rando
 
 
 @pytest.mark.parametrize("fold", [False, True], ids=["unfolded", "folded"])
+def test_channels_that_are_concatenated_all_use_the_grid_they_share(
+    fold: bool, randomize: Any
+) -> None:
+    """Those of one layer are 50 times as large; what reads them makes up for it."""
+    model, x = model_of("dense block", randomize), images()
+    kernel, bias = model.get_layer("a").get_weights()
+    model.get_layer("a").set_weights([kernel * 50, bias * 50])
+    for name in "bc":
+        kernel, bias = model.get_layer(name).get_weights()
+        kernel[:, :, :5] /= 50
+        model.get_layer(name).set_weights([kernel, bias])
+    norm_of_all = model.get_layer("n")
+    mean, variance = np.array(norm_of_all.moving_mean), np.array(norm_of_all.moving_variance)
+    mean[:5] *= 50
+    variance[:5] *= 50**2
+    norm_of_all.moving_mean.assign(mean)
+    norm_of_all.moving_variance.assign(variance)
+    want = model.predict_on_batch(x)
+    options = {"fold_batch_norm": fold, "rounding": "nearest", "representative_dataset": x}
+    found = {
+        on: sqnr_db(want, convert(model, activation_equalization=on, **options).predict_on_batch(x))
+        for on in (False, True)
+    }
+    assert found[True] > found[False] + 10
+
+
+@pytest.mark.parametrize("fold", [False, True], ids=["unfolded", "folded"])
 def test_a_plan_repeats_what_was_planned(
     fold: bool, randomize: Any, tmp_path: pathlib.Path
 ) -> None:
@@ -512,6 +622,37 @@ def test_when_channels_are_scaled(options: Any, scaled: set[str], randomize: Any
     assert set(plan.equalization) == scaled
 
 
+@pytest.mark.parametrize(
+    ("options", "scaled"),
+    [
+        ({}, {"a", "b", "c"}),
+        ({"granularity": "tensor", "equalization": False}, {"a", "b", "c"}),
+        ({"granularity": "tensor"}, {"a", "b", "c", "n"}),
+        ({"activation_equalization": False}, set()),
+        ({"activation_bits": None}, set()),
+        ({"activation_scope": "inputs"}, set()),
+        ({"config": ocs_tf.Config.paper(activation_bits=8)}, set()),
+        ({"config": ocs_tf.Config.paper(activation_bits=8, activation_scope="all")}, set()),
+    ],
+    ids=["on", "tensor", "both", "off", "float", "inputs", "paper", "paper, all"],
+)
+def test_when_channels_that_are_concatenated_are_scaled(
+    options: Any, scaled: set[str], randomize: Any
+) -> None:
+    model = model_of("dense block", randomize)
+    plan = ocs_tf.plan(model, representative_dataset=images(), verbose=False, **options)
+    assert set(plan.equalization) == scaled
+
+
+def test_without_data_nothing_that_is_concatenated_is_scaled(randomize: Any) -> None:
+    assert ocs_tf.plan(model_of("dense block", randomize), verbose=False).equalization == {}
+
+
+def test_one_sample_is_enough_to_measure_channels(randomize: Any) -> None:
+    options = {"calibration_samples": 1, "representative_dataset": images(), "verbose": False}
+    assert ocs_tf.plan(model_of("dense block", randomize), **options).equalization
+
+
 def test_the_report_names_the_kernels(randomize: Any) -> None:
     model = model_of("in a row", randomize)
     result = ocs_tf.report(convert(model, equalization=True))
@@ -554,7 +695,17 @@ def test_weights_that_are_not_finite_are_named_as_ever(randomize: Any) -> None:
 
 
 @pytest.mark.parametrize("fold", [False, True], ids=["unfolded", "folded"])
-@pytest.mark.parametrize("name", ["mobile", "lone norms", "flatten", "two readers, two tensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobile",
+        "lone norms",
+        "flatten",
+        "two readers, two tensors",
+        "dense block",
+        "inception",
+    ],
+)
 def test_an_exported_file_computes_the_same(
     name: str, fold: bool, randomize: Any, tmp_path: pathlib.Path
 ) -> None:
