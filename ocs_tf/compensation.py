@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf.calibration import observe
+from ocs_tf.calibration import RunningMeans, observe
 from ocs_tf.graph import composites
 from ocs_tf.graph.moments import Moments, weighted_sums
 from ocs_tf.graph.reader import Graph, KernelSite, Node
@@ -52,6 +52,7 @@ def compensate(
     *,
     rounding: bool = True,
     bias_correction: bool = True,
+    means: Mapping[str, NDArray[Any]] | None = None,
     progress: Callable[[list[Node]], Iterable[Node]] = iter,
 ) -> None:
     """Choose the codes and biases of a quantized model anew.
@@ -66,10 +67,11 @@ def compensate(
         rounding: choose codes by error compensation; else they stay as they are.
         bias_correction: correct biases; layers without one stay without, and those inside of
             composites stay as they are.
+        means: of `layer_inputs` of the float model over all `batches`, if known already.
         progress: wraps the calls that are gone through.
     """
-    names = [name for name in plans if not graph.kernels[name].part]
-    means = _float_inputs(graph, names, batches) if bias_correction and names else {}
+    if bias_correction and means is None:
+        means = _float_means(graph, plans, batches)
     owners = {graph.kernels[name].owner.name for name in plans}
     for layer, inputs, run in walk(Graph(model, fold_batch_norm=False), owners, batches, progress):
         if layer.name not in plans:
@@ -80,7 +82,7 @@ def compensate(
         kernel, bias = site.weights()
         plan = plans[layer.name]
         quantized = rounded(site, kernel, plan, inputs) if rounding else plan.quantize(kernel)
-        if bias_correction and bias is not None:
+        if means and bias_correction and bias is not None:
             before = mean_outputs(site, means[layer.name], kernel)
             after = mean_outputs(site, mean_input(inputs), quantized.effective_kernel())
             bias = bias + before - after
@@ -257,18 +259,24 @@ def _run(node: Node, values: Mapping[int, Sequence[Any]], batches: int) -> list[
     return outputs
 
 
-def _float_inputs(graph: Graph, names: list[str], batches: Batches) -> dict[str, NDArray[Any]]:
-    """The mean of each layer's input over all samples, float64, in the float model."""
-    if not names:
+def layer_inputs(graph: Graph, names: Iterable[str]) -> dict[str, Any]:
+    """The symbolic input of each of these layers; not of kernels inside of composites."""
+    own = [name for name in names if not graph.kernels[name].part]
+    return {name: graph.calls_of(name)[0].inputs[0] for name in own}
+
+
+def _float_means(
+    graph: Graph, names: Iterable[str], batches: Batches
+) -> dict[str, NDArray[np.float64]]:
+    """The mean of each layer's input over all samples, in the float model."""
+    means = RunningMeans(layer_inputs(graph, names))
+    if not means.tensors:
         return {}
-    tensors = [graph.calls_of(name)[0].inputs[0] for name in names]
-    sums: list[Any] = [0.0] * len(tensors)
-    counts = [0] * len(tensors)  # of samples; an operation may change how many there are
-    for outputs in observe(graph.model, tensors, batches):
-        for i, values in enumerate(outputs):
-            sums[i] = sums[i] + values.sum(0, dtype=np.float64)
-            counts[i] += len(values)
-    return {name: total / n for name, total, n in zip(names, sums, counts, strict=True)}
+    for batch, values in zip(
+        batches, observe(graph.model, list(means.tensors.values()), batches), strict=True
+    ):
+        means.add(values, len(batch[0]))
+    return means.result() or {}
 
 
 def mean_input(inputs: list[NDArray[Any]]) -> NDArray[np.float64]:

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from ocs_tf import data
 from ocs_tf.activation_planning import activation_grids
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
-from ocs_tf.calibration import calibrate, channel_magnitudes
-from ocs_tf.compensation import compensate, compensate_blind, sample_limit
+from ocs_tf.calibration import RunningMeans, calibrate, channel_magnitudes
+from ocs_tf.compensation import compensate, compensate_blind, layer_inputs, sample_limit
 from ocs_tf.config import Config, Override
 from ocs_tf.graph.activations import all_sites, input_sites
 from ocs_tf.graph.chains import chains
@@ -36,6 +36,8 @@ from ocs_tf.planning import (
 
 _TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
 _MAGNITUDE_SAMPLES = 256
+
+Means = dict[str, NDArray[np.float64]]  # of what layers read in the float model, by name
 
 
 def convert(
@@ -66,16 +68,11 @@ def convert(
         ValueError: the model, an option or the data is not usable; see `Config`, `plan`, `apply`.
     """
     config = _config(config, options)
-    plan_ = plan(model, config, representative_dataset=representative_dataset, verbose=verbose)
+    plan_, means = _plan(model, config, representative_dataset, verbose)
     if plan_.equalization:
         gc.collect()  # Keras models are circular; the copy that was planned on must not stay
-    return apply(
-        model,
-        plan_,
-        representative_dataset=representative_dataset,
-        calibration_samples=config.calibration_samples,
-        verbose=verbose,
-    )
+    samples = config.calibration_samples
+    return _apply(model, plan_, representative_dataset, samples, verbose, means)
 
 
 def plan(
@@ -94,7 +91,14 @@ def plan(
             an option needs data, and there are none; the data do not fit the model; a kernel
             or an activation holds NaN or infinity.
     """
-    config = _config(config, options).resolve(with_data=representative_dataset is not None)
+    return _plan(model, _config(config, options), representative_dataset, verbose)[0]
+
+
+def _plan(
+    model: keras.Model, config: Config, representative_dataset: data.Dataset, verbose: bool
+) -> tuple[Plan, Means | None]:
+    """A plan, and what was seen on the way of what `compensate` is going to need."""
+    config = config.resolve(with_data=representative_dataset is not None)
     bits = config.activation_bits
     assert bits != "auto"
     graph = Graph(model, config.fold_batch_norm)
@@ -114,7 +118,7 @@ def plan(
         equalization={name: values.tolist() for name, values in scales.items()},
     )
     if bits is None:
-        return result
+        return result, None
     tables = _table_grids(graph, result, bits)
     if config.activation_scope == "all":
         sites = all_sites(graph, set(result.layers), tables)
@@ -133,11 +137,22 @@ def plan(
         result = dataclasses.replace(result, unsplit_activations=unsplit)
     bar = tqdm(progress(), "Calibrating", unit="batch", delay=PROGRESS_DELAY, disable=not verbose)
     histogram = config.activation_clip != "none"
+    means = None
+    if result.bias_correction is True:
+        limit = _sample_limit(graph, config.calibration_samples)
+        means = RunningMeans(layer_inputs(graph, result.layers), limit)
     statistics = calibrate(
-        graph.model, observed, bar, through=through, histogram=histogram, channels=split
+        graph.model,
+        observed,
+        bar,
+        through=through,
+        histogram=histogram,
+        channels=split,
+        means=means,
     )
     grids = activation_grids(sites, statistics, config, bits, split, tables)
-    return dataclasses.replace(result, activations=grids)
+    result = dataclasses.replace(result, activations=grids)
+    return result, None if means is None else means.result()
 
 
 def apply(
@@ -160,6 +175,17 @@ def apply(
             it splits activations of which nobody could read or make copies; it needs data and
             there are none, or they do not fit the model.
     """
+    return _apply(model, plan, representative_dataset, calibration_samples, verbose)
+
+
+def _apply(
+    model: keras.Model,
+    plan: Plan,
+    representative_dataset: data.Dataset,
+    calibration_samples: int | None,
+    verbose: bool,
+    means: Means | None = None,
+) -> keras.Model:
     if not isinstance(plan, Plan):
         raise ValueError(f"`plan` must be an ocs_tf.Plan, but is a {type(plan).__name__}.")
     graph = Graph(model, plan.fold_batch_norm)
@@ -195,6 +221,7 @@ def apply(
             batches,
             rounding=plan.rounding == "error_compensated",
             bias_correction=plan.bias_correction is True,
+            means=means,
             progress=lambda calls: tqdm(
                 calls, "Compensating", delay=PROGRESS_DELAY, disable=not verbose
             ),
@@ -243,8 +270,7 @@ def _layer_options(
     if config.allocates:
         samples: list[list[Any]] = []
         if config.allocation == "measured":
-            limit = min(sample_limit(graph), MEASURED_SAMPLES)
-            limit = min(limit, config.calibration_samples or limit)
+            limit = min(_sample_limit(graph, config.calibration_samples), MEASURED_SAMPLES)
             samples = list(data.batches(dataset, graph.model, limit=limit))
         options = allocate_bits(graph, options, config, samples, verbose)
     if config.split_budget == "network":
@@ -263,8 +289,13 @@ def _batches(
             f"the plan has rounding={plan.rounding!r} and bias_correction={plan.bias_correction},"
             " which need `representative_dataset`; give it to `apply`, too."
         )
+    return list(data.batches(dataset, graph.model, limit=_sample_limit(graph, samples)))
+
+
+def _sample_limit(graph: Graph, samples: int | None) -> int:
+    """How many samples `compensate` is given, of those that the user allows."""
     limit = sample_limit(graph)
-    return list(data.batches(dataset, graph.model, limit=min(limit, samples or limit)))
+    return min(limit, samples or limit)
 
 
 def _check_fits(plan: Plan, graph: Graph) -> None:

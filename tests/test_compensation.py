@@ -421,3 +421,20 @@ def test_channels_beyond_a_block_are_rounded_by_themselves(monkeypatch: Any) -> 
         codes = got.get_layer("layer").quantized_kernel().codes
         want = whole.get_layer("layer").quantized_kernel().codes[:, :, half]
         np.testing.assert_array_equal(codes, want)
+
+
+@pytest.mark.parametrize("samples", [64, 40, 32], ids=["all", "between batches", "a batch"])
+def test_means_seen_while_planning_are_those_seen_while_applying(
+    samples: int, randomize: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`convert` runs the float model once; `plan` and `apply`, twice."""
+    monkeypatch.setattr("ocs_tf.compensation._SAMPLES", samples)
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(5, 3, activation="relu")(inputs)
+    model = randomize(keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x))))
+    data = np.random.default_rng(0).normal(size=(64, 6, 6, 3)).astype(np.float32)
+    given = {"representative_dataset": data, "verbose": False}
+    want = ocs_tf.apply(model, ocs_tf.plan(model, weight_bits=4, **given), **given)
+    got = ocs_tf.convert(model, weight_bits=4, **given)
+    for a, b in zip(want.weights, got.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
