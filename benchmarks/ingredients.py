@@ -56,6 +56,7 @@ WITHOUT = {
     "without compensated rounding": {"rounding": "nearest"},
     "without bias correction": {"bias_correction": False},
     "without the joint search": {"weight_clip": "optimal"},
+    "without equalization of activations": {"activation_equalization": False},
     "with equalization": {"equalization": True},
     "with copies where they help most": {"split_budget": "network"},
 }
@@ -187,12 +188,12 @@ def cases(network: str, pictures: int) -> Iterator[Case]:
     yield from rows(AS_LARGE, (5, 4, 3))
     yield from rows(MIXED, (4, 5, 3))
     yield from rows(BLIND, (8, 6, 5))
-    yield from rows(BLIND_AS_LARGE, (5,))
+    yield from rows(PLAIN, (8, 5, 4, 3))
+    yield from rows(PAPER, (8, 6, 5, 4))
     for method in WITHOUT:
         yield from rows(method, (4,))
     yield from rows(TENSOR, (8, 4))
-    yield from rows(PLAIN, (8, 5, 4, 3))
-    yield from rows(PAPER, (8, 6, 5, 4))
+    yield from rows(BLIND_AS_LARGE, (5,))
     yield from rows(BLIND_MIXED, (5,))
     yield from rows(TENSOR, (6, 5, 3))
     yield from rows(BLIND, (4, 3))

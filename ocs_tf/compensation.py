@@ -311,8 +311,11 @@ def _moments(
         share = samples * math.prod(positions) / wanted
         every = max(1, math.ceil(share ** (1 / len(positions))))
     rng = np.random.default_rng(0)
-    products: Any = 0.0
-    sums: Any = 0.0
+    groups = site.adapter.groups(site.layer)
+    rows = math.prod(taps) * len(range(channels)[block])
+    products = np.zeros((groups, rows, rows))
+    of_batch = np.empty(products.shape, np.float32)
+    sums = np.zeros((groups, rows))
     count = 0
     for batch in inputs:
         start = [int(rng.integers(min(every, size))) for size in positions]
@@ -320,8 +323,8 @@ def _moments(
         by_channel = patches.reshape(*patches.shape[:2], -1, channels)[..., block]
         patches = by_channel.reshape(*patches.shape[:2], -1).astype(np.float32)
         patches = np.ascontiguousarray(patches.swapaxes(0, 1))
-        products = products + np.matmul(patches.swapaxes(1, 2), patches).astype(np.float64)
-        sums = sums + patches.sum(1, dtype=np.float64)
+        products += np.matmul(patches.swapaxes(1, 2), patches, out=of_batch)
+        sums += patches.sum(1, dtype=np.float64)
         count += patches.shape[1]
     return shrunk_moments(products / count, sums / count, count)
 
