@@ -188,10 +188,16 @@ class Report:
     def _notes(self) -> list[str]:
         rounded = any(layer.output_grid or layer.input_grid for layer in self.layers)
         scaled = [layer.name for layer in self.layers if layer.equalized]
-        equalized = [f"{_EQUALIZED}: {', '.join(scaled)}."] if scaled else []
+        equalized = [f"{_EQUALIZED}: {_some(scaled)}."] if scaled else []
         oracle = any(isinstance(layer.input_grid, OracleGrid) for layer in self.layers)
         simulated = _SIMULATED if rounded else _FLOAT_ACTIVATIONS
         return [*equalized, _LEGEND, simulated, _ORACLE if oracle else _STORED]
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    """Names with commas; of many, the first ones."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def report(model: keras.Model) -> Report:

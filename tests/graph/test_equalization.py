@@ -661,6 +661,14 @@ def test_the_report_names_the_kernels(randomize: Any) -> None:
     assert "equalization" not in str(ocs_tf.report(convert(model)))
 
 
+def test_the_report_names_the_first_of_many_kernels(randomize: Any) -> None:
+    x = inputs = keras.Input((4,))
+    for index in range(11):
+        x = dense(f"d{index}", 4, activation="relu")(x)
+    result = ocs_tf.report(convert(randomize(keras.Model(inputs, x)), equalization=True))
+    assert "(cross-layer equalization): d1, d2, d3, d4, d5, d6, d7, d8 and 2 more." in str(result)
+
+
 def test_a_saved_model_remembers(randomize: Any, tmp_path: pathlib.Path) -> None:
     quantized = convert(model_of("relu", randomize), equalization=True)
     quantized.save(tmp_path / "model.keras")
