@@ -1,9 +1,9 @@
 """One functional model without models inside, over the weights of a model of any kind.
 
 Models nested in a model are put in their places, to any depth; models with a `call` of their own
-are traced; separable convolutions become the two convolutions that they consist of. The graph is
-made anew by calling shallow copies of the user's layers, which share their variables: nothing is
-copied but small objects, and the user's model is not touched.
+are traced; separable convolutions become the two convolutions that they consist of, and products
+with constants a layer. The graph is made anew by calling shallow copies of the user's layers, which
+share their variables: nothing is copied but small objects, and the user's model is not touched.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from ocs_tf.graph import scaled_sum, separable
+from ocs_tf.graph.constants import rescaling
 from ocs_tf.graph.tracing import (
     Trace,
     UntraceableError,
@@ -50,7 +51,7 @@ def flat(model: Any, open_quantized: bool = True) -> keras.Model:
     if not has_graph(model):
         return _Flattener(open_quantized).traced(model)
     whole = _functional(model)
-    if not any(_is_compound(operation) for operation in whole.operations):
+    if not any(_is_replaced(node) for node in nodes_in_order(whole) if not node.is_input):
         return whole
     flattener = _Flattener(open_quantized)
     result = flattener.functional(whole)
@@ -81,9 +82,11 @@ def _functional(model: keras.Model) -> keras.Model:
     return model
 
 
-def _is_compound(operation: Any) -> bool:
+def _is_replaced(node: Any) -> bool:
+    """Whether something else comes in the place of what is called there."""
+    operation, args = node.operation, node.arguments.args
     parts = separable.is_separable(operation) or scaled_sum.is_scaled_sum(operation)
-    return parts or isinstance(operation, keras.Model)
+    return parts or isinstance(operation, keras.Model) or rescaling(operation, args) is not None
 
 
 def shallow_copy(layer: Any) -> Any:
@@ -204,6 +207,11 @@ class _Flattener:
                 pass  # it stays in one piece
             else:
                 return self._replay_trace(found, within)
+        scaled = rescaling(operation, args)
+        if scaled is not None:
+            self.opened = True
+            layer, tensor = scaled
+            return self._twin(operation, path, layer)(tensor)
         return self._twin(operation, path)(*args, **kwargs)
 
     def _is_kept(self, model: keras.Model) -> bool:
@@ -263,16 +271,22 @@ class _Flattener:
 
     # Layers ----------------------------------------------------------------------------------
 
-    def _twin(self, operation: Any, path: Path) -> Callable[..., Any]:
-        """What to call in the place of the user's `operation`; the same for all its calls."""
+    def _twin(self, operation: Any, path: Path, layer: Any = None) -> Callable[..., Any]:
+        """What to call in the place of the user's `operation`; the same for all its calls.
+
+        Arguments:
+            layer: takes its place; `None` for the layers that it consists of, or a copy.
+        """
         if id(operation) not in self.twins:
-            self.twins[id(operation)] = operation, *self._make_twin(operation, path)
+            self.twins[id(operation)] = operation, *self._make_twin(operation, path, layer)
         _, twin, made = self.twins[id(operation)]
         for part in made:  # its name is that by which it is the nearest to the top
             part.path = min(part.path, path, key=len)
         return twin
 
-    def _make_twin(self, operation: Any, path: Path) -> tuple[Callable[..., Any], list[_Made]]:
+    def _make_twin(
+        self, operation: Any, path: Path, layer: Any
+    ) -> tuple[Callable[..., Any], list[_Made]]:
         if separable.is_separable(operation):
             self.opened = True
             both = separable.parts(operation)
@@ -283,7 +297,7 @@ class _Flattener:
             scale, add = scaled_sum.parts(operation)
             made = [self._add(part, str(part.name), path) for part in (scale, add)]
             return lambda inputs: add([inputs[0], scale(inputs[1])]), made
-        twin = shallow_copy(operation)
+        twin = shallow_copy(operation) if layer is None else layer
         name = str(operation.name)
         name = _without_number(name) if id(operation) in self.created else name
         return twin, [self._add(twin, name, path)]
