@@ -298,8 +298,8 @@ class RunningMeans:
             self._counts[key] += len(array)
 
     def result(self) -> dict[str, NDArray[np.float64]] | None:
-        """The means, by key; `None` if batches did not end at the limit, but went beyond it."""
-        if self.limit is not None and self.samples > self.limit:
+        """The means, by key; `None` if nothing was seen, or batches went beyond the limit."""
+        if not self.samples or (self.limit is not None and self.samples > self.limit):
             return None
         return {key: total / self._counts[key] for key, total in self._sums.items()}
 

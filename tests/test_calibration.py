@@ -198,6 +198,12 @@ def test_means_of_the_first_samples(
         np.testing.assert_allclose(got[key], mean, rtol=1e-5, atol=1e-6)
 
 
+def test_means_where_nothing_is_calibrated(model: keras.Model) -> None:
+    means = RunningMeans({"in": model.inputs[0]})
+    assert calibrate(model, {}, [], means=means) == {}
+    assert means.result() is None
+
+
 def test_calibrate_in_two_halves(model: keras.Model, rng: np.random.Generator) -> None:
     parts = [[part] for part in np.split(rng.normal(size=(64, 6)).astype(np.float32), 4)]
     whole = calibrate(model, tensors(model), parts)
