@@ -364,7 +364,7 @@ def calibrate(
     for outputs in observe(model, observed, batches):
         if means is not None:
             means.add(outputs[len(flat) : -1], len(outputs[-1]))
-        for (key, _), values in zip(flat, outputs, strict=False):
+        for (key, _), values in zip(flat, outputs[: len(flat)], strict=True):
             if key in through:
                 values = keras.ops.convert_to_numpy(through[key](values))
             try:

@@ -50,11 +50,11 @@ _MOVES = (
 AVERAGE_POOLS = (_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D, _LAYERS.AveragePooling3D)
 # All inputs have the output's grid.
 _ONE_GRID = (_LAYERS.Concatenate, _LAYERS.Maximum)
-_POOLS = (*AVERAGE_POOLS, _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)
+POOLS = (*AVERAGE_POOLS, _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)
 # What a runtime computes together with a ReLU behind it.
 _FUSES_RELU = (
     *(adapter.layer_class for adapter in adapters.ADAPTERS if not adapter.is_lookup),
-    *_POOLS,
+    *POOLS,
     _LAYERS.Add,
     _LAYERS.Subtract,
     _LAYERS.Multiply,
@@ -146,7 +146,7 @@ class _SiteFinder:
             self.group_of[id(output)] = self._group(node.inputs[0])
             if isinstance(layer, AVERAGE_POOLS) and not self._fused_into_relu(output):
                 self._add(name, output, self._group(node.inputs[0]))
-        elif isinstance(layer, _ONE_GRID) or _is(layer, ("Concatenate", "Maximum")):
+        elif isinstance(layer, _ONE_GRID) or is_operation(layer, ("Concatenate", "Maximum")):
             for tensor in node.inputs:
                 self._unite(name, self._group(tensor))
             self._add(name, output, name)
@@ -242,7 +242,7 @@ def moves_values(layer: Any) -> bool:
     """Whether the output of `layer` holds only numbers of its input."""
     if isinstance(layer, _LAYERS.Activation):
         return adapters.is_linear(layer.activation)
-    return isinstance(layer, _MOVES) or _is(layer, _MOVING_OPERATIONS)
+    return isinstance(layer, _MOVES) or is_operation(layer, _MOVING_OPERATIONS)
 
 
 def fuses_into_producer(graph: Graph, node: Node) -> bool:
@@ -252,13 +252,13 @@ def fuses_into_producer(graph: Graph, node: Node) -> bool:
 
 
 def _fuses_relu(layer: Any) -> bool:
-    fuses = isinstance(layer, _FUSES_RELU) or _is(layer, _FUSING_OPERATIONS)
+    fuses = isinstance(layer, _FUSES_RELU) or is_operation(layer, _FUSING_OPERATIONS)
     return (fuses or affine_axis(layer) is not None) and activation_function(layer) is None
 
 
 def _adds_constant(node: Node) -> bool:
     """Whether `node` is `x + c` or `x - c`, for a number `c`."""
-    if not _is(node.layer, ("Add", "Subtract")) or len(node.inputs) != 1:
+    if not is_operation(node.layer, ("Add", "Subtract")) or len(node.inputs) != 1:
         return False
     values = node.arguments.args
     last = values[-1] if node.layer.__class__.__name__ == "Subtract" else None
@@ -322,9 +322,9 @@ def _fixed_function(layer: Any) -> str | None:
 def _feeds_pool(graph: Graph, node: Node) -> bool:
     """Whether the ReLU `node` is computed by the pooling in front of it."""
     before = graph.producer[id(node.inputs[0])]
-    return isinstance(before.layer, _POOLS) and graph.only_consumer(node.inputs[0]) is node
+    return isinstance(before.layer, POOLS) and graph.only_consumer(node.inputs[0]) is node
 
 
-def _is(operation: Any, names: tuple[str, ...]) -> bool:
+def is_operation(operation: Any, names: tuple[str, ...]) -> bool:
     """Whether `operation` is a bare Keras operation (not a layer) of one of these class names."""
     return not isinstance(operation, _LAYERS.Layer) and type(operation).__name__ in names

@@ -17,17 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf.graph import adapters
+from ocs_tf.graph.activations import POOLS, is_operation
 from ocs_tf.graph.reader import Graph, Node
 
 _LAYERS = keras.layers
-_POOLS = (
-    _LAYERS.MaxPooling1D,
-    _LAYERS.MaxPooling2D,
-    _LAYERS.MaxPooling3D,
-    _LAYERS.AveragePooling1D,
-    _LAYERS.AveragePooling2D,
-    _LAYERS.AveragePooling3D,
-)
 _GLOBAL_POOLS = (
     _LAYERS.GlobalMaxPooling1D,
     _LAYERS.GlobalMaxPooling2D,
@@ -37,7 +30,7 @@ _GLOBAL_POOLS = (
     _LAYERS.GlobalAveragePooling3D,
 )
 _SPATIAL = (
-    *_POOLS,
+    *POOLS,
     *_GLOBAL_POOLS,
     _LAYERS.ZeroPadding2D,
     _LAYERS.Cropping2D,
@@ -85,7 +78,6 @@ class Chain:
 
     Attributes:
         layer: what makes them: a layer with a kernel, or a batch norm.
-        tensor: its output.
         size: how many channels there are.
         readers: by the name of each layer that reads them: which of the channels each of its input
             channels is, int `[C_in]` (several are the same one behind a Flatten); -1 for channels
@@ -95,7 +87,6 @@ class Chain:
     """
 
     layer: Any
-    tensor: Any
     size: int
     readers: dict[str, NDArray[np.intp]]
     joined: Place | None = None
@@ -162,7 +153,7 @@ def _follow(graph: Graph, index: int, axis: int) -> Chain | None:
         return None
     if joined is None and any(name not in graph.kernels for name in readers):
         return None  # from a tensor of its own to a batch norm: nothing to gain
-    return Chain(start.layer, tensor, size, readers, joined)
+    return Chain(start.layer, size, readers, joined)
 
 
 def _is_lone_norm(graph: Graph, node: Node) -> bool:
@@ -181,8 +172,9 @@ def _reads_channels(graph: Graph, node: Node, place: Place) -> bool:
 
 
 def _concatenates(node: Node) -> bool:
-    """Whether the call is of a layer, or of `keras.ops.concatenate`, which has no public class."""
-    return type(node.layer).__name__ == "Concatenate"
+    """Whether the call is of a layer, or of `keras.ops.concatenate`."""
+    layer = node.layer
+    return isinstance(layer, _LAYERS.Concatenate) or is_operation(layer, ("Concatenate",))
 
 
 def _joined(node: Node, places: Mapping[int, Place]) -> Place | None:
