@@ -273,37 +273,6 @@ def observe(
         yield [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
 
 
-class RunningMeans:
-    """Means of symbolic tensors over samples, streamed.
-
-    Arguments:
-        tensors: by key.
-        limit: after this many samples nothing more is taken up; `None` for no limit.
-    """
-
-    def __init__(self, tensors: Mapping[str, Any], limit: int | None = None) -> None:
-        self.tensors = dict(tensors)
-        self.limit = limit
-        self.samples = 0
-        self._sums: dict[str, Any] = dict.fromkeys(tensors, 0.0)
-        self._counts = dict.fromkeys(tensors, 0)  # an operation may change how many there are
-
-    def add(self, values: Iterable[NDArray[Any]], samples: int) -> None:
-        """Take up what a batch of so many samples made of `tensors`, in order."""
-        if self.limit is not None and self.samples >= self.limit:
-            return
-        self.samples += samples
-        for key, array in zip(self.tensors, values, strict=True):
-            self._sums[key] = self._sums[key] + array.sum(0, dtype=np.float64)
-            self._counts[key] += len(array)
-
-    def result(self) -> dict[str, NDArray[np.float64]] | None:
-        """The means, by key; `None` if nothing was seen, or batches went beyond the limit."""
-        if not self.samples or (self.limit is not None and self.samples > self.limit):
-            return None
-        return {key: total / self._counts[key] for key, total in self._sums.items()}
-
-
 def channel_magnitudes(
     model: keras.Model,
     tensors: Mapping[int, tuple[Any, int]],
@@ -336,7 +305,6 @@ def calibrate(
     through: Mapping[str, Callable[[Any], Any]] | None = None,
     histogram: bool = True,
     channels: Collection[str] = (),
-    means: RunningMeans | None = None,
 ) -> dict[str, Statistics]:
     """Statistics of symbolic `tensors` of `model`, by key, over all `batches` of inputs.
 
@@ -348,7 +316,6 @@ def calibrate(
             on the symbolic tensors instead would leave traces in the user's model.)
         histogram: whether to measure more than the range.
         channels: the keys of those tensors of which each channel (last axis) is measured, too.
-        means: takes up what the same run of the model shows of its tensors.
 
     Raises:
         ValueError: an activation is NaN or infinite; the message names its key.
@@ -358,13 +325,8 @@ def calibrate(
     found: dict[str, Statistics] = {}
     if not flat:
         return found
-    observed = [tensor for _, tensor in flat]
-    if means is not None:
-        observed += [*means.tensors.values(), model.inputs[0]]
-    for outputs in observe(model, observed, batches):
-        if means is not None:
-            means.add(outputs[len(flat) : -1], len(outputs[-1]))
-        for (key, _), values in zip(flat, outputs[: len(flat)], strict=True):
+    for outputs in observe(model, [tensor for _, tensor in flat], batches):
+        for (key, _), values in zip(flat, outputs, strict=True):
             if key in through:
                 values = keras.ops.convert_to_numpy(through[key](values))
             try:

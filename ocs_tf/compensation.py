@@ -1,10 +1,12 @@
 """Rounding that minds what layers compute: error-compensated codes, and biases put right.
 
-The quantized model is run over calibration data one layer at a time. When it comes to a layer with
-a kernel, the inputs are those that the layers before it, already quantized, produce. The codes are
-chosen for them (`numerics.rounding`), and the bias takes up the mean error of the layer's output
-against the float model (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-Correction", ICCV 2019, section 4.2; here the means are measured).
+The quantized model and the float one are run over calibration data side by side, one layer at a
+time. When they come to a layer with a kernel, its inputs are those that the layers before it,
+already quantized, produce. The codes are chosen for these inputs, so that the outputs come near
+those of the float model (`numerics.rounding`): a layer makes up for its own rounding and, as far as
+it can, for what was lost before it. The bias takes up the mean error that is left (Nagel et al.,
+"Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2;
+here the means are measured).
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf.calibration import RunningMeans, observe
 from ocs_tf.graph import composites
 from ocs_tf.graph.moments import Moments, weighted_sums
 from ocs_tf.graph.reader import Graph, KernelSite, Node
@@ -41,7 +42,7 @@ _SAMPLES = 1024
 # Rows of a kernel that make up for each other: time and memory grow with their square.
 _ROWS = 4608
 _ASSUMED_ROWS = 256
-_BYTES = 1 << 30
+_BYTES = 1 << 31  # of activations of both models
 
 
 def compensate(
@@ -52,12 +53,11 @@ def compensate(
     *,
     rounding: bool = True,
     bias_correction: bool = True,
-    means: Mapping[str, NDArray[Any]] | None = None,
     progress: Callable[[list[Node]], Iterable[Node]] = iter,
 ) -> None:
     """Choose the codes and biases of a quantized model anew.
 
-    Held in memory are those activations of all `batches` that are still to be read.
+    Held in memory are the activations of all `batches`, in both models, that are still to be read.
 
     Arguments:
         graph: the float model.
@@ -67,13 +67,12 @@ def compensate(
         rounding: choose codes by error compensation; else they stay as they are.
         bias_correction: correct biases; layers without one stay without, and those inside of
             composites stay as they are.
-        means: of `layer_inputs` of the float model over all `batches`, if known already.
         progress: wraps the calls that are gone through.
     """
-    if bias_correction and means is None:
-        means = _float_means(graph, plans, batches)
     owners = {graph.kernels[name].owner.name for name in plans}
+    of_float = _by_name(walk(graph, owners, batches))
     for layer, inputs, run in walk(Graph(model, fold_batch_norm=False), owners, batches, progress):
+        exact = of_float(layer.name)
         if layer.name not in plans:
             if rounding:
                 _compensate_parts(graph.sites[layer.name], unwrapped(layer), plans, run)
@@ -81,9 +80,12 @@ def compensate(
         site = graph.kernels[layer.name]
         kernel, bias = site.weights()
         plan = plans[layer.name]
-        quantized = rounded(site, kernel, plan, inputs) if rounding else plan.quantize(kernel)
-        if means and bias_correction and bias is not None:
-            before = mean_outputs(site, means[layer.name], kernel)
+        if rounding:
+            quantized = rounded(site, kernel, plan, inputs, exact)
+        else:
+            quantized = plan.quantize(kernel)
+        if bias_correction and bias is not None:
+            before = mean_outputs(site, mean_input(exact), kernel)
             after = mean_outputs(site, mean_input(inputs), quantized.effective_kernel())
             bias = bias + before - after
         site.adapter.store(layer, quantized, bias)
@@ -140,9 +142,9 @@ def compensate_blind(
         channels = groups * kernel.shape[-2]
         mean, variance = moments or (np.zeros(channels), np.ones(channels))
 
-        def assumed(block: slice) -> NDArray[np.float64]:
+        def assumed(block: slice) -> tuple[NDArray[np.float64], None]:
             of_block = [v.reshape(groups, -1)[:, block] for v in (mean, variance)]
-            return assumed_moments(kernel.shape[:-2], of_block[0], of_block[1])
+            return assumed_moments(kernel.shape[:-2], of_block[0], of_block[1]), None
 
         quantized = _encoded(site, kernel, plan, assumed, _ASSUMED_ROWS)
     if bias_correction and bias is not None and moments is not None:
@@ -152,26 +154,34 @@ def compensate_blind(
 
 
 def rounded(
-    site: KernelSite, kernel: NDArray[Any], plan: LayerPlan, inputs: list[NDArray[Any]]
+    site: KernelSite,
+    kernel: NDArray[Any],
+    plan: LayerPlan,
+    inputs: list[NDArray[Any]],
+    exact: list[NDArray[Any]] | None = None,
 ) -> QuantizedKernel:
-    """`kernel`, with codes chosen for `inputs` of the layer; the nearest ones, for a lookup."""
+    """`kernel`, with codes chosen for `inputs` of the layer; the nearest ones, for a lookup.
+
+    Arguments:
+        exact: what the float model has in the place of `inputs`, if that is not the same.
+    """
     if site.adapter.is_lookup:
         return plan.quantize(kernel)
-    return _encoded(site, kernel, plan, lambda block: _moments(site, inputs, block), _ROWS)
+    return _encoded(site, kernel, plan, lambda block: _moments(site, inputs, exact, block), _ROWS)
 
 
 def _encoded(
     site: KernelSite,
     kernel: NDArray[Any],
     plan: LayerPlan,
-    moments: Callable[[slice], NDArray[np.float64]],
+    moments: Callable[[slice], tuple[NDArray[np.float64], NDArray[np.float64] | None]],
     rows: int,
 ) -> QuantizedKernel:
     """`kernel`, with compensated codes.
 
     Arguments:
         moments: from a slice of the input channels of each group to the second moments
-            `[G, K, K]` of what they read.
+            `[G, K, K]` of what they read, and of that with what it lacks, if anything.
         rows: largest K; channels beyond it are rounded by themselves.
     """
     step, copies = plan.step(), plan.expansion(kernel)
@@ -189,7 +199,7 @@ def _encoded(
             step.reshape(groups, -1) if step.ndim else step,
             np.tile(low[block], taps),
             np.tile(high[block], taps),
-            moments(block),
+            *moments(block),
         )
         effective[..., block, :] = codes.swapaxes(0, 1).reshape(part.shape)
     return split_codes(effective, plan.bits, step, copies)
@@ -202,7 +212,7 @@ def sample_limit(graph: Graph) -> int:
     most = 1
     for node in graph.nodes:
         for tensor in node.outputs:
-            held[id(tensor)] = 4 * math.prod(size or 1 for size in tensor.shape[1:])
+            held[id(tensor)] = 2 * 4 * math.prod(size or 1 for size in tensor.shape[1:])
         most = max(most, sum(held.values()))
         for key in last_reads[id(node)]:
             del held[key]
@@ -222,7 +232,7 @@ def walk(
     graph: Graph,
     names: set[str],
     batches: Batches,
-    progress: Callable[[list[Node]], Iterable[Node]],
+    progress: Callable[[list[Node]], Iterable[Node]] = iter,
 ) -> Iterator[tuple[Any, list[NDArray[Any]], Callable[[], list[list[Any]]]]]:
     """Run a model call by call; yield each layer of `names` before its first call.
 
@@ -259,24 +269,19 @@ def _run(node: Node, values: Mapping[int, Sequence[Any]], batches: int) -> list[
     return outputs
 
 
-def layer_inputs(graph: Graph, names: Iterable[str]) -> dict[str, Any]:
-    """The symbolic input of each of these layers; not of kernels inside of composites."""
-    own = [name for name in names if not graph.kernels[name].part]
-    return {name: graph.calls_of(name)[0].inputs[0] for name in own}
+def _by_name(
+    walked: Iterator[tuple[Any, list[NDArray[Any]], Any]],
+) -> Callable[[str], list[NDArray[Any]]]:
+    """The inputs of a layer that is walked through, asked for by name, in about the same order."""
+    passed: dict[str, list[NDArray[Any]]] = {}
 
+    def inputs_of(name: str) -> list[NDArray[Any]]:
+        while name not in passed:
+            layer, inputs, _ = next(walked)
+            passed[layer.name] = inputs
+        return passed.pop(name)
 
-def _float_means(
-    graph: Graph, names: Iterable[str], batches: Batches
-) -> dict[str, NDArray[np.float64]]:
-    """The mean of each layer's input over all samples, in the float model."""
-    means = RunningMeans(layer_inputs(graph, names))
-    if not means.tensors:
-        return {}
-    for batch, values in zip(
-        batches, observe(graph.model, list(means.tensors.values()), batches), strict=True
-    ):
-        means.add(values, len(batch[0]))
-    return means.result() or {}
+    return inputs_of
 
 
 def mean_input(inputs: list[NDArray[Any]]) -> NDArray[np.float64]:
@@ -295,12 +300,19 @@ def mean_outputs(
 
 
 def _moments(
-    site: KernelSite, inputs: list[NDArray[Any]], block: slice = slice(None)
-) -> NDArray[np.float64]:
-    """Second moments of a layer's inputs `[G, K, K]`, over output positions of all samples.
+    site: KernelSite,
+    inputs: list[NDArray[Any]],
+    exact: list[NDArray[Any]] | None = None,
+    block: slice = slice(None),
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Second moments of a layer's inputs over output positions of all samples.
 
     Arguments:
+        exact: what `inputs` should be.
         block: the input channels of each group to look at.
+
+    Returns:
+        `[G, K, K]`, those of `inputs`; and those with what they lack, if `exact` is given.
     """
     samples = sum(map(len, inputs))
     positions = site.adapter.positions(site.layer, inputs[0].shape)
@@ -311,22 +323,45 @@ def _moments(
         share = samples * math.prod(positions) / wanted
         every = max(1, math.ceil(share ** (1 / len(positions))))
     rng = np.random.default_rng(0)
-    groups = site.adapter.groups(site.layer)
-    rows = math.prod(taps) * len(range(channels)[block])
-    products = np.zeros((groups, rows, rows))
-    of_batch = np.empty(products.shape, np.float32)
-    sums = np.zeros((groups, rows))
-    count = 0
-    for batch in inputs:
-        start = [int(rng.integers(min(every, size))) for size in positions]
+
+    def read(batch: NDArray[Any], start: list[int]) -> NDArray[np.float32]:
         patches = site.adapter.patches(site.layer, batch, every, start)
         by_channel = patches.reshape(*patches.shape[:2], -1, channels)[..., block]
         patches = by_channel.reshape(*patches.shape[:2], -1).astype(np.float32)
-        patches = np.ascontiguousarray(patches.swapaxes(0, 1))
-        products += np.matmul(patches.swapaxes(1, 2), patches, out=of_batch)
-        sums += patches.sum(1, dtype=np.float64)
-        count += patches.shape[1]
-    return shrunk_moments(products / count, sums / count, count)
+        return np.ascontiguousarray(patches.swapaxes(0, 1))
+
+    own, lacking = _Products(), _Products()
+    for index, batch in enumerate(inputs):
+        start = [int(rng.integers(min(every, size))) for size in positions]
+        seen = read(batch, start)
+        own.add(seen, seen)
+        if exact is not None:
+            lacking.add(seen, read(exact[index], start) - seen)
+    return own.shrunk(), None if exact is None else lacking.shrunk()
+
+
+class _Products:
+    """Means of products of two sets of inputs, `[G, N, K]` each, summed up batch by batch."""
+
+    def __init__(self) -> None:
+        self._products: Any = 0.0
+        self._sums: list[Any] = [0.0, 0.0]
+        self._count = 0
+        self._of_batch: NDArray[np.float32] | None = None
+
+    def add(self, *inputs: NDArray[np.float32]) -> None:
+        first, second = inputs
+        self._of_batch = np.matmul(first.swapaxes(1, 2), second, out=self._of_batch)
+        self._products = np.add(self._products, self._of_batch, dtype=np.float64)
+        self._sums = [
+            total + values.sum(1, dtype=np.float64)
+            for total, values in zip(self._sums, inputs, strict=True)
+        ]
+        self._count += first.shape[1]
+
+    def shrunk(self) -> NDArray[np.float64]:
+        first, second = (total / self._count for total in self._sums)
+        return shrunk_moments(self._products / self._count, first, second, self._count)
 
 
 def _grouped(kernel: NDArray[Any], groups: int) -> NDArray[Any]:

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from ocs_tf import data
 from ocs_tf.activation_planning import activation_grids
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
-from ocs_tf.calibration import RunningMeans, calibrate, channel_magnitudes
-from ocs_tf.compensation import compensate, compensate_blind, layer_inputs, sample_limit
+from ocs_tf.calibration import calibrate, channel_magnitudes
+from ocs_tf.compensation import compensate, compensate_blind, sample_limit
 from ocs_tf.config import Config, Override
 from ocs_tf.graph.activations import all_sites, input_sites
 from ocs_tf.graph.chains import chains
@@ -36,8 +36,7 @@ from ocs_tf.planning import (
 
 _TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
 _MAGNITUDE_SAMPLES = 256
-
-Means = dict[str, NDArray[np.float64]]  # of what layers read in the float model, by name
+_BATCHES = 8  # of as many samples as memory allows: calls of small ones cost more than what they do
 
 
 def convert(
@@ -68,11 +67,16 @@ def convert(
         ValueError: the model, an option or the data is not usable; see `Config`, `plan`, `apply`.
     """
     config = _config(config, options)
-    plan_, means = _plan(model, config, representative_dataset, verbose)
+    plan_ = plan(model, config, representative_dataset=representative_dataset, verbose=verbose)
     if plan_.equalization:
         gc.collect()  # Keras models are circular; the copy that was planned on must not stay
-    samples = config.calibration_samples
-    return _apply(model, plan_, representative_dataset, samples, verbose, means)
+    return apply(
+        model,
+        plan_,
+        representative_dataset=representative_dataset,
+        calibration_samples=config.calibration_samples,
+        verbose=verbose,
+    )
 
 
 def plan(
@@ -91,14 +95,7 @@ def plan(
             an option needs data, and there are none; the data do not fit the model; a kernel
             or an activation holds NaN or infinity.
     """
-    return _plan(model, _config(config, options), representative_dataset, verbose)[0]
-
-
-def _plan(
-    model: keras.Model, config: Config, representative_dataset: data.Dataset, verbose: bool
-) -> tuple[Plan, Means | None]:
-    """A plan, and what was seen on the way of what `compensate` is going to need."""
-    config = config.resolve(with_data=representative_dataset is not None)
+    config = _config(config, options).resolve(with_data=representative_dataset is not None)
     bits = config.activation_bits
     assert bits != "auto"
     graph = Graph(model, config.fold_batch_norm)
@@ -118,7 +115,7 @@ def _plan(
         equalization={name: values.tolist() for name, values in scales.items()},
     )
     if bits is None:
-        return result, None
+        return result
     tables = _table_grids(graph, result, bits)
     if config.activation_scope == "all":
         sites = all_sites(graph, set(result.layers), tables)
@@ -137,22 +134,11 @@ def _plan(
         result = dataclasses.replace(result, unsplit_activations=unsplit)
     bar = tqdm(progress(), "Calibrating", unit="batch", delay=PROGRESS_DELAY, disable=not verbose)
     histogram = config.activation_clip != "none"
-    means = None
-    if result.bias_correction is True:
-        limit = _sample_limit(graph, config.calibration_samples)
-        means = RunningMeans(layer_inputs(graph, result.layers), limit)
     statistics = calibrate(
-        graph.model,
-        observed,
-        bar,
-        through=through,
-        histogram=histogram,
-        channels=split,
-        means=means,
+        graph.model, observed, bar, through=through, histogram=histogram, channels=split
     )
     grids = activation_grids(sites, statistics, config, bits, split, tables)
-    result = dataclasses.replace(result, activations=grids)
-    return result, None if means is None else means.result()
+    return dataclasses.replace(result, activations=grids)
 
 
 def apply(
@@ -175,17 +161,6 @@ def apply(
             it splits activations of which nobody could read or make copies; it needs data and
             there are none, or they do not fit the model.
     """
-    return _apply(model, plan, representative_dataset, calibration_samples, verbose)
-
-
-def _apply(
-    model: keras.Model,
-    plan: Plan,
-    representative_dataset: data.Dataset,
-    calibration_samples: int | None,
-    verbose: bool,
-    means: Means | None = None,
-) -> keras.Model:
     if not isinstance(plan, Plan):
         raise ValueError(f"`plan` must be an ocs_tf.Plan, but is a {type(plan).__name__}.")
     graph = Graph(model, plan.fold_batch_norm)
@@ -221,7 +196,6 @@ def _apply(
             batches,
             rounding=plan.rounding == "error_compensated",
             bias_correction=plan.bias_correction is True,
-            means=means,
             progress=lambda calls: tqdm(
                 calls, "Compensating", delay=PROGRESS_DELAY, disable=not verbose
             ),
@@ -270,7 +244,8 @@ def _layer_options(
     if config.allocates:
         samples: list[list[Any]] = []
         if config.allocation == "measured":
-            limit = min(_sample_limit(graph, config.calibration_samples), MEASURED_SAMPLES)
+            limit = min(sample_limit(graph), MEASURED_SAMPLES)
+            limit = min(limit, config.calibration_samples or limit)
             samples = list(data.batches(dataset, graph.model, limit=limit))
         options = allocate_bits(graph, options, config, samples, verbose)
     if config.split_budget == "network":
@@ -289,13 +264,10 @@ def _batches(
             f"the plan has rounding={plan.rounding!r} and bias_correction={plan.bias_correction},"
             " which need `representative_dataset`; give it to `apply`, too."
         )
-    return list(data.batches(dataset, graph.model, limit=_sample_limit(graph, samples)))
-
-
-def _sample_limit(graph: Graph, samples: int | None) -> int:
-    """How many samples `compensate` is given, of those that the user allows."""
     limit = sample_limit(graph)
-    return min(limit, samples or limit)
+    batch_size = max(data.BATCH_SIZE, limit // _BATCHES)
+    limit = min(limit, samples or limit)
+    return list(data.batches(dataset, graph.model, batch_size=batch_size, limit=limit))
 
 
 def _check_fits(plan: Plan, graph: Graph) -> None:

@@ -15,7 +15,6 @@ from keras import layers
 from ocs_tf.calibration import (
     HALF_BINS,
     ChannelStatistics,
-    RunningMeans,
     Statistics,
     calibrate,
     channel_magnitudes,
@@ -171,37 +170,6 @@ def test_calibrate_measures_each_tensor(model: keras.Model, rng: np.random.Gener
     assert found["a"].minimum == 0
     assert found["b"].counts is not None
     assert found["b"].counts.sum() == 64 * 3
-
-
-@pytest.mark.parametrize(
-    ("limit", "samples"),
-    [(None, 64), (64, 64), (100, 64), (32, 32), (20, None)],
-    ids=["all", "as many", "fewer", "half", "between batches"],
-)
-def test_means_of_the_first_samples(
-    limit: int | None, samples: int | None, model: keras.Model, rng: np.random.Generator
-) -> None:
-    x = rng.normal(size=(64, 6)).astype(np.float32)
-    hidden = model.get_layer("a").output
-    means = RunningMeans({"in": model.inputs[0], "a": hidden}, limit)
-    batches = ([part] for part in np.split(x, 4))
-    found = calibrate(model, tensors(model), batches, means=means)
-    assert list(found) == ["in", "a", "b"]
-    if samples is None:
-        assert means.result() is None
-        return
-    values = keras.Model(model.inputs, hidden).predict_on_batch(x[:samples])
-    want = {"in": x[:samples].mean(0), "a": values.mean(0)}
-    got = means.result()
-    assert got is not None
-    for key, mean in want.items():
-        np.testing.assert_allclose(got[key], mean, rtol=1e-5, atol=1e-6)
-
-
-def test_means_where_nothing_is_calibrated(model: keras.Model) -> None:
-    means = RunningMeans({"in": model.inputs[0]})
-    assert calibrate(model, {}, [], means=means) == {}
-    assert means.result() is None
 
 
 def test_calibrate_in_two_halves(model: keras.Model, rng: np.random.Generator) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from ocs_tf.numerics import grid
 from ocs_tf.numerics.splitting import Copies
@@ -59,33 +59,44 @@ def compensated_codes(
     low: NDArray[np.int32],
     high: NDArray[np.int32],
     hessian: NDArray[np.floating],
+    lacking: NDArray[np.floating] | None = None,
     damping: float = DAMPING,
 ) -> NDArray[np.int32]:
     """Codes of a kernel, of little error in the layer's output.
 
     Rows are rounded in the order of their inputs' energy, largest first ("act order").
 
+    Inputs that differ from those of the float network, `X` from `X + D`, are made up for: it is
+    the kernel of least squared error against `(X + D) W`, `W + H^-1 X^T D W`, that is rounded. (Li
+    et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", ICML 2025,
+    match these outputs row by row instead.)
+
     Arguments:
         kernel: finite `[G, K, F]`: groups of output channels, each with K inputs of its own.
         step: positive, broadcasts against `[G, F]`.
         low, high: `[K]`, the smallest and largest code of each input.
         hessian: `[G, K, K]`, symmetric: the sums of products of inputs over calibration data.
+        lacking: `[G, K, K]`, the sums of products of inputs with what they lack, `X^T D`; `None` if
+            they are those of the float network.
         damping: share of the mean of the diagonal that is added to it; above 0.
 
     Returns:
         int32 `[G, K, F]`, each within `low .. high`.
 
     Raises:
-        ValueError: shapes do not match, or `hessian` is not finite.
+        ValueError: shapes do not match, or `hessian` or `lacking` is not finite.
     """
     groups, rows, columns = kernel.shape
-    if hessian.shape != (groups, rows, rows):
-        raise ValueError(
-            f"`hessian` has shape {hessian.shape}; a kernel of {kernel.shape} needs"
-            f" {(groups, rows, rows)}."
-        )
-    if not np.isfinite(hessian).all():
-        raise ValueError("`hessian` must be finite, but holds NaN or infinity.")
+    for name, moments in {"hessian": hessian, "lacking": lacking}.items():
+        if moments is None:
+            continue
+        if moments.shape != (groups, rows, rows):
+            raise ValueError(
+                f"`{name}` has shape {moments.shape}; a kernel of {kernel.shape} needs"
+                f" {(groups, rows, rows)}."
+            )
+        if not np.isfinite(moments).all():
+            raise ValueError(f"`{name}` must be finite, but holds NaN or infinity.")
     step = np.broadcast_to(np.asarray(step, np.float64), (groups, columns))
     codes = np.empty(kernel.shape, np.int32)
     for g in range(groups):
@@ -95,35 +106,38 @@ def compensated_codes(
         # Inputs that are always zero: any code is as good; with 1 they are rounded to the nearest.
         damped[np.diag_indices(rows)] += damping * mean if mean > 0 else 1.0
         order = np.argsort(-energy, kind="stable")
-        codes[g][order] = _round_rows(
-            np.asarray(kernel[g], np.float64)[order] / step[g],
-            low[order],
-            high[order],
-            damped[np.ix_(order, order)],
-        )
+        ordered = np.ix_(order, order)
+        damped = damped[ordered]
+        weights = np.asarray(kernel[g], np.float64)[order] / step[g]
+        if lacking is not None:
+            weights += cho_solve(cho_factor(damped), lacking[g][ordered] @ weights)
+        codes[g][order] = _round_rows(weights, low[order], high[order], damped)
     return codes
 
 
 def shrunk_moments(
-    moments: NDArray[np.float64], mean: NDArray[np.float64], samples: int
+    moments: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    other_mean: NDArray[np.float64],
+    samples: int,
 ) -> NDArray[np.float64]:
-    """Second moments of inputs as more samples would show them.
+    """Second moments as more samples would show them: of inputs, or of those with others.
 
     Few samples show correlations that are not there. The share `K / (K + samples)` of the
-    covariances between inputs is taken away; means and variances stay. (Shrinkage, as of Ledoit &
-    Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004, with a
-    simpler share.)
+    covariances of different inputs is taken away; means and variances stay. (Shrinkage, as of
+    Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004,
+    with a simpler share.)
 
     Arguments:
-        moments: `[G, K, K]`, the mean of `x x^T`.
-        mean: `[G, K]`, the mean of `x`.
+        moments: `[G, K, K]`, the mean of `x y^T`.
+        mean, other_mean: `[G, K]`, the means of `x` and `y`.
         samples: that the means were taken over, >= 1.
 
     Returns:
         float64 `[G, K, K]`.
     """
     share = mean.shape[-1] / (mean.shape[-1] + samples)
-    shrunk = (1 - share) * moments + share * mean[:, :, None] * mean[:, None, :]
+    shrunk = (1 - share) * moments + share * mean[:, :, None] * other_mean[:, None, :]
     diagonal = np.arange(mean.shape[-1])
     shrunk[:, diagonal, diagonal] = moments[:, diagonal, diagonal]
     return shrunk

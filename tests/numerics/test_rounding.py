@@ -98,6 +98,39 @@ def test_inputs_that_have_nothing_in_common_are_rounded_to_the_nearest(
     np.testing.assert_array_equal(codes, np.clip(np.rint(kernel), -3, 4))
 
 
+@given(rng=seeds, rows=st.integers(1, 9), columns=st.integers(1, 5), groups=st.integers(1, 3))
+def test_outputs_are_those_of_the_inputs_that_should_be(
+    rng: np.random.Generator, rows: int, columns: int, groups: int
+) -> None:
+    """On a very fine grid nothing is lost by rounding: the kernel is that of ridge regression."""
+    kernel = rng.normal(size=(groups, rows, columns))
+    x = rng.normal(size=(groups, 30, rows)) @ rng.normal(size=(groups, rows, rows))
+    lacking = rng.normal(0, 0.3, x.shape)
+    of_both = x.swapaxes(1, 2) @ lacking
+    codes = compensated_codes(
+        kernel, np.float64(1e-6), *[10**4 * b for b in wide(rows)], x.swapaxes(1, 2) @ x, of_both
+    )
+    for g in range(groups):
+        ridge = np.sqrt(DAMPING * np.square(x[g]).sum() / rows) * np.eye(rows)
+        wanted = np.concatenate([(x[g] + lacking[g]) @ kernel[g], ridge @ kernel[g]])
+        best = np.linalg.lstsq(np.concatenate([x[g], ridge]), wanted)[0]
+        np.testing.assert_allclose(codes[g] * 1e-6, best, rtol=1e-4, atol=1e-5)
+
+
+def test_what_inputs_lack_is_made_up_for_on_coarse_grids(rng: np.random.Generator) -> None:
+    kernel, x = rng.normal(size=(1, 20, 8)), rng.normal(size=(400, 20))
+    exact = 1.2 * x + 0.3 * np.roll(x, 1, axis=1)
+    moments, lacking = (x.T @ x)[None], (x.T @ (exact - x))[None]
+    errors = [
+        np.square(exact @ kernel[0] - x @ (0.4 * codes[0])).sum()
+        for codes in (
+            compensated_codes(kernel, np.float64(0.4), *wide(20), moments, given)
+            for given in (None, lacking)
+        )
+    ]
+    assert errors[1] < 0.3 * errors[0]
+
+
 @pytest.mark.parametrize("dead", ["all", "one", "copies of another"])
 def test_singular_hessians(dead: str, rng: np.random.Generator) -> None:
     kernel, x = rng.normal(size=(1, 5, 4)), rng.normal(size=(20, 5))
@@ -129,6 +162,11 @@ def test_errors() -> None:
         compensated_codes(kernel, np.float64(1), *wide(3), np.ones((1, 2, 2)))
     with pytest.raises(ValueError, match="`hessian` must be finite"):
         compensated_codes(kernel, np.float64(1), *wide(3), np.full((1, 3, 3), np.nan))
+    with pytest.raises(ValueError, match=r"`lacking` has shape \(1, 3, 2\).*needs \(1, 3, 3\)"):
+        compensated_codes(kernel, np.float64(1), *wide(3), np.eye(3)[None], np.ones((1, 3, 2)))
+    lacking = np.full((1, 3, 3), np.inf)
+    with pytest.raises(ValueError, match="`lacking` must be finite"):
+        compensated_codes(kernel, np.float64(1), *wide(3), np.eye(3)[None], lacking)
 
 
 @given(rng=seeds, bits=st.integers(2, 8), count=st.integers(0, 12), full_range=st.booleans())
@@ -158,9 +196,21 @@ def test_shrinkage_leaves_means_and_variances(
 ) -> None:
     x = rng.normal(1, 2, (samples, inputs)) @ rng.normal(size=(inputs, inputs))
     mean = x.mean(0)
-    shrunk = shrunk_moments((x.T @ x / samples)[None], mean[None], samples)[0]
+    shrunk = shrunk_moments((x.T @ x / samples)[None], mean[None], mean[None], samples)[0]
     covariance = np.cov(x.T, bias=True).reshape(inputs, inputs)
     kept = np.where(np.eye(inputs) > 0, 1, samples / (inputs + samples))
     want = covariance * kept + np.outer(mean, mean)
     np.testing.assert_allclose(shrunk, want, rtol=1e-9, atol=1e-9)
     assert np.linalg.eigvalsh(shrunk).min() > -1e-9 * np.trace(shrunk)
+
+
+@given(rng=seeds, inputs=st.integers(1, 6), samples=st.integers(1, 100))
+def test_so_it_does_with_two_sets_of_inputs(
+    rng: np.random.Generator, inputs: int, samples: int
+) -> None:
+    x, y = rng.normal(1, 2, (2, samples, inputs))
+    means = x.mean(0), y.mean(0)
+    shrunk = shrunk_moments((x.T @ y / samples)[None], means[0][None], means[1][None], samples)[0]
+    covariance = np.cov(x.T, y.T, bias=True)[:inputs, inputs:]
+    kept = np.where(np.eye(inputs) > 0, 1, samples / (inputs + samples))
+    np.testing.assert_allclose(shrunk, covariance * kept + np.outer(*means), rtol=1e-9, atol=1e-9)
