@@ -154,7 +154,7 @@ def apply(
     Arguments:
         representative_dataset: as for `convert`; only needed if `plan.needs_data`.
         calibration_samples: use at most this many samples of it. 1,024 are enough in any case, and
-            fewer are used if their activations would take more than a GiB.
+            fewer are used if their activations would take more than two GiB.
 
     Raises:
         ValueError: the plan names a layer that the model does not have, or does not fit a kernel;
