@@ -330,9 +330,10 @@ def _moments(
         patches = by_channel.reshape(*patches.shape[:2], -1).astype(np.float32)
         return np.ascontiguousarray(patches.swapaxes(0, 1))
 
-    own, lacking = _Products(), _Products()
+    size = site.adapter.groups(site.layer), math.prod(taps) * len(range(channels)[block])
+    own, lacking = _Products(*size), _Products(*size)
     for index, batch in enumerate(inputs):
-        start = [int(rng.integers(min(every, size))) for size in positions]
+        start = [int(rng.integers(min(every, length))) for length in positions]
         seen = read(batch, start)
         own.add(seen, seen)
         if exact is not None:
@@ -343,24 +344,19 @@ def _moments(
 class _Products:
     """Means of products of two sets of inputs, `[G, N, K]` each, summed up batch by batch."""
 
-    def __init__(self) -> None:
-        self._products: Any = 0.0
-        self._sums: list[Any] = [0.0, 0.0]
+    def __init__(self, groups: int, rows: int) -> None:
+        self._products = np.zeros((groups, rows, rows))
+        self._of_batch = np.empty(self._products.shape, np.float32)
+        self._sums = np.zeros((2, groups, rows))
         self._count = 0
-        self._of_batch: NDArray[np.float32] | None = None
 
-    def add(self, *inputs: NDArray[np.float32]) -> None:
-        first, second = inputs
-        self._of_batch = np.matmul(first.swapaxes(1, 2), second, out=self._of_batch)
-        self._products = np.add(self._products, self._of_batch, dtype=np.float64)
-        self._sums = [
-            total + values.sum(1, dtype=np.float64)
-            for total, values in zip(self._sums, inputs, strict=True)
-        ]
+    def add(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> None:
+        self._products += np.matmul(first.swapaxes(1, 2), second, out=self._of_batch)
+        self._sums += [values.sum(1, dtype=np.float64) for values in (first, second)]
         self._count += first.shape[1]
 
     def shrunk(self) -> NDArray[np.float64]:
-        first, second = (total / self._count for total in self._sums)
+        first, second = self._sums / self._count
         return shrunk_moments(self._products / self._count, first, second, self._count)
 
 

@@ -166,9 +166,10 @@ class Config:
         split_budget: `"layer"`: `expand_ratio` holds for each; `"network"`: as many codes are added
             in all, where they lower the kernels' noise to signal ratios most. A layer may get none.
         weight_clip: one of `numerics.WEIGHT_CLIPS`.
-        rounding: `"nearest"`, or `"error_compensated"`: what is lost by rounding one weight is made
-            up for by others, for the inputs that the layer sees on calibration data; or
-            `"error_balanced"`: the same without data, for inputs as batch norms describe them.
+        rounding: `"nearest"`, or `"error_compensated"`: what is lost by rounding one weight, or in
+            the layers before, is made up for by others, for the inputs that the layer sees on
+            calibration data; or `"error_balanced"`: what is lost by rounding is, without data, for
+            inputs as batch norms describe them.
             `"auto"` is compensated where data are given, else balanced (or nearest, without
             `quantization_aware`).
         bias_correction: add to biases the mean difference to the float model's outputs: `True`, as
