@@ -29,6 +29,7 @@ from ocs_tf.numerics.rounding import (
     assumed_moments,
     code_ranges,
     compensated_codes,
+    shrunk_losses,
     shrunk_moments,
 )
 from ocs_tf.planning import LayerPlan
@@ -167,7 +168,9 @@ def rounded(
     """
     if site.adapter.is_lookup:
         return plan.quantize(kernel)
-    return _encoded(site, kernel, plan, lambda block: _moments(site, inputs, exact, block), _ROWS)
+    return _encoded(
+        site, kernel, plan, lambda block: _moments(site, kernel, inputs, exact, block), _ROWS
+    )
 
 
 def _encoded(
@@ -180,8 +183,8 @@ def _encoded(
     """`kernel`, with compensated codes.
 
     Arguments:
-        moments: from a slice of the input channels of each group to the second moments
-            `[G, K, K]` of what they read, and of that with what it lacks, if anything.
+        moments: from a slice of the input channels of each group to the means of products, of
+            what they read `[G, K, K]`, and of that with what outputs lose `[G, K, F]`, if anything.
         rows: largest K; channels beyond it are rounded by themselves.
     """
     step, copies = plan.step(), plan.expansion(kernel)
@@ -301,18 +304,20 @@ def mean_outputs(
 
 def _moments(
     site: KernelSite,
+    kernel: NDArray[Any],
     inputs: list[NDArray[Any]],
     exact: list[NDArray[Any]] | None = None,
     block: slice = slice(None),
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Second moments of a layer's inputs over output positions of all samples.
+    """Means of products over output positions of all samples.
 
     Arguments:
         exact: what `inputs` should be.
         block: the input channels of each group to look at.
 
     Returns:
-        `[G, K, K]`, those of `inputs`; and those with what they lack, if `exact` is given.
+        `[G, K, K]`, of inputs with each other; `[G, K, F]`, of inputs with what outputs lose by
+        what the inputs lack, if `exact` is given.
     """
     samples = sum(map(len, inputs))
     positions = site.adapter.positions(site.layer, inputs[0].shape)
@@ -330,34 +335,28 @@ def _moments(
         patches = by_channel.reshape(*patches.shape[:2], -1).astype(np.float32)
         return np.ascontiguousarray(patches.swapaxes(0, 1))
 
-    size = site.adapter.groups(site.layer), math.prod(taps) * len(range(channels)[block])
-    own, lacking = _Products(*size), _Products(*size)
+    weights = _grouped(kernel[..., block, :], site.adapter.groups(site.layer))
+    groups, rows, _ = weights.shape
+    products, lost = np.zeros((groups, rows, rows)), np.zeros(weights.shape)
+    of_batch = np.empty(products.shape, np.float32)
+    sums, lacking, own = np.zeros((3, groups, rows))
+    count = 0
     for index, batch in enumerate(inputs):
-        start = [int(rng.integers(min(every, length))) for length in positions]
+        start = [int(rng.integers(min(every, size))) for size in positions]
         seen = read(batch, start)
-        own.add(seen, seen)
+        products += np.matmul(seen.swapaxes(1, 2), seen, out=of_batch)
+        sums += seen.sum(1, dtype=np.float64)
+        count += seen.shape[1]
         if exact is not None:
-            lacking.add(seen, read(exact[index], start) - seen)
-    return own.shrunk(), None if exact is None else lacking.shrunk()
-
-
-class _Products:
-    """Means of products of two sets of inputs, `[G, N, K]` each, summed up batch by batch."""
-
-    def __init__(self, groups: int, rows: int) -> None:
-        self._products = np.zeros((groups, rows, rows))
-        self._of_batch = np.empty(self._products.shape, np.float32)
-        self._sums = np.zeros((2, groups, rows))
-        self._count = 0
-
-    def add(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> None:
-        self._products += np.matmul(first.swapaxes(1, 2), second, out=self._of_batch)
-        self._sums += [values.sum(1, dtype=np.float64) for values in (first, second)]
-        self._count += first.shape[1]
-
-    def shrunk(self) -> NDArray[np.float64]:
-        first, second = self._sums / self._count
-        return shrunk_moments(self._products / self._count, first, second, self._count)
+            missing = read(exact[index], start) - seen
+            lost += np.matmul(seen.swapaxes(1, 2), np.matmul(missing, weights))
+            lacking += missing.sum(1, dtype=np.float64)
+            own += (seen * missing).sum(1, dtype=np.float64)
+    mean = sums / count
+    moments = shrunk_moments(products / count, mean, count)
+    if exact is None:
+        return moments, None
+    return moments, shrunk_losses(lost / count, weights, mean, lacking / count, own / count, count)
 
 
 def _grouped(kernel: NDArray[Any], groups: int) -> NDArray[Any]:

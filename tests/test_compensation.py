@@ -319,25 +319,26 @@ def test_only_some_positions_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> N
     x = [correlated(model, 40), correlated(model, 24)]
     counts = []
 
-    def unchanged(moments: Any, mean: Any, _: Any, samples: int) -> Any:
+    def unchanged(moments: Any, mean: Any, samples: int) -> Any:
         counts.append(samples)
         return np.concatenate([moments, mean[..., None]], -1)
 
     monkeypatch.setattr(compensation, "shrunk_moments", unchanged)
-    everything, nothing = compensation._moments(site, x)
+    kernel = site.weights()[0]
+    everything, nothing = compensation._moments(site, kernel, x)
     assert nothing is None
     patches = np.concatenate([site.adapter.patches(site.layer, batch)[:, 0] for batch in x])
     moments = np.column_stack([patches.T @ patches / len(patches), patches.mean(0)])
     np.testing.assert_allclose(everything[0], moments, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(compensation, "_POSITIONS", 300)
-    some, lacking = compensation._moments(site, x, [batch + 1 for batch in x])
+    some, lost = compensation._moments(site, kernel, x, [batch + 1 for batch in x])
     # Of 6 x 7 positions, 2 or 3 along each axis: every third.
     assert counts[0] == 64 * 6 * 7
     assert 64 * 2 * 2 <= counts[1] <= 64 * 2 * 3
-    # The same positions of what should be there: products with 1 are the means of what is.
-    assert lacking is not None
-    means = np.broadcast_to(some[0, :, -1:], lacking[0, :, :-1].shape)
-    np.testing.assert_allclose(lacking[0, :, :-1], means, rtol=1e-4, atol=1e-4)
+    # The same positions of what should be there: what inputs lack is 1 everywhere.
+    assert lost is not None
+    want = np.outer(some[0, :, -1], kernel.sum((0, 1, 2)))
+    np.testing.assert_allclose(lost[0], want, rtol=1e-4, atol=1e-4)
 
 
 def test_samples_are_limited_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:

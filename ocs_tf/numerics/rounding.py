@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import solve_triangular
 
 from ocs_tf.numerics import grid
 from ocs_tf.numerics.splitting import Copies
@@ -59,7 +59,7 @@ def compensated_codes(
     low: NDArray[np.int32],
     high: NDArray[np.int32],
     hessian: NDArray[np.floating],
-    lacking: NDArray[np.floating] | None = None,
+    lost: NDArray[np.floating] | None = None,
     damping: float = DAMPING,
 ) -> NDArray[np.int32]:
     """Codes of a kernel, of little error in the layer's output.
@@ -76,26 +76,26 @@ def compensated_codes(
         step: positive, broadcasts against `[G, F]`.
         low, high: `[K]`, the smallest and largest code of each input.
         hessian: `[G, K, K]`, symmetric: the sums of products of inputs over calibration data.
-        lacking: `[G, K, K]`, the sums of products of inputs with what they lack, `X^T D`; `None` if
-            they are those of the float network.
+        lost: `[G, K, F]`, the sums of products of inputs with what outputs lose by their errors,
+            `X^T D W`; `None` if inputs are those of the float network.
         damping: share of the mean of the diagonal that is added to it; above 0.
 
     Returns:
         int32 `[G, K, F]`, each within `low .. high`.
 
     Raises:
-        ValueError: shapes do not match, or `hessian` or `lacking` is not finite.
+        ValueError: shapes do not match, or `hessian` or `lost` is not finite.
     """
     groups, rows, columns = kernel.shape
-    for name, moments in {"hessian": hessian, "lacking": lacking}.items():
-        if moments is None:
+    shapes = {"hessian": (groups, rows, rows), "lost": kernel.shape}
+    for name, sums in {"hessian": hessian, "lost": lost}.items():
+        if sums is None:
             continue
-        if moments.shape != (groups, rows, rows):
+        if sums.shape != shapes[name]:
             raise ValueError(
-                f"`{name}` has shape {moments.shape}; a kernel of {kernel.shape} needs"
-                f" {(groups, rows, rows)}."
+                f"`{name}` has shape {sums.shape}; a kernel of {kernel.shape} needs {shapes[name]}."
             )
-        if not np.isfinite(moments).all():
+        if not np.isfinite(sums).all():
             raise ValueError(f"`{name}` must be finite, but holds NaN or infinity.")
     step = np.broadcast_to(np.asarray(step, np.float64), (groups, columns))
     codes = np.empty(kernel.shape, np.int32)
@@ -106,41 +106,67 @@ def compensated_codes(
         # Inputs that are always zero: any code is as good; with 1 they are rounded to the nearest.
         damped[np.diag_indices(rows)] += damping * mean if mean > 0 else 1.0
         order = np.argsort(-energy, kind="stable")
-        ordered = np.ix_(order, order)
-        damped = damped[ordered]
-        weights = np.asarray(kernel[g], np.float64)[order] / step[g]
-        if lacking is not None:
-            weights += cho_solve(cho_factor(damped), lacking[g][ordered] @ weights)
-        codes[g][order] = _round_rows(weights, low[order], high[order], damped)
+        codes[g][order] = _round_rows(
+            np.asarray(kernel[g], np.float64)[order] / step[g],
+            low[order],
+            high[order],
+            damped[np.ix_(order, order)],
+            None if lost is None else lost[g][order] / step[g],
+        )
     return codes
 
 
 def shrunk_moments(
-    moments: NDArray[np.float64],
-    mean: NDArray[np.float64],
-    other_mean: NDArray[np.float64],
-    samples: int,
+    moments: NDArray[np.float64], mean: NDArray[np.float64], samples: int
 ) -> NDArray[np.float64]:
-    """Second moments as more samples would show them: of inputs, or of those with others.
+    """Second moments of inputs as more samples would show them.
 
     Few samples show correlations that are not there. The share `K / (K + samples)` of the
-    covariances of different inputs is taken away; means and variances stay. (Shrinkage, as of
-    Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004,
-    with a simpler share.)
+    covariances between inputs is taken away; means and variances stay. (Shrinkage, as of Ledoit &
+    Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004, with a
+    simpler share.)
 
     Arguments:
-        moments: `[G, K, K]`, the mean of `x y^T`.
-        mean, other_mean: `[G, K]`, the means of `x` and `y`.
+        moments: `[G, K, K]`, the mean of `x x^T`.
+        mean: `[G, K]`, the mean of `x`.
         samples: that the means were taken over, >= 1.
 
     Returns:
         float64 `[G, K, K]`.
     """
     share = mean.shape[-1] / (mean.shape[-1] + samples)
-    shrunk = (1 - share) * moments + share * mean[:, :, None] * other_mean[:, None, :]
+    shrunk = (1 - share) * moments + share * mean[:, :, None] * mean[:, None, :]
     diagonal = np.arange(mean.shape[-1])
     shrunk[:, diagonal, diagonal] = moments[:, diagonal, diagonal]
     return shrunk
+
+
+def shrunk_losses(
+    products: NDArray[np.float64],
+    kernel: NDArray[np.floating],
+    mean: NDArray[np.float64],
+    lacking: NDArray[np.float64],
+    own: NDArray[np.float64],
+    samples: int,
+) -> NDArray[np.float64]:
+    """Products of inputs with what outputs lose, as more samples would show them.
+
+    Of the covariances of an input with what other inputs lack, the same share is taken away.
+
+    Arguments:
+        products: `[G, K, F]`, the mean of `x d^T W`, where inputs `x` lack `d`.
+        kernel: `[G, K, F]`, W.
+        mean, lacking: `[G, K]`, the means of `x` and `d`.
+        own: `[G, K]`, the mean of `x d`, of each input by itself.
+        samples: that the means were taken over, >= 1.
+
+    Returns:
+        float64 `[G, K, F]`.
+    """
+    share = mean.shape[-1] / (mean.shape[-1] + samples)
+    of_means = mean[:, :, None] * np.matmul(lacking[:, None], kernel)
+    of_own = (own - mean * lacking)[:, :, None] * kernel
+    return (1 - share) * products + share * (of_means + of_own)
 
 
 def assumed_moments(
@@ -176,12 +202,15 @@ def _round_rows(
     low: NDArray[np.int32],
     high: NDArray[np.int32],
     hessian: NDArray[np.float64],
+    lost: NDArray[np.float64] | None,
 ) -> NDArray[np.float64]:
     """`weights` [K, F], in steps, rounded row by row; they are overwritten."""
     # Upper triangular U with H^-1 = U^T U; row k of it tells how the rows behind k make up for k.
     # It is the inverse of the upper triangular R with H = R R^T.
     root = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
     factor = solve_triangular(root, np.eye(len(root)))
+    if lost is not None:
+        weights += factor.T @ (factor @ lost)
     codes = np.empty_like(weights)
     rows = len(weights)
     for start in range(0, rows, _BLOCK):

@@ -14,6 +14,7 @@ from ocs_tf.numerics.rounding import (
     DAMPING,
     code_ranges,
     compensated_codes,
+    shrunk_losses,
     shrunk_moments,
 )
 from ocs_tf.numerics.splitting import choose_copies
@@ -106,9 +107,9 @@ def test_outputs_are_those_of_the_inputs_that_should_be(
     kernel = rng.normal(size=(groups, rows, columns))
     x = rng.normal(size=(groups, 30, rows)) @ rng.normal(size=(groups, rows, rows))
     lacking = rng.normal(0, 0.3, x.shape)
-    of_both = x.swapaxes(1, 2) @ lacking
+    lost = x.swapaxes(1, 2) @ lacking @ kernel
     codes = compensated_codes(
-        kernel, np.float64(1e-6), *[10**4 * b for b in wide(rows)], x.swapaxes(1, 2) @ x, of_both
+        kernel, np.float64(1e-6), *[10**4 * b for b in wide(rows)], x.swapaxes(1, 2) @ x, lost
     )
     for g in range(groups):
         ridge = np.sqrt(DAMPING * np.square(x[g]).sum() / rows) * np.eye(rows)
@@ -120,12 +121,12 @@ def test_outputs_are_those_of_the_inputs_that_should_be(
 def test_what_inputs_lack_is_made_up_for_on_coarse_grids(rng: np.random.Generator) -> None:
     kernel, x = rng.normal(size=(1, 20, 8)), rng.normal(size=(400, 20))
     exact = 1.2 * x + 0.3 * np.roll(x, 1, axis=1)
-    moments, lacking = (x.T @ x)[None], (x.T @ (exact - x))[None]
+    moments, lost = (x.T @ x)[None], (x.T @ (exact - x) @ kernel[0])[None]
     errors = [
         np.square(exact @ kernel[0] - x @ (0.4 * codes[0])).sum()
         for codes in (
             compensated_codes(kernel, np.float64(0.4), *wide(20), moments, given)
-            for given in (None, lacking)
+            for given in (None, lost)
         )
     ]
     assert errors[1] < 0.3 * errors[0]
@@ -162,11 +163,11 @@ def test_errors() -> None:
         compensated_codes(kernel, np.float64(1), *wide(3), np.ones((1, 2, 2)))
     with pytest.raises(ValueError, match="`hessian` must be finite"):
         compensated_codes(kernel, np.float64(1), *wide(3), np.full((1, 3, 3), np.nan))
-    with pytest.raises(ValueError, match=r"`lacking` has shape \(1, 3, 2\).*needs \(1, 3, 3\)"):
-        compensated_codes(kernel, np.float64(1), *wide(3), np.eye(3)[None], np.ones((1, 3, 2)))
-    lacking = np.full((1, 3, 3), np.inf)
-    with pytest.raises(ValueError, match="`lacking` must be finite"):
-        compensated_codes(kernel, np.float64(1), *wide(3), np.eye(3)[None], lacking)
+    with pytest.raises(ValueError, match=r"`lost` has shape \(1, 3, 3\).*needs \(1, 3, 2\)"):
+        compensated_codes(kernel, np.float64(1), *wide(3), np.eye(3)[None], np.ones((1, 3, 3)))
+    lost = np.full((1, 3, 2), np.inf)
+    with pytest.raises(ValueError, match="`lost` must be finite"):
+        compensated_codes(kernel, np.float64(1), *wide(3), np.eye(3)[None], lost)
 
 
 @given(rng=seeds, bits=st.integers(2, 8), count=st.integers(0, 12), full_range=st.booleans())
@@ -196,7 +197,7 @@ def test_shrinkage_leaves_means_and_variances(
 ) -> None:
     x = rng.normal(1, 2, (samples, inputs)) @ rng.normal(size=(inputs, inputs))
     mean = x.mean(0)
-    shrunk = shrunk_moments((x.T @ x / samples)[None], mean[None], mean[None], samples)[0]
+    shrunk = shrunk_moments((x.T @ x / samples)[None], mean[None], samples)[0]
     covariance = np.cov(x.T, bias=True).reshape(inputs, inputs)
     kept = np.where(np.eye(inputs) > 0, 1, samples / (inputs + samples))
     want = covariance * kept + np.outer(mean, mean)
@@ -205,12 +206,18 @@ def test_shrinkage_leaves_means_and_variances(
 
 
 @given(rng=seeds, inputs=st.integers(1, 6), samples=st.integers(1, 100))
-def test_so_it_does_with_two_sets_of_inputs(
-    rng: np.random.Generator, inputs: int, samples: int
-) -> None:
-    x, y = rng.normal(1, 2, (2, samples, inputs))
-    means = x.mean(0), y.mean(0)
-    shrunk = shrunk_moments((x.T @ y / samples)[None], means[0][None], means[1][None], samples)[0]
-    covariance = np.cov(x.T, y.T, bias=True)[:inputs, inputs:]
+def test_losses_are_shrunk_likewise(rng: np.random.Generator, inputs: int, samples: int) -> None:
+    x, d = rng.normal(1, 2, (2, samples, inputs))
+    kernel = rng.normal(size=(inputs, 3))
+    means = x.mean(0), d.mean(0)
+    shrunk = shrunk_losses(
+        (x.T @ d @ kernel / samples)[None],
+        kernel[None],
+        *(mean[None] for mean in means),
+        (x * d).mean(0)[None],
+        samples,
+    )
+    covariance = np.cov(x.T, d.T, bias=True)[:inputs, inputs:]
     kept = np.where(np.eye(inputs) > 0, 1, samples / (inputs + samples))
-    np.testing.assert_allclose(shrunk, covariance * kept + np.outer(*means), rtol=1e-9, atol=1e-9)
+    want = (covariance * kept + np.outer(*means)) @ kernel
+    np.testing.assert_allclose(shrunk[0], want, rtol=1e-9, atol=1e-9)
