@@ -146,6 +146,7 @@ def test_kernels_behind_constants_reach_the_file_as_they_are(
     got = np.concatenate([next(iter(runner(**{key: image[None]}).values())) for image in x])
     want = quantized.predict_on_batch(x)
     step = quantized.layers[-1].output_grid.scale
-    assert np.abs(got - want).max() <= 1.01 * step
+    # A float file does not round activations: several roundings make the difference, not the last.
+    assert np.abs(got - want).max() <= (2 if target == "float" else 1.01) * step
     error = np.square(want - model.predict_on_batch(x)).sum()
     assert error < 1e-3 * np.square(want).sum()
