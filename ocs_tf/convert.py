@@ -36,7 +36,7 @@ from ocs_tf.planning import (
 
 _TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
 _MAGNITUDE_SAMPLES = 256
-_BATCHES = 8  # of as many samples as memory allows: calls of small ones cost more than what they do
+_BATCHES = 8  # of the most samples that memory allows; of more, calls would cost more than work
 
 
 def convert(
