@@ -71,13 +71,13 @@ def compensate(
         progress: wraps the calls that are gone through.
     """
     owners = {graph.kernels[name].owner.name for name in plans}
-    of_float = _by_name(walk(graph, owners, batches))
+    of_float = _by_name(walk(graph, owners & set(plans), batches))
     for layer, inputs, run in walk(Graph(model, fold_batch_norm=False), owners, batches, progress):
-        exact = of_float(layer.name)
         if layer.name not in plans:
             if rounding:
                 _compensate_parts(graph.sites[layer.name], unwrapped(layer), plans, run)
             continue
+        exact = of_float(layer.name)
         site = graph.kernels[layer.name]
         kernel, bias = site.weights()
         plan = plans[layer.name]

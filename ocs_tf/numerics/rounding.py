@@ -134,7 +134,7 @@ def shrunk_moments(
     Returns:
         float64 `[G, K, K]`.
     """
-    share = mean.shape[-1] / (mean.shape[-1] + samples)
+    share = _shrinkage(mean, samples)
     shrunk = (1 - share) * moments + share * mean[:, :, None] * mean[:, None, :]
     diagonal = np.arange(mean.shape[-1])
     shrunk[:, diagonal, diagonal] = moments[:, diagonal, diagonal]
@@ -163,10 +163,15 @@ def shrunk_losses(
     Returns:
         float64 `[G, K, F]`.
     """
-    share = mean.shape[-1] / (mean.shape[-1] + samples)
+    share = _shrinkage(mean, samples)
     of_means = mean[:, :, None] * np.matmul(lacking[:, None], kernel)
     of_own = (own - mean * lacking)[:, :, None] * kernel
     return (1 - share) * products + share * (of_means + of_own)
+
+
+def _shrinkage(mean: NDArray[np.float64], samples: int) -> float:
+    """The share of covariances of K inputs that is taken away; `mean` is `[G, K]`."""
+    return mean.shape[-1] / (mean.shape[-1] + samples)
 
 
 def assumed_moments(
