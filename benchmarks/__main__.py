@@ -12,6 +12,7 @@ BENCHMARKS = (
     "splitting",
     "accuracy",
     "ingredients",
+    "equalization",
     "activation_splitting",
     "peers",
     "runtimes",
