@@ -1,7 +1,7 @@
 """What equalization of kernels is worth: output SQNR with it and without.
 
     python -m benchmarks.equalization            # some minutes
-    python -m benchmarks.equalization --quick    # the networks for digits, at one width
+    python -m benchmarks.equalization --quick    # two networks for digits, at one width
 
 ResNet-20 of the zoo, calibrated on a quarter of its calibration set and scored on the rest, and
 small networks for handwritten digits, trained here. Rows go to `equalization.json` one by one and
@@ -31,6 +31,7 @@ from ocs_tf import demo
 COMMAND = "python -m benchmarks.equalization"
 ZOO_NETWORK = "resnet20_cifar10"
 DIGITS = ("dense", "convolutions", "convolutions with batch norms")
+QUICK = (DIGITS[0], DIGITS[-1])
 CALIBRATION = 256
 EPOCHS = 15
 # Bits of weights, and whether there are data; with them activations have 8 bits.
@@ -171,7 +172,7 @@ def benchmark(
     """Measure what is missing, and write `equalization.json` and `.md` to `folder`."""
     path = folder / f"equalization{'_quick' if quick else ''}.json"
     results: Results = common.Results(path, Case, Row, resume, machine=common.machine())
-    for network in DIGITS if quick else (ZOO_NETWORK, *DIGITS):
+    for network in QUICK if quick else (ZOO_NETWORK, *DIGITS):
         todo = cases(network, ["W4, data"] if quick else list(COLUMNS))
         missing = [case for case in todo if case not in results]
         loaded: Any = load(network, zoo) if missing else ()
@@ -182,7 +183,7 @@ def benchmark(
 
 
 def main() -> None:
-    quick = flags.DEFINE_bool("quick", False, "The networks for digits, at one width.")
+    quick = flags.DEFINE_bool("quick", False, "Two networks for digits, at one width.")
     resume = flags.DEFINE_bool("resume", True, "Keep the rows that were measured before.")
     folder = flags.DEFINE_string("output_dir", str(common.RESULTS), "Folder of the results.")
     zoo = flags.DEFINE_string("zoo", None, "Folder of the zoo; else $OCS_TF_ZOO or ../shared/zoo.")
