@@ -105,7 +105,7 @@ def measure(case: Case, model: keras.Model, calibration: np.ndarray, inputs: np.
         representative_dataset=calibration if with_data else None,
         verbose=False,
     )
-    exact, outputs = (m.predict(inputs, batch_size=128, verbose=0) for m in (model, quantized))
+    exact, outputs = (np.asarray(m(inputs, training=False)) for m in (model, quantized))
     noise = sqnr_db(exact, outputs)
     return Row(
         **dataclasses.asdict(case),
