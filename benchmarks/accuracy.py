@@ -21,7 +21,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 import ocs_tf
@@ -494,9 +494,7 @@ def main() -> None:
     stage = flags.DEFINE_string("stage", None, "Only the rows of this title, e.g. 'on data'.")
     zoo = flags.DEFINE_string("zoo", None, "Folder of the zoo; else $OCS_TF_ZOO or ../shared/zoo.")
 
-    def run_flags(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    def run_flags() -> None:
         benchmark(
             pathlib.Path(folder.value),
             quick.value,
@@ -508,7 +506,7 @@ def main() -> None:
             stage.value,
         )
 
-    app.run(run_flags)
+    common.run(run_flags)
 
 
 if __name__ == "__main__":

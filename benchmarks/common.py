@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from absl import app
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +94,17 @@ def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
     """A Markdown table; cells are shown by `str`."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def run(action: Callable[[], object]) -> None:
+    """Read the command's flags, and do it; an argument that is no flag is refused."""
+
+    def main(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}")
+        action()
+
+    app.run(main)
 
 
 def machine() -> dict[str, Any]:

@@ -15,11 +15,10 @@ import itertools
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from keras import layers
 from tqdm import tqdm
 
@@ -94,8 +93,14 @@ def load(name: str, zoo: str | None = None) -> tuple[keras.Model, np.ndarray, np
     return model, images.train[0][:CALIBRATION], images.test[0]
 
 
-def measure(case: Case, model: keras.Model, calibration: np.ndarray, inputs: np.ndarray) -> Row:
-    """Quantize and score."""
+def measure(
+    case: Case,
+    model: keras.Model,
+    calibration: np.ndarray,
+    inputs: np.ndarray,
+    exact: np.ndarray,
+) -> Row:
+    """Quantize and score; `exact`: what `model` computes of `inputs`."""
     bits, with_data = COLUMNS[case.column]
     quantized = ocs_tf.convert(
         model,
@@ -105,7 +110,7 @@ def measure(case: Case, model: keras.Model, calibration: np.ndarray, inputs: np.
         representative_dataset=calibration if with_data else None,
         verbose=False,
     )
-    exact, outputs = (np.asarray(m(inputs, training=False)) for m in (model, quantized))
+    outputs = np.asarray(quantized(inputs, training=False))
     noise = sqnr_db(exact, outputs)
     return Row(
         **dataclasses.asdict(case),
@@ -175,9 +180,12 @@ def benchmark(
     for network in QUICK if quick else (ZOO_NETWORK, *DIGITS):
         todo = cases(network, ["W4, data"] if quick else list(COLUMNS))
         missing = [case for case in todo if case not in results]
-        loaded: Any = load(network, zoo) if missing else ()
-        for case in tqdm(missing, network, unit="row", disable=not missing):
-            results.add(measure(case, *loaded))
+        if not missing:
+            continue
+        model, calibration, inputs = load(network, zoo)
+        exact = np.asarray(model(inputs, training=False))
+        for case in tqdm(missing, network, unit="row"):
+            results.add(measure(case, model, calibration, inputs, exact))
     common.save_text(path.with_suffix(".md"), markdown(results))
     return results
 
@@ -188,12 +196,7 @@ def main() -> None:
     folder = flags.DEFINE_string("output_dir", str(common.RESULTS), "Folder of the results.")
     zoo = flags.DEFINE_string("zoo", None, "Folder of the zoo; else $OCS_TF_ZOO or ../shared/zoo.")
 
-    def run(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}")
-        benchmark(pathlib.Path(folder.value), quick.value, resume.value, zoo.value)
-
-    app.run(run)
+    common.run(lambda: benchmark(pathlib.Path(folder.value), quick.value, resume.value, zoo.value))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 import ocs_tf
@@ -608,9 +608,7 @@ def main() -> None:
     resume = flags.DEFINE_bool("resume", True, "Keep the rows that were measured before.")
     folder = flags.DEFINE_string("output_dir", str(common.RESULTS), "Folder of the results.")
 
-    def run(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    def run() -> None:
         benchmark(
             network.value,
             pathlib.Path(pictures.value),
@@ -629,7 +627,7 @@ def main() -> None:
             resume=resume.value,
         )
 
-    app.run(run)
+    common.run(run)
 
 
 if __name__ == "__main__":

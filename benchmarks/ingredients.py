@@ -21,7 +21,7 @@ from typing import Any
 import keras
 import matplotlib
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
@@ -348,12 +348,10 @@ def main() -> None:
     folder = flags.DEFINE_string("output_dir", str(common.RESULTS), "Folder of the results.")
     zoo = flags.DEFINE_string("zoo", None, "Folder of the zoo; else $OCS_TF_ZOO or ../shared/zoo.")
 
-    def run(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    def run() -> None:
         benchmark(pathlib.Path(folder.value), networks.value, limit.value, resume.value, zoo.value)
 
-    app.run(run)
+    common.run(run)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import flags
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -600,9 +600,7 @@ def main() -> None:
     epochs = flags.DEFINE_float("epochs", Words.epochs, "How often to read the text in training.")
     dropout = flags.DEFINE_float("dropout", Words.dropout, "Of `words`, in training.")
 
-    def run_flags(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    def run_flags() -> None:
         words = read_words(
             train.value,
             valid.value,
@@ -625,7 +623,7 @@ def main() -> None:
             words,
         )
 
-    app.run(run_flags)
+    common.run(run_flags)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from tqdm import tqdm
@@ -490,12 +490,10 @@ def main() -> None:
     folder = flags.DEFINE_string("output_dir", str(common.RESULTS), "Folder of the results.")
     zoo = flags.DEFINE_string("zoo", None, "Folder of the zoo; else $OCS_TF_ZOO or ../shared/zoo.")
 
-    def run(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    def run() -> None:
         benchmark(pathlib.Path(folder.value), quick.value, networks.value, resume.value, zoo.value)
 
-    app.run(run)
+    common.run(run)
 
 
 if __name__ == "__main__":
