@@ -303,6 +303,7 @@ def calibrate(
     batches: Iterable[Sequence[NDArray[Any]]],
     *,
     through: Mapping[str, Callable[[Any], Any]] | None = None,
+    spans: Mapping[str, tuple[float, float]] | None = None,
     histogram: bool = True,
     channels: Collection[str] = (),
 ) -> dict[str, Statistics]:
@@ -314,6 +315,7 @@ def calibrate(
     Arguments:
         through: by key, a layer that the values go through before they are measured. (Calling it
             on the symbolic tensors instead would leave traces in the user's model.)
+        spans: by key, two numbers that count as seen whatever the data.
         histogram: whether to measure more than the range.
         channels: the keys of those tensors of which each channel (last axis) is measured, too.
 
@@ -334,4 +336,6 @@ def calibrate(
             except ValueError as error:
                 raise ValueError(f"{error} at {key!r}, on the calibration data.") from None
             found = merge(found, {key: statistics})
+    for key, span in (spans or {}).items():
+        found = merge(found, {key: Statistics.of(np.array(span), histogram)})
     return found

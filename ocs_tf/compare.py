@@ -77,13 +77,19 @@ class TFLiteModel:
         ]
 
     def _details(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Inputs and outputs by their Keras names, where the file has a signature."""
-        if self._interpreter.get_signature_list():
-            runner = self._interpreter.get_signature_runner()
-            return runner.get_input_details(), runner.get_output_details()
-        both = (self._interpreter.get_input_details(), self._interpreter.get_output_details())
-        inputs, outputs = ({detail["name"]: detail for detail in side} for side in both)
-        return inputs, outputs
+        """Inputs and outputs in order, by their Keras names where the file has a signature."""
+        given = self._interpreter.get_input_details()
+        if not self._interpreter.get_signature_list():
+            made = self._interpreter.get_output_details()
+            return {d["name"]: d for d in given}, {d["name"]: d for d in made}
+        runner = self._interpreter.get_signature_runner()
+        order = [detail["index"] for detail in given]
+        inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        by_position = sorted(inputs, key=lambda name: order.index(inputs[name]["index"]))
+        return (
+            {name: inputs[name] for name in by_position},
+            {name: outputs[name] for name in sorted(outputs, key=_number_last)},
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +212,12 @@ def _check_inputs(reference: Any, other: Any) -> None:
     for shape, index in zip(shapes[1], order, strict=True):
         if shape != shapes[0][index]:
             raise ValueError(f"the models take inputs of shapes {shapes[0][index]} and {shape}.")
+
+
+def _number_last(name: str) -> tuple[str, int]:
+    """Sorts `output_2`, as TensorFlow's converter names the third output, before `output_10`."""
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if stem == "output" and number.isdecimal() else (name, 0)
 
 
 def _order(names: list[str], wanted: list[str]) -> list[int]:

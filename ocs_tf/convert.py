@@ -123,6 +123,7 @@ def plan(
         sites = input_sites(graph, set(result.layers))
     observed = {site.key: site.tensors for site in sites if not site.fixed}
     through = {site.key: site.through for site in sites if site.through is not None}
+    spans = {site.key: site.span for site in sites if site.span is not None}
 
     def progress() -> Any:
         yield from batches
@@ -135,7 +136,13 @@ def plan(
     bar = tqdm(progress(), "Calibrating", unit="batch", delay=PROGRESS_DELAY, disable=not verbose)
     histogram = config.activation_clip != "none"
     statistics = calibrate(
-        graph.model, observed, bar, through=through, histogram=histogram, channels=split
+        graph.model,
+        observed,
+        bar,
+        through=through,
+        spans=spans,
+        histogram=histogram,
+        channels=split,
     )
     grids = activation_grids(sites, statistics, config, bits, split, tables)
     return dataclasses.replace(result, activations=grids)

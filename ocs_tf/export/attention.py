@@ -1,8 +1,9 @@
-"""What attention needs in int8 files: scores that masks leave their steps, symmetric factors.
+"""What attention needs in int8 files: ranges that suit masks, symmetric factors.
 
 Keras masks a score by adding -1e9 or putting something like -1e38 in its place. An int8 grid that
-reaches so far has no steps left for the scores; and behind a softmax, what lies 16 below a row's
-largest score is 0 in 8 bits all the same.
+reaches so far has no steps left for the scores; and behind a softmax, what lies far enough below a
+row's largest score is 0 in 8 bits all the same (`graph.masks`). So that is how far the grids of
+scores reach, whether the calibration data have anything masked or not.
 
 The XNNPACK kernels that tf.lite of TensorFlow 2.21 comes with multiply two activations as if the
 second one's zero point were 0, and say nothing. So it is.
@@ -10,56 +11,140 @@ second one's zero point were 0, and say nothing. So it is.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export.grid_rules import ACTIVATION_MAX, ACTIVATION_MIN, grid_rule
+from ocs_tf.graph.constants import MASKED
+from ocs_tf.graph.masks import masked_floor, softmax_floor
 
-NEGLIGIBLE = 16.0  # exp(-16) is below 2^-23
-_MASKED = -1e4  # no score is so low
-_MASK = -256.0
+_MASK = 256.0
 _PASSES = ("ADD", "SUB", "MUL", "SELECT", "SELECT_V2", "RESHAPE", "TRANSPOSE", "BROADCAST_TO")
+_MOVES = (
+    "BROADCAST_TO",
+    "EXPAND_DIMS",
+    "RESHAPE",
+    "SLICE",
+    "SQUEEZE",
+    "STRIDED_SLICE",
+    "TILE",
+    "TRANSPOSE",
+)
+_ARITHMETIC = {"ADD": np.add, "SUB": np.subtract, "MUL": np.multiply}
 
 
 def limit_masks(float_model: bytes) -> bytes:
-    """The file with masks of -256, which leaves nothing of a score either."""
+    """The file with masks of -256 (or 256, subtracted), which leaves nothing of a score either."""
     model = fb.read(float_model)
-    graph = model.subgraphs[0]
-    makers = {i: op for op in graph.operators for i in op.outputs}
-    waiting = [op.inputs[0] for op in graph.operators if fb.op_name(model, op) == "SOFTMAX"]
-    seen: set[int] = set()
     changed = False
-    while waiting:
-        index = waiting.pop()
-        if index in seen or index < 0:
-            continue
-        seen.add(index)
-        tensor = graph.tensors[index]
-        if index in makers:
-            if fb.op_name(model, makers[index]) in _PASSES:
-                waiting.extend(makers[index].inputs)
-        elif tensor.type == fb.FLOAT32 and fb.is_constant(model, tensor):
+    for index in [i for softmax in _softmaxes(model) for i in _sources(model, softmax.inputs[0])]:
+        tensor = model.subgraphs[0].tensors[index]
+        if _is_mask(model, tensor, MASKED):
             values = fb.constant(model, tensor)
-            if values.min(initial=0) <= _MASKED:
-                _store(model, tensor, np.where(values <= _MASKED, np.float32(_MASK), values))
-                changed = True
+            masks = np.float32(_MASK) * np.sign(values)
+            _store(model, tensor, np.where(np.abs(values) >= MASKED, masks, values))
+            changed = True
     return fb.write(model) if changed else float_model
 
 
-def softmax_inputs(model: Any) -> set[str]:
-    """Names of the tensors that a SOFTMAX reads, and nothing else."""
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """A tensor that is read for a softmax alone, through operators that move numbers at most.
+
+    Attributes:
+        softmax: name of the tensor that the SOFTMAX reads: a row is its last axis.
+        masked: whether masks are put or added to it, by `limit_masks`'s constants.
+    """
+
+    softmax: str
+    masked: bool
+
+    def low(self, values: Mapping[str, np.ndarray], low: float) -> float:
+        """What an int8 grid must reach down to, given the tensors' values and least value `low`."""
+        rows = values[self.softmax]
+        return masked_floor(rows, -_MASK / 2) if self.masked else max(low, softmax_floor(rows))
+
+
+def scores(model: Any) -> dict[str, Scores]:
+    """The tensors that softmaxes read, and nothing else, by name."""
     graph = model.subgraphs[0]
-    readers: dict[int, set[str]] = {}
+    makers = {i: op for op in graph.operators for i in op.outputs}
+    found = {}
+    for softmax in _softmaxes(model):
+        index = softmax.inputs[0]
+        name = fb.name(graph.tensors[index])
+        masked = any(_is_mask(model, graph.tensors[i]) for i in _sources(model, index))
+        while _readers(model, index) == 1 and index not in list(graph.outputs):
+            found[fb.name(graph.tensors[index])] = Scores(name, masked)
+            if index not in makers or grid_rule(fb.op_name(model, makers[index])) != "input":
+                break
+            index = makers[index].inputs[0]
+    return found
+
+
+def mask_ranges(model: Any) -> dict[str, tuple[float, float]]:
+    """What tensors made of masks and constants alone may range over, by name.
+
+    A mask is 0 or 1, whatever the calibration data have of it.
+    """
+    graph = model.subgraphs[0]
+    ranges: dict[int, tuple[float, float]] = {}
+
+    def of(index: int) -> tuple[float, float] | None:
+        tensor = graph.tensors[index]
+        if index not in ranges and tensor.type == fb.FLOAT32 and fb.is_constant(model, tensor):
+            values = fb.constant(model, tensor)
+            return float(values.min(initial=0)), float(values.max(initial=0))
+        return ranges.get(index)
+
     for op in graph.operators:
-        for index in op.inputs:
-            readers.setdefault(index, set()).add(fb.op_name(model, op))
-    return {
-        fb.name(graph.tensors[index])
-        for index, kinds in readers.items()
-        if kinds == {"SOFTMAX"} and index not in list(graph.outputs)
-    }
+        kind = fb.op_name(model, op)
+        output = op.outputs[0]
+        if kind == "CAST" and fb.type_name(graph.tensors[op.inputs[0]]) == "bool":
+            if graph.tensors[output].type == fb.FLOAT32:
+                ranges[output] = (0.0, 1.0)
+        elif kind in _MOVES and op.inputs[0] in ranges:
+            ranges[output] = ranges[op.inputs[0]]
+        elif kind in _ARITHMETIC and any(i in ranges for i in op.inputs):
+            ends = [of(i) for i in op.inputs]
+            if None not in ends:
+                results = [_ARITHMETIC[kind](a, b) for a in ends[0] for b in ends[1]]
+                ranges[output] = (float(min(results)), float(max(results)))
+    return {fb.name(graph.tensors[index]): ends for index, ends in ranges.items()}
+
+
+def _softmaxes(model: Any) -> list[Any]:
+    graph = model.subgraphs[0]
+    return [op for op in graph.operators if fb.op_name(model, op) == "SOFTMAX"]
+
+
+def _readers(model: Any, index: int) -> int:
+    return sum(list(op.inputs).count(index) for op in model.subgraphs[0].operators)
+
+
+def _sources(model: Any, index: int) -> Iterator[int]:
+    """The tensors that a score is computed from without leaving its size, constants included."""
+    makers = {i: op for op in model.subgraphs[0].operators for i in op.outputs}
+    waiting, seen = [index], {-1}
+    while waiting:
+        index = waiting.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        yield index
+        if index in makers and fb.op_name(model, makers[index]) in _PASSES:
+            waiting.extend(makers[index].inputs)
+
+
+def _is_mask(model: Any, tensor: Any, magnitude: float = _MASK) -> bool:
+    """Whether a constant is as large as only masks are: by `limit_masks`, or of this magnitude."""
+    if tensor.type != fb.FLOAT32 or not fb.is_constant(model, tensor):
+        return False
+    return bool(np.abs(fb.constant(model, tensor)).max(initial=0) >= magnitude)
 
 
 def symmetric_factors(model: Any) -> set[str]:

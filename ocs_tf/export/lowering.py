@@ -26,11 +26,13 @@ import numpy as np
 from ocs_tf import layers
 from ocs_tf.export import int4
 from ocs_tf.export.assignment import KINDS, ExportKernel
+from ocs_tf.export.barrier import Barrier
 from ocs_tf.export.packed import PackedKernel
 from ocs_tf.export.rounding import RoundingOperator
 from ocs_tf.graph import adapters, channels, composites
 from ocs_tf.graph.activations import (
     fuses_into_producer,
+    is_operation,
     is_relu6,
     moves_values,
     separable_activation,
@@ -429,6 +431,8 @@ class _Lowering:
             return self._rounded(tensor._keras_history.operation.name, tensor, layer.grid)
         if name in self.expanded and name not in self.fed:
             args = (self._duplicate(args[0], name), *args[1:])
+        if self._needs_barrier(layer):
+            args = (self._once(Barrier, name=f"{name}_barrier")(args[0]), *args[1:])
         if affine_axis(layers.unwrapped(layer)) is not None:
             outputs = self._scaled(layer, twin, args[0])
         else:
@@ -443,6 +447,24 @@ class _Lowering:
             self._note_grid(name, outputs, self.tensor_grids.get(id(args[0])))
             return outputs
         return self._rounded(name, outputs, grid)
+
+    def _needs_barrier(self, layer: Any) -> bool:
+        """Whether the converter might make what is added in front of `layer` a part of its bias."""
+        dense = isinstance(layer, layers.KernelLayer) and _adapter(layer).kind == "dense"
+        return (
+            dense
+            and self.form.integer
+            and any(self._ends_in_sum(call.inputs[0]) for call in self.graph.calls(layer))
+        )
+
+    def _ends_in_sum(self, tensor: Any) -> bool:
+        """Whether the last that was done to a tensor of the quantized model is an addition."""
+        layer = layers.unwrapped(self.graph.producer[id(tensor)].layer)
+        if isinstance(layer, layers.KernelLayer):
+            return adapters.is_linear(getattr(layer, "activation", None))
+        if isinstance(layer, layers.FakeQuantize) or moves_values(layer):
+            return self._ends_in_sum(self.graph.producer[id(tensor)].inputs[0])
+        return is_operation(layer, ("Add", "Subtract"))
 
     def _once(self, layer_class: type, *args: Any, name: str) -> Any:
         """A layer of this name, which may be called more than once."""

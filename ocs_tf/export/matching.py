@@ -75,8 +75,8 @@ def match_tensors(
 def measure_ranges(float_model: bytes, dataset: Iterable[Sample]) -> dict[str, tuple[float, float]]:
     """Minimum and maximum of every float activation of a .tflite file over a dataset.
 
-    One pass; no activation outlives its sample. What lies so far below the largest input of a
-    softmax that nothing is left of it does not count as the minimum.
+    One pass; no activation outlives its sample. What softmaxes read, and what is made of masks,
+    ranges over what `attention` says.
 
     Arguments:
         float_model: a float .tflite file with fixed input shapes.
@@ -89,20 +89,25 @@ def measure_ranges(float_model: bytes, dataset: Iterable[Sample]) -> dict[str, t
         ValueError: if the dataset is empty, does not fit the model, or a tensor is not finite.
     """
     runner = _Runner(float_model)
-    scores = attention.softmax_inputs(fb.read_straight(float_model))
+    parsed = fb.read_straight(float_model)
+    scores = attention.scores(parsed)
     ranges: dict[str, tuple[float, float]] = {}
+    masks = attention.mask_ranges(parsed)
     for batch in dataset:
         for values in runner.run(batch):
             for name, value in values.items():
                 low, high = float(value.min()), float(value.max())
                 if name in scores:
-                    low = max(low, float(value.max(-1).min()) - attention.NEGLIGIBLE)
+                    low = scores[name].low(values, low)
                 if not (np.isfinite(low) and np.isfinite(high)):
                     raise ValueError(f"activation {name!r} is not finite: range {(low, high)}")
                 least, most = ranges.get(name, (low, high))
                 ranges[name] = (min(least, low), max(most, high))
     if not ranges:
         raise ValueError("dataset is empty: at least one batch is needed to measure ranges")
+    for name, (low, high) in masks.items():
+        least, most = ranges.get(name, (low, high))
+        ranges[name] = (min(least, low), max(most, high))
     return ranges
 
 

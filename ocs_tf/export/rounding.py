@@ -29,6 +29,7 @@ class RoundingOperator(keras.layers.Layer):
     def __init__(self, grid: ActivationGrid, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.grid = grid
+        self.supports_masking = True
         self._operator = tf.function(
             _fake_quantize, experimental_implements=_IMPLEMENTS, autograph=False
         )

@@ -9,29 +9,25 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import keras
-import numpy as np
 
 from ocs_tf import data
-from ocs_tf.calibration import calibrate, observe
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import (
     attention,
     edge_tpu,
-    float_regions,
     int4,
     lowering,
-    matching,
     packed,
     writer,
 )
-from ocs_tf.export.lowering import Lowered, lower
+from ocs_tf.export.activations import find_activations
+from ocs_tf.export.barrier import without_barriers
+from ocs_tf.export.lowering import lower
+from ocs_tf.export.signature import in_keras_order
 from ocs_tf.export.verification import VerificationError
-from ocs_tf.graph.activations import Site, all_sites
-from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid
 
 __all__ = ["ExportResult", "VerificationError", "export_tflite"]
@@ -165,22 +161,21 @@ def export_tflite(
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
     if target == "int4":
         int4.check(lowered.kernels, activations)
-    content = convert_float(lowered.model)
+    content = without_barriers(in_keras_order(convert_float(lowered.model), lowered.model))
     ops: list[edge_tpu.OpReport] = []
     if form.integer:
-        content = attention.limit_masks(content)
         open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
-        grids, ranges, left, note = _activations(content, open_batch, representative_dataset)
-        if note and strict:
-            raise VerificationError(f"{note} Replace them, or export with strict=False.")
-        lowered.notes.extend([note] if note else [])
+        found = find_activations(content, open_batch, representative_dataset)
+        if found.note and strict:
+            raise VerificationError(f"{found.note} Replace them, or export with strict=False.")
+        lowered.notes.extend([found.note] if found.note else [])
         content = writer.write_int8(
-            content,
+            attention.limit_masks(content),
             lowered.kernels,
-            grids,
-            ranges,
+            found.grids,
+            found.ranges,
             float_io=io_dtype == "float32",
-            left_float=left,
+            left_float=found.left_float,
         )
         if target == "int8":
             ops = edge_tpu.check(content)
@@ -306,104 +301,6 @@ def _check_activation_bits(model: keras.Model) -> None:
                 " hold. Convert with activation_bits=8 (or None, and pass representative_dataset"
                 " here), or export with target='packed'."
             )
-
-
-def _activations(
-    content: bytes, lowered: Lowered, dataset: data.Dataset
-) -> tuple[dict[str, ActivationGrid], dict[str, tuple[float, float]], set[int], str]:
-    """Grid or, inside of layers that Keras sees as one, range of each tensor of the file.
-
-    And the operators that stay in float, inside of which there is nothing to be rounded, and what
-    a user should know of them.
-    """
-    # What goes into an activation function is a tensor of the lowered graph already, but in layers
-    # that were left in float: those are one step, and the file tells the ranges inside.
-    tables = [kernel.layer for kernel in lowered.kernels if kernel.kind == "lookup"]
-    found = all_sites(Graph(lowered.model), quantized=set(), tables=tables)
-    sites = [site for site in found if not site.fixed]
-    by_group = _grids_by_group(sites, lowered, dataset)
-    sample = _sample(lowered, dataset)
-    flat = [(site, tensor) for site in sites for tensor in site.tensors]
-    tensors = [tensor for _, tensor in flat]
-    (values,) = observe(lowered.model, tensors, [list(sample.values())]) if flat else ([],)
-    keys = {}
-    for i, (site, _) in enumerate(flat):
-        keys[site.key if site.key not in keys else f"{site.key}#{i}"] = site
-    arrays = dict(zip(keys, (np.asarray(v) for v in values), strict=True))
-    matches = matching.match_tensors(content, sample, arrays)
-    grids = {name: by_group[keys[key].group] for name, key in matches.items()}
-    model = fb.read_straight(content)
-    left = float_regions.float_operators(model, grids)
-    names = [layer.name for layer in lowered.model._flatten_layers(include_self=False)]
-    note = float_regions.describe(model, left, names, matches)
-    unrounded = float_regions.inside(model, left, grids)
-    missing = sorted(writer.needed_activations(content) - set(grids) - unrounded)
-    if not missing:
-        return grids, {}, left, note
-    if dataset is None:
-        raise ValueError(
-            f"the range of {missing[0]!r} (and {len(missing) - 1} more tensors inside of layers)"
-            " is not known; pass representative_dataset."
-        )
-    measured = matching.measure_ranges(content, _named_batches(lowered, dataset))
-    ranges = {name: measured[name] for name in missing}
-    for name in attention.symmetric_factors(model) & set(missing):
-        ranges[name] = attention.symmetric(*ranges[name])
-    return grids, ranges, left, note
-
-
-def _grids_by_group(
-    sites: list[Site], lowered: Lowered, dataset: data.Dataset
-) -> dict[str, ActivationGrid]:
-    """One grid per group of sites: the model's own, or a measured one where it has none."""
-    grids: dict[str, ActivationGrid] = {}
-    for site in sites:
-        names = [site.key, *(t._keras_history.operation.name for t in site.tensors)]
-        for name in names:
-            given = lowered.grids.get(name)
-            known = grids.get(site.group)
-            if given and (known is None or given.scale > known.scale):
-                grids[site.group] = given
-    missing = [site for site in sites if site.group not in grids]
-    if not missing:
-        return grids
-    if dataset is None:
-        raise ValueError(
-            f"the activations of `model` have no grid at {missing[0].key!r}"
-            f" ({len(missing)} such places): pass representative_dataset to measure them, or"
-            " convert with it and activation_bits=8."
-        )
-    batches = data.batches(dataset, lowered.model)
-    seen = calibrate(lowered.model, {site.key: site.tensors for site in missing}, batches)
-    for group in {site.group for site in missing}:
-        members = [seen[site.key] for site in missing if site.group == group]
-        low, high = min(s.minimum for s in members), max(s.maximum for s in members)
-        grids[group] = ActivationGrid.from_range(low, high, _BITS)
-    return grids
-
-
-def _sample(lowered: Lowered, dataset: data.Dataset) -> Mapping[str, np.ndarray]:
-    """A few inputs by name, to tell tensors apart by: real ones, or noise of the right range."""
-    model = lowered.model
-    if dataset is not None:
-        return next(_named_batches(lowered, dataset, limit=_MATCHING_SAMPLES))
-    rng = np.random.default_rng(0)
-    sample = {}
-    for tensor in model.inputs:
-        grid = lowered.grids.get(tensor.name)
-        low, high = (grid.minimum, grid.maximum) if grid else (-1.0, 1.0)
-        shape = (_MATCHING_SAMPLES, *(size or 1 for size in tensor.shape[1:]))
-        noise = rng.uniform(low, high, shape)
-        sample[tensor.name] = noise.astype(keras.backend.standardize_dtype(tensor.dtype))
-    return sample
-
-
-def _named_batches(
-    lowered: Lowered, dataset: data.Dataset, limit: int | None = None
-) -> Iterator[Mapping[str, Any]]:
-    names = [tensor.name for tensor in lowered.model.inputs]
-    for batch in data.batches(dataset, lowered.model, limit=limit):
-        yield dict(zip(names, batch, strict=True))
 
 
 def _umask() -> int:

@@ -17,6 +17,8 @@ import keras
 
 from ocs_tf.graph import adapters
 from ocs_tf.graph.affine import affine_axis
+from ocs_tf.graph.flat import WithMask
+from ocs_tf.graph.masks import mask_ranges, masked_scores, without_masked
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.layers import unwrapped
 from ocs_tf.numerics import ActivationGrid
@@ -45,6 +47,7 @@ _MOVES = (
     _LAYERS.GaussianDropout,
     _LAYERS.ActivityRegularization,
     _LAYERS.Identity,
+    WithMask,
 )
 # The output is on the input's grid, but holds new numbers.
 AVERAGE_POOLS = (_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D, _LAYERS.AveragePooling3D)
@@ -72,12 +75,12 @@ class Site:
     Attributes:
         key: the name of the layer whose output is rounded; `NAME:input` for what layer NAME reads,
             `NAME:preactivation` for what goes into NAME's own activation function.
-        tensors: the symbolic tensors to observe (several calls of a shared layer); empty where
-            `fixed` is given.
-        through: a layer to put their values through first, or `None`.
+        tensors: the symbolic tensors (several calls of a shared layer).
+        through: what to put their values through first (a layer, for example), or `None`.
         group: sites of one group share a grid.
         fixed: the function whose output grid is prescribed, `"lookup"` where it is that of a
             table, or `None`.
+        span: what the grid must hold, whatever the data; or `None`.
     """
 
     key: str
@@ -85,6 +88,7 @@ class Site:
     group: str
     fixed: str | None = None
     through: Any = None
+    span: tuple[float, float] | None = None
 
 
 def fixed_grid(function: str, bits: int) -> ActivationGrid:
@@ -129,12 +133,22 @@ class _SiteFinder:
         self.sites: dict[str, Site] = {}
         self.group_of: dict[int, str] = {}  # tensor -> group
         self.alias: dict[str, str] = {}  # group -> group it was united with
+        self.masked_scores = masked_scores(graph)
+        self.mask_ranges = mask_ranges(graph)
 
     def find(self) -> list[Site]:
         for node in self.graph.nodes:
             if len(node.outputs) == 1 and "float" in str(node.outputs[0].dtype):
                 self._visit(node, node.outputs[0])
-        return [dataclasses.replace(s, group=self._root(s.group)) for s in self.sites.values()]
+        return [self._finished(site) for site in self.sites.values()]
+
+    def _finished(self, site: Site) -> Site:
+        """The site in its final group, with what masks ask of it."""
+        through, (tensor, *_) = site.through, site.tensors
+        if through is None and id(tensor) in self.masked_scores:
+            through = without_masked
+        group, span = self._root(site.group), self.mask_ranges.get(id(tensor))
+        return dataclasses.replace(site, group=group, through=through, span=span)
 
     def _visit(self, node: Node, output: Any) -> None:
         layer, name = node.layer, node.layer.name
@@ -177,7 +191,7 @@ class _SiteFinder:
         group = before.group if before else group
         if through is None:
             self.group_of[id(tensor)] = group
-        tensors = () if fixed else (*(before.tensors if before else ()), tensor)
+        tensors = (*(before.tensors if before else ()), tensor)
         self.sites[key] = Site(key, tensors, group, fixed, through)
 
     def _group(self, tensor: Any) -> str:
@@ -311,6 +325,8 @@ def _relu_limit(layer: Any) -> float | None:
 
 
 def _fixed_function(layer: Any) -> str | None:
+    if is_operation(layer, ("Softmax", "Sigmoid", "Tanh")):
+        return type(layer).__name__.lower()
     names = {
         keras.activations.softmax: "softmax",
         keras.activations.sigmoid: "sigmoid",

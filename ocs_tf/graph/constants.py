@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 # By class name: the operations have no public classes.
 _EITHER_WAY = ("Multiply", "Add")
 _KINDS = (*_EITHER_WAY, "Divide", "TrueDivide", "Subtract")
+MASKED = 1e4  # a factor as negative as this makes masks of scores (-1e9, as a rule)
 
 
 def rescaling(operation: Any, args: Sequence[Any]) -> tuple[keras.layers.Rescaling, Any] | None:
@@ -42,6 +43,8 @@ def rescaling(operation: Any, args: Sequence[Any]) -> tuple[keras.layers.Rescali
     if adds:
         offset = values if kind == "Add" else -values
         return keras.layers.Rescaling(1.0, offset.tolist(), **options), tensor
+    if values.min() <= -MASKED:
+        return None
     scale = values if kind == "Multiply" else 1 / values
     return keras.layers.Rescaling(scale.tolist(), **options), tensor
 

@@ -13,6 +13,7 @@ from ocs_tf import layers
 from ocs_tf.graph import composites
 from ocs_tf.graph.activations import AVERAGE_POOLS, kernel_output_grid, tensor_grids
 from ocs_tf.graph.affine import affine
+from ocs_tf.graph.flat import WithMask
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel, code_limit
 
@@ -154,7 +155,7 @@ def clone(
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         outputs = call(node.layer, twins[node.layer.name], *args, **kwargs)
         for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True):
-            tensors[id(old)] = new
+            tensors[id(old)] = _masked_like(old, new, args)
     old_model = graph.model
     model = keras.Model(
         keras.tree.map_structure(lambda t: inputs[id(t)], old_model.input),
@@ -166,6 +167,19 @@ def clone(
         if twin is not None and getattr(node.layer, "weights", None):
             _copy_weights(node.layer, twin)
     return model, twins
+
+
+def _masked_like(old: Any, new: Any, args: Any) -> Any:
+    """`new`, with the mask of what it is made of where `old` has one and `new` has lost it."""
+    if _mask(old) is None or _mask(new) is not None:
+        return new
+    masks = (_mask(tensor) for tensor in keras.tree.flatten(args))
+    mask = next((found for found in masks if found is not None), None)
+    return new if mask is None else WithMask()(new, mask=mask)
+
+
+def _mask(tensor: Any) -> Any:
+    return getattr(tensor, "_keras_mask", None)
 
 
 def clone_layer(layer: Any) -> Any:

@@ -54,7 +54,7 @@ def _check_site(graph: Graph, site: Site, quantized: set[str]) -> None:
     if kind == "input" and name in graph.kernels:
         _check_reader(graph, name, quantized)
         return
-    if site.fixed or site.through is not None or len(site.tensors) != 1:
+    if site.fixed or site.through or site.span or len(site.tensors) != 1:
         raise NotSplittable("it is not the output of one layer that repeats channels")
     (tensor,) = site.tensors
     _check_producer(graph, tensor, quantized)

@@ -1,0 +1,181 @@
+"""Which grid, or range, each tensor of a float file gets when its activations become integers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from ocs_tf import data
+from ocs_tf.calibration import calibrate, observe
+from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import attention, float_regions, matching, writer
+from ocs_tf.export.lowering import Lowered
+from ocs_tf.graph.activations import Site, all_sites, moves_values
+from ocs_tf.graph.reader import Graph
+from ocs_tf.numerics import ActivationGrid
+
+_MATCHING_SAMPLES = 3
+_BITS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """What `writer.write_int8` needs to know of activations.
+
+    Attributes:
+        grids: by tensor of the file: those of the Keras model.
+        ranges: `(min, max)` of the other tensors, inside of layers that Keras sees as one.
+        left_float: indices of the operators that stay in float.
+        note: what a user should know of them; or no text.
+    """
+
+    grids: dict[str, ActivationGrid]
+    ranges: dict[str, tuple[float, float]]
+    left_float: set[int]
+    note: str
+
+
+def find_activations(content: bytes, lowered: Lowered, dataset: data.Dataset) -> Activations:
+    """The grids of a float file's tensors.
+
+    Arguments:
+        content: what the converter made of the lowered model, its batch size fixed.
+        lowered: the same with an open batch size.
+        dataset: representative data, or `None`.
+
+    Raises:
+        ValueError: a range is not known, and there are no data to measure it.
+    """
+    # What goes into an activation function is a tensor of the lowered graph already, but in layers
+    # that were left in float: those are one step, and the file tells the ranges inside.
+    tables = [kernel.layer for kernel in lowered.kernels if kernel.kind == "lookup"]
+    graph = Graph(lowered.model)
+    sites = all_sites(graph, quantized=set(), tables=tables)
+    by_group = _grids_by_group([site for site in sites if not site.fixed], lowered, dataset)
+    sample = _sample(lowered, dataset)
+    known = _known_tensors(graph, sites)
+    tensors = [tensor for _, tensor in known.values()]
+    (values,) = observe(lowered.model, tensors, [list(sample.values())]) if known else ([],)
+    arrays = {key: np.asarray(value) for key, value in zip(known, values, strict=True)}
+    matches = matching.match_tensors(content, sample, arrays)
+    grids = {
+        name: by_group[known[key][0].group]
+        for name, key in matches.items()
+        if not known[key][0].fixed
+    }
+    limited = attention.limit_masks(content)
+    model = fb.read_straight(limited)
+    masks = attention.mask_ranges(model)
+    for name in masks:
+        grids.pop(name, None)  # that of the Keras model reaches -1e9
+    left = float_regions.float_operators(model, grids)
+    names = [layer.name for layer in lowered.model._flatten_layers(include_self=False)]
+    note = float_regions.describe(model, left, names, matches)
+    unrounded = float_regions.inside(model, left, grids)
+    missing = writer.needed_activations(limited) - set(grids) - unrounded
+    ranges = {name: masks[name] for name in missing & set(masks)}
+    missing -= set(ranges)
+    if missing:
+        ranges |= _measured(limited, sorted(missing), lowered, dataset)
+    for name in attention.symmetric_factors(model) & set(ranges):
+        ranges[name] = attention.symmetric(*ranges[name])
+    return Activations(grids, ranges, left, note)
+
+
+def _known_tensors(graph: Graph, sites: list[Site]) -> dict[str, tuple[Site, Any]]:
+    """Tensors of the lowered model with the site whose grid they are on, by a key of each.
+
+    Those with a prescribed grid are among them: others may hold the same numbers. So are those
+    that operations only move numbers to.
+    """
+    known: dict[str, tuple[Site, Any]] = {}
+    site_of: dict[int, Site] = {}
+    for site in sites:
+        for tensor in site.tensors:
+            site_of[id(tensor)] = site
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            if id(tensor) not in site_of and node.inputs and moves_values(node.layer):
+                moved = site_of.get(id(node.inputs[0]))
+                if moved is not None:
+                    site_of[id(tensor)] = moved
+            if id(tensor) in site_of:
+                name = str(node.layer.name)
+                key = name if name not in known else f"{name}#{len(known)}"
+                known[key] = site_of[id(tensor)], tensor
+    return known
+
+
+def _measured(
+    content: bytes, missing: list[str], lowered: Lowered, dataset: data.Dataset
+) -> dict[str, tuple[float, float]]:
+    if dataset is None:
+        raise ValueError(
+            f"the range of {missing[0]!r} (and {len(missing) - 1} more tensors inside of layers)"
+            " is not known; pass representative_dataset."
+        )
+    measured = matching.measure_ranges(content, _named_batches(lowered, dataset))
+    return {name: measured[name] for name in missing}
+
+
+def _grids_by_group(
+    sites: list[Site], lowered: Lowered, dataset: data.Dataset
+) -> dict[str, ActivationGrid]:
+    """One grid per group of sites: the model's own, or a measured one where it has none."""
+    grids: dict[str, ActivationGrid] = {}
+    for site in sites:
+        names = [site.key, *(t._keras_history.operation.name for t in site.tensors)]
+        for name in names:
+            given = lowered.grids.get(name)
+            known = grids.get(site.group)
+            if given and (known is None or given.scale > known.scale):
+                grids[site.group] = given
+    missing = [site for site in sites if site.group not in grids]
+    if not missing:
+        return grids
+    if dataset is None:
+        raise ValueError(
+            f"the activations of `model` have no grid at {missing[0].key!r}"
+            f" ({len(missing)} such places): pass representative_dataset to measure them, or"
+            " convert with it and activation_bits=8."
+        )
+    seen = calibrate(
+        lowered.model,
+        {site.key: site.tensors for site in missing},
+        data.batches(dataset, lowered.model),
+        through={site.key: site.through for site in missing if site.through is not None},
+        spans={site.key: site.span for site in missing if site.span is not None},
+    )
+    for group in {site.group for site in missing}:
+        members = [seen[site.key] for site in missing if site.group == group]
+        low, high = min(s.minimum for s in members), max(s.maximum for s in members)
+        grids[group] = ActivationGrid.from_range(low, high, _BITS)
+    return grids
+
+
+def _sample(lowered: Lowered, dataset: data.Dataset) -> Mapping[str, np.ndarray]:
+    """A few inputs by name, to tell tensors apart by: real ones, or noise of the right range."""
+    model = lowered.model
+    if dataset is not None:
+        return next(_named_batches(lowered, dataset, limit=_MATCHING_SAMPLES))
+    rng = np.random.default_rng(0)
+    sample = {}
+    for tensor in model.inputs:
+        grid = lowered.grids.get(tensor.name)
+        low, high = (grid.minimum, grid.maximum) if grid else (-1.0, 1.0)
+        shape = (_MATCHING_SAMPLES, *(size or 1 for size in tensor.shape[1:]))
+        noise = rng.uniform(low, high, shape)
+        sample[tensor.name] = noise.astype(keras.backend.standardize_dtype(tensor.dtype))
+    return sample
+
+
+def _named_batches(
+    lowered: Lowered, dataset: data.Dataset, limit: int | None = None
+) -> Iterator[Mapping[str, Any]]:
+    names = [tensor.name for tensor in lowered.model.inputs]
+    for batch in data.batches(dataset, lowered.model, limit=limit):
+        yield dict(zip(names, batch, strict=True))

@@ -1,0 +1,62 @@
+"""Tensors that the converter must keep as they are: it may not move a constant past them.
+
+TensorFlow's converter turns `(x W1 + b1) W2 + b2` into `(x W1) W2 + (b1 W2 + b2)`. The result is
+the same, but the tensor between is another one, and the grid that it was given does not fit it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ocs_tf.export import _flatbuffer as fb
+
+_NAME = "OcsBarrier"
+# A function of this kind stays one custom operator.
+_IMPLEMENTS = f'name: "{_NAME}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}'
+
+
+class Barrier(keras.layers.Identity):
+    """Its input, as a custom operator of a `.tflite` file that `without_barriers` removes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._operator = tf.function(
+            _identity, experimental_implements=_IMPLEMENTS, autograph=False
+        )
+
+    def call(self, inputs: Any) -> Any:
+        return tf.ensure_shape(self._operator(inputs), inputs.shape)
+
+
+def _identity(x: Any) -> Any:
+    return tf.identity(x)
+
+
+def without_barriers(content: bytes) -> bytes:
+    """A `.tflite` file whose barriers are left out: their readers read what they read."""
+    model = fb.read(content)
+    barriers = [
+        (graph, op)
+        for graph in model.subgraphs
+        for op in graph.operators
+        if fb.custom_name(model, op) == _NAME
+    ]
+    if not barriers:
+        return content
+    for graph, barrier in barriers:
+        (before,), (behind,) = barrier.inputs, barrier.outputs
+        graph.operators.remove(barrier)
+        for op in graph.operators:
+            op.inputs = [before if index == behind else index for index in op.inputs]
+    _drop_code(model, barriers[0][1].opcodeIndex)
+    return fb.write(model)
+
+
+def _drop_code(model: Any, dropped: int) -> None:
+    """Take an operator that no graph has out of the list that a runtime must know whole."""
+    del model.operatorCodes[dropped]
+    for _, op in fb.operators(model):
+        op.opcodeIndex -= op.opcodeIndex > dropped

@@ -1,0 +1,40 @@
+"""The order of a file's inputs and outputs: that of the Keras model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from ocs_tf.export import _flatbuffer as fb
+
+
+def in_keras_order(content: bytes, model: keras.Model) -> bytes:
+    """The `.tflite` file that TensorFlow's converter made of `model`, its borders in Keras' order.
+
+    The converter orders inputs and outputs as it likes; only the signature says which is which.
+    """
+    parsed = fb.read(content)
+    if not parsed.signatureDefs:
+        return content
+    signature = parsed.signatureDefs[0]
+    graph = parsed.subgraphs[signature.subgraphIndex]
+    signature.inputs = _sorted(signature.inputs, [str(tensor.name) for tensor in model.inputs])
+    outputs = [f"output_{index}" for index in range(len(model.outputs))]
+    signature.outputs = _sorted(signature.outputs, outputs)
+    graph.inputs = _in_order_of(signature.inputs, graph.inputs)
+    graph.outputs = _in_order_of(signature.outputs, graph.outputs)
+    return fb.write(parsed)
+
+
+def _sorted(entries: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """Entries of a signature in the order of `names`."""
+    position = {name: index for index, name in enumerate(names)}
+    return sorted(entries, key=lambda entry: position.get(entry.name.decode(), len(position)))
+
+
+def _in_order_of(entries: Sequence[Any], border: Sequence[int]) -> list[int]:
+    """The tensors of a graph's border in the order of a signature's `entries`."""
+    named = [entry.tensorIndex for entry in entries]
+    return named if sorted(named) == sorted(border) else list(border)
