@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf import data, tflite
+from ocs_tf.closeness import Closeness, Tally
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.graph.flat import flat
 from ocs_tf.kernels import NativeLibraryError
@@ -69,10 +68,10 @@ class TFLiteModel:
                 self._interpreter.allocate_tensors()
             self._shapes = shapes
         for array, detail in zip(arrays, details, strict=True):
-            self._interpreter.set_tensor(detail["index"], _quantized(array, detail))
+            self._interpreter.set_tensor(detail["index"], tflite.to_codes(array, detail))
         self._interpreter.invoke()
         return [
-            _dequantized(self._interpreter.get_tensor(detail["index"]), detail)
+            tflite.to_floats(self._interpreter.get_tensor(detail["index"]), detail)
             for detail in self._outputs.values()
         ]
 
@@ -90,37 +89,6 @@ class TFLiteModel:
             {name: inputs[name] for name in by_position},
             {name: outputs[name] for name in sorted(outputs, key=_number_last)},
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Closeness:
-    """How close one output of a model is to a reference's.
-
-    Attributes:
-        name: of the reference's output.
-        samples: how many were compared.
-        sqnr_db: `10 log10(sum(reference^2) / sum((reference - other)^2))`.
-        max_difference: the largest absolute difference.
-        max_magnitude: the largest magnitude in the reference.
-        agreement: share (0..1) of samples with the same largest class on the last axis; `None`
-            where there is but one number on it.
-    """
-
-    name: str
-    samples: int
-    sqnr_db: float
-    max_difference: float
-    max_magnitude: float
-    agreement: float | None
-
-    def __str__(self) -> str:
-        text = (
-            f"output {self.name!r}: SQNR {self.sqnr_db:.1f} dB, largest difference"
-            f" {self.max_difference:.3g} (values up to {self.max_magnitude:.3g})"
-        )
-        if self.agreement is not None:
-            text += f", same top-1 in {100 * self.agreement:.2f} % of {self.samples}"
-        return text
 
 
 def compare(reference: Any, other: Any, dataset: data.Dataset) -> list[Closeness]:
@@ -144,50 +112,13 @@ def compare(reference: Any, other: Any, dataset: data.Dataset) -> list[Closeness
     output_order = _order(list(other.output_names), names)
     if len(output_order) != len(names):
         raise ValueError(f"the models have {len(names)} and {len(output_order)} outputs.")
-    tallies = [_Tally(name) for name in names]
+    tallies = [Tally(name) for name in names]
     for batch in data.batches(dataset, reference, name="data"):
         expected = _outputs(reference, batch)
         got = _outputs(other, [batch[i] for i in input_order])
         for tally, first, i in zip(tallies, expected, output_order, strict=True):
             tally.add(first, got[i])
     return [tally.result() for tally in tallies]
-
-
-class _Tally:
-    """Sums over batches."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.signal = self.noise = self.difference = self.magnitude = 0.0
-        self.samples = self.same = self.decisions = 0
-
-    def add(self, reference: Array, other: Array) -> None:
-        if reference.shape != other.shape:
-            raise ValueError(
-                f"output {self.name!r} has shape {reference.shape} in one model and"
-                f" {other.shape} in the other."
-            )
-        x, y = reference.astype(np.float64), other.astype(np.float64)
-        self.signal += float(np.square(x).sum())
-        self.noise += float(np.square(x - y).sum())
-        self.difference = max(self.difference, float(np.abs(x - y).max()))
-        self.magnitude = max(self.magnitude, float(np.abs(x).max()))
-        self.samples += len(x)
-        if x.ndim > 1 and x.shape[-1] > 1:
-            same = x.argmax(-1) == y.argmax(-1)
-            self.same += int(same.sum())
-            self.decisions += same.size
-
-    def result(self) -> Closeness:
-        ratio = self.signal / self.noise if self.noise else math.inf
-        return Closeness(
-            self.name,
-            self.samples,
-            10 * math.log10(ratio) if ratio else -math.inf,
-            self.difference,
-            self.magnitude,
-            self.same / self.decisions if self.decisions else None,
-        )
 
 
 def _outputs(model: Any, arrays: Sequence[Array]) -> list[Array]:
@@ -229,7 +160,7 @@ def _order(names: list[str], wanted: list[str]) -> list[int]:
 
 def _float_tensor(name: str, detail: dict[str, Any]) -> keras.KerasTensor:
     shape = [None if size < 0 else int(size) for size in detail["shape_signature"]]
-    dtype = "float32" if _has_grid(detail) else np.dtype(detail["dtype"]).name
+    dtype = "float32" if tflite.has_grid(detail) else np.dtype(detail["dtype"]).name
     return keras.KerasTensor((None, *shape[1:]), dtype, name=name)
 
 
@@ -241,23 +172,3 @@ def _batch_size(detail: dict[str, Any]) -> int | None:
 
 def _padded(array: Array, size: int) -> Array:
     return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
-
-
-def _has_grid(detail: dict[str, Any]) -> bool:
-    return bool(detail["quantization"][0]) and np.dtype(detail["dtype"]).kind in "iu"
-
-
-def _quantized(array: Array, detail: dict[str, Any]) -> Array:
-    if not _has_grid(detail):
-        return np.ascontiguousarray(array, detail["dtype"])
-    scale, zero_point = detail["quantization"]
-    limits = np.iinfo(detail["dtype"])
-    codes = np.rint(array / np.float32(scale)) + zero_point
-    return np.clip(codes, limits.min, limits.max).astype(detail["dtype"])
-
-
-def _dequantized(array: Array, detail: dict[str, Any]) -> Array:
-    if not _has_grid(detail):
-        return array
-    scale, zero_point = detail["quantization"]
-    return (array.astype(np.float32) - zero_point) * np.float32(scale)

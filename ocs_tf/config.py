@@ -26,6 +26,7 @@ SPLIT_BUDGETS = ("layer", "network")
 AUTO_EXPAND_RATIO = 0.02
 _SWITCHES = (
     "activation_equalization",
+    "exact_outputs",
     "fold_batch_norm",
     "quantization_aware",
     "power_of_two",
@@ -204,6 +205,9 @@ class Config:
         activation_equalization: scale the channels of what is concatenated, for each to use the
             grid that they share; the float model's function stays the same. Only where every
             activation tensor is quantized; measured on 256 samples of the calibration data.
+        exact_outputs: do not round a concatenation that is an output of the model where one of its
+            parts would span fewer than 16 codes of the grid that they share: the parts keep grids
+            of their own, and a `.tflite` file has a float32 output there.
         fold_batch_norm: multiply a batch norm into the layer before it, where that is possible.
         quantization_aware: the codes of a channel's copies add up to the code of the whole weight.
         power_of_two: all steps are powers of two.
@@ -242,6 +246,7 @@ class Config:
     allocation_cost: str = "size"
     equalization: bool | Literal["auto"] = "auto"
     activation_equalization: bool = True
+    exact_outputs: bool = True
     fold_batch_norm: bool = True
     quantization_aware: bool = True
     power_of_two: bool = False
@@ -423,6 +428,7 @@ class Config:
             "bias_correction": False,
             "equalization": False,
             "activation_equalization": False,
+            "exact_outputs": False,
         }
         defaults = {"expand_ratio": 0.0, "weight_clip": "none", "activation_clip": "none"}
         extra = _as_overrides(options.pop("overrides", ()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,13 +16,14 @@ from tqdm import tqdm
 from ocs_tf import data
 from ocs_tf.activation_planning import activation_grids
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
-from ocs_tf.calibration import calibrate, channel_magnitudes
+from ocs_tf.calibration import Statistics, calibrate, channel_magnitudes
 from ocs_tf.compensation import compensate, compensate_blind, sample_limit
 from ocs_tf.config import Config, Override
-from ocs_tf.graph.activations import all_sites, input_sites
+from ocs_tf.graph.activations import Site, all_sites, input_sites
 from ocs_tf.graph.chains import chains
 from ocs_tf.graph.equalization import choose_scales, equalized, joined_scales
 from ocs_tf.graph.moments import channel_moments
+from ocs_tf.graph.parts import coarse_parts, describe, output_concatenations
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rewrite import Replacement, rewrite
 from ocs_tf.graph.splittable import splittable_sites
@@ -36,6 +38,10 @@ from ocs_tf.planning import (
 
 _TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
 _MAGNITUDE_SAMPLES = 256
+_COARSE = (
+    "Give them similar ranges (scale the small one up, and the kernel that reads it down), or leave"
+    " activations in float (activation_bits=None)."
+)
 _BATCHES = 8  # of the most samples that memory allows; of more, calls would cost more than work
 
 
@@ -145,7 +151,32 @@ def plan(
         channels=split,
     )
     grids = activation_grids(sites, statistics, config, bits, split, tables)
-    return dataclasses.replace(result, activations=grids)
+    coarse = coarse_parts(graph, _ranges(sites, statistics, grids), grids)
+    exact = set(coarse) & output_concatenations(graph) if config.exact_outputs else set()
+    if exact and config.activation_scope == "all":
+        sites = all_sites(graph, set(result.layers), tables, exact)
+        grids = activation_grids(sites, statistics, config, bits, split, tables)
+        coarse = {site: parts for site, parts in coarse.items() if site not in exact}
+    for site, parts in coarse.items():
+        warnings.warn(f"{describe(site, parts, 2**bits)}. {_COARSE}", stacklevel=2)
+    return dataclasses.replace(result, activations=grids, coarse_parts=coarse)
+
+
+def _ranges(
+    sites: Sequence[Site],
+    statistics: Mapping[str, Statistics],
+    grids: Mapping[str, ActivationGrid | OracleGrid],
+) -> dict[int, tuple[float, float]]:
+    """Minimum and maximum of each measured tensor, or of its prescribed grid, by tensor id."""
+    found = {}
+    for site in sites:
+        seen, grid = statistics.get(site.key), grids[site.key]
+        for tensor in site.tensors:
+            if seen is not None:
+                found[id(tensor)] = seen.minimum, seen.maximum
+            elif isinstance(grid, ActivationGrid):
+                found[id(tensor)] = grid.minimum, grid.maximum
+    return found
 
 
 def apply(
@@ -194,7 +225,7 @@ def apply(
         )
         quality = quantized.sqnr_db(kernel)
         kernels[name] = Replacement(quantized, bias, quality, name in scaled)
-    result = rewrite(graph, kernels, plan.activations)
+    result = rewrite(graph, kernels, plan.activations, plan.coarse_parts)
     if batches:
         compensate(
             graph,

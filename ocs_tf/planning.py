@@ -100,6 +100,8 @@ class Plan:
         rounding, bias_correction: as in `Config`; other than the defaults they need data.
         equalization: by the name of a layer, what its output channels are divided by, and what the
             kernels that read them are multiplied by; see `graph.equalization`.
+        coarse_parts: where tensors of very different ranges share a grid: how many of its codes
+            the small ones span, by site and by the layer that makes them; see `graph.parts`.
     """
 
     layers: dict[str, LayerPlan]
@@ -110,6 +112,7 @@ class Plan:
     bias_correction: bool | str = False
     equalization: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     unsplit_activations: dict[str, str] = dataclasses.field(default_factory=dict)
+    coarse_parts: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def needs_data(self) -> bool:
@@ -148,6 +151,7 @@ class Plan:
                 bias_correction=values.get("bias_correction", False),
                 equalization=dict(values.get("equalization", {})),
                 unsplit_activations=values.get("unsplit_activations", {}),
+                coarse_parts=values.get("coarse_parts", {}),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the plan lacks a field or has an unknown one: {error}.") from error

@@ -16,6 +16,7 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.graph import adapters, composites
+from ocs_tf.graph.parts import describe
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 
@@ -64,6 +65,8 @@ class LayerReport:
         input_grid, preactivation_grid, output_grid: of the activations, where they are rounded;
             an `OracleGrid` in simulations only.
         why_float: the reason why weights stay in float, or `None`.
+        coarse_parts: how many codes of `output_grid` parts span that span few of them, by the name
+            of the layer that makes the part.
     """
 
     name: str
@@ -83,6 +86,7 @@ class LayerReport:
     preactivation_grid: ActivationGrid | None = None
     output_grid: ActivationGrid | OracleGrid | None = None
     why_float: str | None = None
+    coarse_parts: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def kernel_size(self) -> int:
@@ -190,8 +194,13 @@ class Report:
         scaled = [layer.name for layer in self.layers if layer.equalized]
         equalized = [f"{_EQUALIZED}: {_some(scaled)}."] if scaled else []
         oracle = any(isinstance(layer.input_grid, OracleGrid) for layer in self.layers)
+        coarse = [
+            f"Few codes: {describe(row.name, row.coarse_parts, 2**row.output_grid.bits)}."
+            for row in self.layers
+            if row.coarse_parts and row.output_grid
+        ]
         simulated = _SIMULATED if rounded else _FLOAT_ACTIVATIONS
-        return [*equalized, _LEGEND, simulated, _ORACLE if oracle else _STORED]
+        return [*coarse, *equalized, _LEGEND, simulated, _ORACLE if oracle else _STORED]
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
@@ -242,7 +251,7 @@ def _layer(layer: Any, input_grid: ActivationGrid | OracleGrid | None) -> LayerR
     name = str(layer.name)
     if isinstance(layer, layers.KernelLayer):
         return _quantized(layer, name, input_grid)
-    output_grid = None
+    output_grid, parts = None, getattr(layer, "coarse_parts", {})
     if isinstance(layer, (layers.QuantizedOutput, *_QUANTIZERS)):
         output_grid = layer.grid
         layer = layers.unwrapped(layer)
@@ -259,6 +268,7 @@ def _layer(layer: Any, input_grid: ActivationGrid | OracleGrid | None) -> LayerR
         input_grid=input_grid if parameters else None,
         output_grid=output_grid,
         why_float=why_float,
+        coarse_parts=parts,
     )
 
 

@@ -11,6 +11,7 @@ import struct
 import warnings
 from typing import Any
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ocs_tf import kernels
@@ -94,6 +95,29 @@ def delegate_path() -> str:
         NativeLibraryError: it is missing, cannot be loaded, or is of another version.
     """
     return os.fspath(kernels.library_path())
+
+
+def has_grid(detail: dict[str, Any]) -> bool:
+    """Whether an input or output, as an interpreter describes it, holds codes."""
+    return bool(detail["quantization"][0]) and np.dtype(detail["dtype"]).kind in "iu"
+
+
+def to_codes(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """What an input, as an interpreter describes it, takes for the numbers in `array`."""
+    if not has_grid(detail):
+        return np.ascontiguousarray(array, detail["dtype"])
+    scale, zero_point = detail["quantization"]
+    limits = np.iinfo(detail["dtype"])
+    codes = np.rint(array / np.float32(scale)) + zero_point
+    return np.clip(codes, limits.min, limits.max).astype(detail["dtype"])
+
+
+def to_floats(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """The numbers that an output, as an interpreter describes it, stands for."""
+    if not has_grid(detail):
+        return array
+    scale, zero_point = detail["quantization"]
+    return (array.astype(np.float32) - zero_point) * np.float32(scale)
 
 
 def custom_operators(content: bytes | mmap.mmap) -> set[str]:

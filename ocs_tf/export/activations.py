@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,11 +15,17 @@ from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import attention, float_regions, matching, writer
 from ocs_tf.export.lowering import Lowered
 from ocs_tf.graph.activations import Site, all_sites, moves_values
+from ocs_tf.graph.indices import index_tensors, table_rows
+from ocs_tf.graph.parts import ends_of, exact_concatenations
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid
 
-_MATCHING_SAMPLES = 3
+_SAMPLES = 3
 _BITS = 8
+_EXACT = (
+    "Output {!r} is float32: the parts that it concatenates have grids of their own. Convert with"
+    " exact_outputs=False for one grid."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +36,26 @@ class Activations:
         grids: by tensor of the file: those of the Keras model.
         ranges: `(min, max)` of the other tensors, inside of layers that Keras sees as one.
         left_float: indices of the operators that stay in float.
-        note: what a user should know of them; or no text.
+        unrounded: names of the inputs and outputs that stay in float.
+        notes: which layers are computed in float, and why.
     """
 
     grids: dict[str, ActivationGrid]
     ranges: dict[str, tuple[float, float]]
     left_float: set[int]
-    note: str
+    unrounded: set[str]
+    notes: list[str]
 
 
-def find_activations(content: bytes, lowered: Lowered, dataset: data.Dataset) -> Activations:
+def find_activations(
+    content: bytes, lowered: Lowered, sample: Mapping[str, np.ndarray], dataset: data.Dataset
+) -> Activations:
     """The grids of a float file's tensors.
 
     Arguments:
         content: what the converter made of the lowered model, its batch size fixed.
         lowered: the same with an open batch size.
+        sample: a few inputs by name.
         dataset: representative data, or `None`.
 
     Raises:
@@ -54,9 +65,9 @@ def find_activations(content: bytes, lowered: Lowered, dataset: data.Dataset) ->
     # that were left in float: those are one step, and the file tells the ranges inside.
     tables = [kernel.layer for kernel in lowered.kernels if kernel.kind == "lookup"]
     graph = Graph(lowered.model)
-    sites = all_sites(graph, quantized=set(), tables=tables)
+    exact = exact_concatenations(graph, lowered.grids)
+    sites = all_sites(graph, quantized=set(), tables=tables, exact=exact)
     by_group = _grids_by_group([site for site in sites if not site.fixed], lowered, dataset)
-    sample = _sample(lowered, dataset)
     known = _known_tensors(graph, sites)
     tensors = [tensor for _, tensor in known.values()]
     (values,) = observe(lowered.model, tensors, [list(sample.values())]) if known else ([],)
@@ -72,18 +83,33 @@ def find_activations(content: bytes, lowered: Lowered, dataset: data.Dataset) ->
     masks = attention.mask_ranges(model)
     for name in masks:
         grids.pop(name, None)  # that of the Keras model reaches -1e9
-    left = float_regions.float_operators(model, grids)
+    indices = _names_of(model.subgraphs[0].inputs, model, graph.model.inputs, index_tensors(graph))
+    exact_ends = ends_of(graph, exact)
+    outputs = _names_of(model.subgraphs[0].outputs, model, graph.model.outputs, exact_ends)
+    unrounded = indices | outputs
+    left = float_regions.float_operators(model, grids, unrounded)
+    lacking = float_regions.float_operators(model, {*grids, *outputs}, indices)
+    lacking -= float_regions.index_operators(model, indices)
     names = [layer.name for layer in lowered.model._flatten_layers(include_self=False)]
-    note = float_regions.describe(model, left, names, matches)
-    unrounded = float_regions.inside(model, left, grids)
-    missing = writer.needed_activations(limited) - set(grids) - unrounded
+    notes = [float_regions.describe(model, lacking, names, matches)]
+    notes += [_EXACT.format(name) for name in sorted(exact)]
+    missing = writer.needed_activations(limited) - set(grids)
+    missing -= float_regions.inside(model, left, grids, unrounded)
     ranges = {name: masks[name] for name in missing & set(masks)}
     missing -= set(ranges)
     if missing:
         ranges |= _measured(limited, sorted(missing), lowered, dataset)
     for name in attention.symmetric_factors(model) & set(ranges):
         ranges[name] = attention.symmetric(*ranges[name])
-    return Activations(grids, ranges, left, note)
+    return Activations(grids, ranges, left, unrounded, [note for note in notes if note])
+
+
+def _names_of(
+    indices: Sequence[int], model: Any, tensors: Sequence[Any], chosen: Collection[int]
+) -> set[str]:
+    """Names of those inputs (or outputs) of a file whose Keras tensors are `chosen`, by id."""
+    pairs = zip(indices, tensors, strict=True)
+    return {fb.name(model.subgraphs[0].tensors[i]) for i, t in pairs if id(t) in chosen}
 
 
 def _known_tensors(graph: Graph, sites: list[Site]) -> dict[str, tuple[Site, Any]]:
@@ -157,19 +183,27 @@ def _grids_by_group(
     return grids
 
 
-def _sample(lowered: Lowered, dataset: data.Dataset) -> Mapping[str, np.ndarray]:
-    """A few inputs by name, to tell tensors apart by: real ones, or noise of the right range."""
-    model = lowered.model
+def sample_inputs(lowered: Lowered, dataset: data.Dataset) -> dict[str, np.ndarray]:
+    """A few inputs of a lowered model, by name: real ones, or drawn ones that fit.
+
+    Numbers are drawn from all of the input's grid; indices from the rows of the smallest table that
+    they are looked up in, and other integers from 0 and 1.
+    """
     if dataset is not None:
-        return next(_named_batches(lowered, dataset, limit=_MATCHING_SAMPLES))
+        return dict(next(_named_batches(lowered, dataset, limit=_SAMPLES)))
+    graph = Graph(lowered.model)
     rng = np.random.default_rng(0)
     sample = {}
-    for tensor in model.inputs:
+    for tensor in graph.model.inputs:
+        shape = (_SAMPLES, *(size or 1 for size in tensor.shape[1:]))
+        rows = table_rows(graph, tensor)
         grid = lowered.grids.get(tensor.name)
-        low, high = (grid.minimum, grid.maximum) if grid else (-1.0, 1.0)
-        shape = (_MATCHING_SAMPLES, *(size or 1 for size in tensor.shape[1:]))
-        noise = rng.uniform(low, high, shape)
-        sample[tensor.name] = noise.astype(keras.backend.standardize_dtype(tensor.dtype))
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        if rows is not None or "float" not in dtype:
+            sample[str(tensor.name)] = rng.integers(0, rows or 2, shape).astype(dtype)
+        else:
+            low, high = (grid.minimum, grid.maximum) if grid else (-1.0, 1.0)
+            sample[str(tensor.name)] = rng.uniform(low, high, shape).astype(dtype)
     return sample
 
 

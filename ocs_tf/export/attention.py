@@ -110,9 +110,9 @@ def mask_ranges(model: Any) -> dict[str, tuple[float, float]]:
         elif kind in _MOVES and op.inputs[0] in ranges:
             ranges[output] = ranges[op.inputs[0]]
         elif kind in _ARITHMETIC and any(i in ranges for i in op.inputs):
-            ends = [of(i) for i in op.inputs]
-            if None not in ends:
-                results = [_ARITHMETIC[kind](a, b) for a in ends[0] for b in ends[1]]
+            first, second = (of(i) for i in op.inputs)
+            if first is not None and second is not None:
+                results = [_ARITHMETIC[kind](a, b) for a in first for b in second]
                 ranges[output] = (float(min(results)), float(max(results)))
     return {fb.name(graph.tensors[index]): ends for index, ends in ranges.items()}
 

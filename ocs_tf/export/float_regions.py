@@ -31,22 +31,27 @@ _READS_NO_NUMBERS = ("SHAPE",)
 _MOVES_NUMBERS = ("REVERSE_V2", "TILE")  # it does not matter whether before or behind it is rounded
 
 
-def float_operators(model: Any, on_grids: Iterable[str]) -> set[int]:
+def float_operators(
+    model: Any, on_grids: Iterable[str], unrounded: Collection[str] = ()
+) -> set[int]:
     """Indices of the operators of a float model that are to stay in float.
 
     Arguments:
         model: as `_flatbuffer.read` returns it.
         on_grids: names of the activation tensors that are rounded in any case.
+        unrounded: names of the inputs and outputs that are not.
     """
     graph = model.subgraphs[0]
     activations = set(fb.float_activations(model).values())
-    border = _border(model, set(on_grids))
+    border = _border(model, set(on_grids), unrounded)
     left = {
         index
         for index, op in enumerate(graph.operators)
         if fb.op_name(model, op) not in (*INTEGER_FORMS, *_READS_NO_NUMBERS)
         and any(i in activations for i in (*op.inputs, *op.outputs))
     }
+    ends = {i for i in graph.outputs if fb.name(graph.tensors[i]) in unrounded}
+    left |= {index for index, op in enumerate(graph.operators) if ends & set(op.outputs)}
     touching: dict[int, list[int]] = {}
     for index, op in enumerate(graph.operators):
         for i in (*op.inputs, *op.outputs):
@@ -61,10 +66,12 @@ def float_operators(model: Any, on_grids: Iterable[str]) -> set[int]:
     return left
 
 
-def inside(model: Any, left: Collection[int], on_grids: Iterable[str]) -> set[str]:
+def inside(
+    model: Any, left: Collection[int], on_grids: Iterable[str], unrounded: Collection[str] = ()
+) -> set[str]:
     """Names of the tensors that only operators in float compute and read."""
     graph = model.subgraphs[0]
-    border = _border(model, set(on_grids))
+    border = _border(model, set(on_grids), unrounded)
     touched = {
         i
         for index in left
@@ -75,18 +82,36 @@ def inside(model: Any, left: Collection[int], on_grids: Iterable[str]) -> set[st
     }
 
 
-def _border(model: Any, on_grids: set[str]) -> set[int]:
+def _border(model: Any, on_grids: set[str], unrounded: Collection[str]) -> set[int]:
     """Indices of tensors that are rounded: as given, or as operators make them from such ones."""
     graph = model.subgraphs[0]
     activations = fb.float_activations(model)
-    border = {i for name, i in activations.items() if name in on_grids}
-    border |= {i for i in (*graph.inputs, *graph.outputs) if i in activations.values()}
+    ends = {*graph.inputs, *graph.outputs}
+    border = {
+        i
+        for name, i in activations.items()
+        if name in on_grids or (i in ends and name not in unrounded)
+    }
     for op in graph.operators:
         if fb.op_name(model, op) in _MOVES_NUMBERS:
             border.update(i for i in (*op.inputs, *op.outputs) if i in activations.values())
         if grid_rule(fb.op_name(model, op)) in ("input", "fixed") and op.inputs[0] in border:
             border.update(op.outputs)
     return border
+
+
+def index_operators(model: Any, unrounded: Collection[str]) -> set[int]:
+    """Indices of the operators that only compute row numbers from inputs that are not rounded."""
+    graph = model.subgraphs[0]
+    activations = fb.float_activations(model)
+    exact = {activations[name] for name in unrounded if activations[name] in list(graph.inputs)}
+    found = set()
+    for index, op in enumerate(graph.operators):
+        read = {i for i in op.inputs if i in activations.values()}
+        if read and read <= exact:
+            found.add(index)
+            exact.update(i for i in op.outputs if i in activations.values())
+    return found
 
 
 def describe(
@@ -142,17 +167,45 @@ def round_between(model: Any, grids: Mapping[str, Grid]) -> None:
         for op in readers:
             op.inputs = [rounded if i == index else i for i in op.inputs]
         if is_output:
-            graph.outputs = [rounded if i == index else i for i in graph.outputs]
-            for signature in model.signatureDefs or ():
-                for output in signature.outputs:
-                    output.tensorIndex = (
-                        rounded if output.tensorIndex == index else output.tensorIndex
-                    )
+            _rename_output(model, index, rounded)
         where = next((n + 1 for n, op in enumerate(graph.operators) if index in op.outputs), 0)
         graph.operators[where:where] = [
             _border_operator(model, "QUANTIZE", index, len(graph.tensors) - 2),
             _border_operator(model, "DEQUANTIZE", len(graph.tensors) - 2, len(graph.tensors) - 1),
         ]
+
+
+def free_ends(model: Any, quantized: Any, unrounded: Collection[str]) -> None:
+    """Let these inputs and outputs be float32, without the operators between types at them.
+
+    Arguments:
+        model: the float model.
+        quantized: the same in integers; it is changed.
+        unrounded: names of inputs and outputs of `model`.
+    """
+    before, graph = model.subgraphs[0], quantized.subgraphs[0]
+    for old, index in zip(before.inputs, list(graph.inputs), strict=True):
+        if fb.name(before.tensors[old]) in unrounded and graph.tensors[index].type != fb.FLOAT32:
+            graph.tensors[index].type, graph.tensors[index].quantization = fb.FLOAT32, None
+            for border in [op for op in graph.operators if list(op.inputs) == [index]]:
+                if fb.op_name(quantized, border) == "DEQUANTIZE":
+                    graph.operators.remove(border)
+                    for op in graph.operators:
+                        op.inputs = [index if i == border.outputs[0] else i for i in op.inputs]
+    for old, index in zip(before.outputs, list(graph.outputs), strict=True):
+        if fb.name(before.tensors[old]) in unrounded and graph.tensors[index].type != fb.FLOAT32:
+            border = next(op for op in graph.operators if list(op.outputs) == [index])
+            graph.operators.remove(border)
+            _rename_output(quantized, index, int(border.inputs[0]))
+
+
+def _rename_output(model: Any, old: int, new: int) -> None:
+    """Let the model return another tensor in the place of `old`."""
+    graph = model.subgraphs[0]
+    graph.outputs = [new if i == old else i for i in graph.outputs]
+    for signature in model.signatureDefs or ():
+        for output in signature.outputs:
+            output.tensorIndex = new if output.tensorIndex == old else output.tensorIndex
 
 
 def _twin(graph: Any, index: int, suffix: str) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import keras
 
 from ocs_tf import data
+from ocs_tf.closeness import Closeness
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import (
     attention,
@@ -21,13 +22,17 @@ from ocs_tf.export import (
     int4,
     lowering,
     packed,
+    running,
     writer,
 )
-from ocs_tf.export.activations import find_activations
+from ocs_tf.export.activations import find_activations, sample_inputs
 from ocs_tf.export.barrier import without_barriers
 from ocs_tf.export.lowering import lower
 from ocs_tf.export.signature import in_keras_order
 from ocs_tf.export.verification import VerificationError
+from ocs_tf.graph.flat import flat
+from ocs_tf.graph.parts import describe
+from ocs_tf.kernels import NativeLibraryError
 from ocs_tf.numerics import ActivationGrid
 
 __all__ = ["ExportResult", "VerificationError", "export_tflite"]
@@ -64,6 +69,9 @@ class ExportResult:
         ops: every operator of the file, and whether the Edge TPU's documentation allows it
             (`target="int8"` only).
         notes: what a user should know, in plain words.
+        closeness: of each output to that of the Keras model, on a few samples; empty where the
+            file was not run. Files whose activations stay float are compared with the model
+            without rounded activations.
     """
 
     path: pathlib.Path
@@ -71,6 +79,7 @@ class ExportResult:
     size: int
     ops: list[edge_tpu.OpReport]
     notes: list[str]
+    closeness: list[Closeness] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.target}, {self.size:,} bytes", *self.notes]
@@ -92,6 +101,7 @@ def export_tflite(
     fused_dense: bool = False,
     strict: bool = False,
     overwrite: bool = False,
+    verify: bool = True,
 ) -> ExportResult:
     """Write a quantized model to a `.tflite` file.
 
@@ -136,6 +146,8 @@ def export_tflite(
             batches of up to 4.
         strict: with int8 activations, a layer that would be computed in float is an error.
         overwrite: replace an existing file.
+        verify: run the file in LiteRT on three samples (of the data, or drawn to fit the inputs'
+            grids, types and tables), and compare its outputs with those of `model`.
 
     Returns:
         What was written, with the list of operators.
@@ -146,8 +158,10 @@ def export_tflite(
             runtimes are known to fail with an INT4 kernel (the message names the layer).
         FileExistsError: `path` exists and `overwrite` is False.
         FileNotFoundError: the folder of `path` does not exist.
-        VerificationError: the file would differ from the model or, if `strict`, an operator has
-            no integer form. No file is left behind.
+        VerificationError: the file would differ from the model; with `verify`, its outputs are
+            more than one step of their grid from the model's and less than 10 dB close to them,
+            or the runtime refuses it; if `strict`, an operator has no integer form. No file is
+            left behind.
     """
     path = pathlib.Path(path)
     _check(path, target, activations, io_dtype, fused_dense, overwrite)
@@ -161,14 +175,17 @@ def export_tflite(
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
     if target == "int4":
         int4.check(lowered.kernels, activations)
-    content = without_barriers(in_keras_order(convert_float(lowered.model), lowered.model))
+    original = without_barriers(in_keras_order(convert_float(lowered.model), lowered.model))
+    content = original
+    samples = sample_inputs(lowered, representative_dataset)
     ops: list[edge_tpu.OpReport] = []
     if form.integer:
         open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
-        found = find_activations(content, open_batch, representative_dataset)
-        if found.note and strict:
-            raise VerificationError(f"{found.note} Replace them, or export with strict=False.")
-        lowered.notes.extend([found.note] if found.note else [])
+        found = find_activations(content, open_batch, samples, representative_dataset)
+        if found.notes and strict:
+            reasons = " ".join(found.notes)
+            raise VerificationError(f"{reasons} Replace them, or export with strict=False.")
+        lowered.notes.extend(found.notes)
         content = writer.write_int8(
             attention.limit_masks(content),
             lowered.kernels,
@@ -176,6 +193,7 @@ def export_tflite(
             found.ranges,
             float_io=io_dtype == "float32",
             left_float=found.left_float,
+            unrounded=found.unrounded,
         )
         if target == "int8":
             ops = edge_tpu.check(content)
@@ -184,8 +202,17 @@ def export_tflite(
     elif target == "packed":
         content = packed.write_packed(content, lowered.kernels, fused_dense=fused_dense)
         lowered.notes.append(_NEEDS_DELEGATE)
+    closeness: list[Closeness] = []
+    lowered.notes.extend(_coarse_parts(model))
+    if verify:
+        rounds = form.integer or form.rounds
+        reference = flat(model) if rounds or not _has_grids(model) else lowered.model
+        try:
+            closeness = running.compare(content, reference, samples, original, lowered)
+        except NativeLibraryError as error:
+            lowered.notes.append(f"The file was not run: {error}")
     write_file(path, content)
-    return ExportResult(path, target, len(content), ops, lowered.notes)
+    return ExportResult(path, target, len(content), ops, lowered.notes, closeness)
 
 
 def convert_float(model: keras.Model) -> bytes:
@@ -286,6 +313,15 @@ def _grids(model: keras.Model) -> Iterator[tuple[str, ActivationGrid]]:
             grid = getattr(layer, attribute, None)
             if grid is not None:
                 yield layer.name, grid
+
+
+def _coarse_parts(model: keras.Model) -> Iterator[str]:
+    """Notes on tensors that share a grid although their ranges differ."""
+    for layer in model._flatten_layers():
+        parts = getattr(layer, "coarse_parts", None)
+        if parts:
+            text = describe(layer.name, parts, 2**layer.grid.bits)
+            yield f"{text[0].upper()}{text[1:]}."
 
 
 def _has_grids(model: keras.Model) -> bool:

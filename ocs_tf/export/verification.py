@@ -31,6 +31,7 @@ def verify(
     grids: Mapping[str, Grid],
     float_io: bool,
     left_float: Collection[int] = (),
+    unrounded: Collection[str] = (),
 ) -> None:
     """Raise VerificationError unless `result` is the float `model` in integers, as was given."""
     float_ops = model.subgraphs[0].operators
@@ -44,7 +45,7 @@ def verify(
         if fb.op_name(result, op) in KERNEL_INPUTS:
             _verify_bias(model, float_op, result, op)
     _verify_kernels(result, assigned)
-    _verify_borders(result, float_io)
+    _verify_borders(result, float_io, unrounded)
     fixed = _fixed(model)
     producers = {
         fb.name(model.subgraphs[0].tensors[i]): fb.op_name(model, op)
@@ -163,13 +164,13 @@ def _verify_bias(model: Any, float_op: Any, result: Any, op: Any) -> None:
         )
 
 
-def _verify_borders(result: Any, float_io: bool) -> None:
+def _verify_borders(result: Any, float_io: bool, unrounded: Collection[str]) -> None:
     """Inputs that are read and outputs are float32 or int8, as asked."""
     graph = result.subgraphs[0]
-    wanted = "float32" if float_io else "int8"
     read = {index for op in graph.operators for index in op.inputs}
     for index in (*(i for i in graph.inputs if i in read), *graph.outputs):
         tensor = graph.tensors[index]
+        wanted = "float32" if float_io or fb.name(tensor) in unrounded else "int8"
         if fb.type_name(tensor) not in (wanted, "int32", "int64"):
             raise VerificationError(
                 f"input or output {fb.name(tensor)!r} is {fb.type_name(tensor)}, not {wanted}"

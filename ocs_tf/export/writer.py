@@ -61,6 +61,7 @@ def write_int8(
     *,
     float_io: bool,
     left_float: Collection[int] = (),
+    unrounded: Collection[str] = (),
 ) -> bytes:
     """Rewrite a float .tflite file as a full-integer one with the given codes and grids.
 
@@ -79,6 +80,7 @@ def write_int8(
         float_io: keep float32 inputs and outputs, quantized inside; otherwise they are int8.
         left_float: indices of operators that stay in float; see `float_regions`. What is inside of
             them needs no range.
+        unrounded: names of inputs and outputs that stay float32 whatever `float_io` says.
 
     Returns:
         The bytes of the .tflite file.
@@ -91,7 +93,7 @@ def write_int8(
             a bias that overflows, or an operator left in float.
     """
     model = fb.read_straight(float_model)
-    _check_activations(model, grids, ranges, left_float)
+    _check_activations(model, grids, ranges, left_float, unrounded)
     assigned = _assign(model, kernels, "int8")
     # Operators without an integer form read floats, which are codes times steps all the same.
     assigned = {place: kernel for place, kernel in assigned.items() if place[1] not in left_float}
@@ -110,10 +112,11 @@ def write_int8(
     quantized = _quantize(engine, statistics)
     _read_shapes_off_codes(quantized)
     _type_unread_parts(quantized)
+    float_regions.free_ends(model, quantized, unrounded)
     if left_float:
         float_regions.round_between(quantized, grids)
     result = _finish(quantized, assigned)
-    verify(model, fb.read(result), assigned, grids, float_io, left_float)
+    verify(model, fb.read(result), assigned, grids, float_io, left_float, unrounded)
     return result
 
 
@@ -167,6 +170,7 @@ def _check_activations(
     grids: Mapping[str, Grid],
     ranges: Mapping[str, tuple[float, float]],
     left_float: Collection[int],
+    unrounded: Collection[str],
 ) -> None:
     """Refuse unknown names and malformed values: ai-edge-quantizer would ignore them in silence."""
     known = fb.float_activations(model)
@@ -197,7 +201,7 @@ def _check_activations(
     for name, (low, high) in ranges.items():
         if not (np.isfinite(low) and np.isfinite(high) and low <= high):
             raise ValueError(f"ranges[{name!r}] (={(low, high)}) must be finite with min <= max")
-    inside = float_regions.inside(model, left_float, grids)
+    inside = float_regions.inside(model, left_float, grids, unrounded)
     missing = sorted(_needed(model) - set(grids) - set(ranges) - inside)
     if missing:
         raise ValueError(f"activation tensors {missing} are in neither grids nor ranges")

@@ -18,6 +18,7 @@ import keras
 from ocs_tf.graph import adapters
 from ocs_tf.graph.affine import affine_axis
 from ocs_tf.graph.flat import WithMask
+from ocs_tf.graph.indices import index_tensors
 from ocs_tf.graph.masks import mask_ranges, masked_scores, without_masked
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.layers import unwrapped
@@ -108,37 +109,52 @@ def input_sites(graph: Graph, quantized: set[str]) -> list[Site]:
         if name not in quantized or site.part:
             continue  # what is inside of a composite stays in float
         tensors = tuple(call.inputs[0] for call in graph.calls(site.layer))
-        if "float" in str(tensors[0].dtype):  # and not the rows that a lookup is to find
+        if "float" in str(tensors[0].dtype) and not site.adapter.is_lookup:
             sites.append(Site(f"{name}:input", tensors, f"{name}:input"))
     return sites
 
 
 def all_sites(
-    graph: Graph, quantized: set[str] | None = None, tables: Collection[str] = ()
+    graph: Graph,
+    quantized: set[str] | None = None,
+    tables: Collection[str] = (),
+    exact: Collection[str] = (),
 ) -> list[Site]:
     """The sites of every activation tensor that an integer runtime holds.
 
     `quantized` names the layers whose kernels are quantized, all by default. The others run as one
     float step, whose inside is not rounded. `tables` names lookups whose outputs are on the grid of
-    their table.
+    their table. `exact` names concatenations that are not rounded: their parts keep grids of their
+    own.
     """
-    return _SiteFinder(graph, set(graph.kernels) if quantized is None else quantized, tables).find()
+    chosen = set(graph.kernels) if quantized is None else quantized
+    return _SiteFinder(graph, chosen, tables, exact).find()
 
 
 class _SiteFinder:
-    def __init__(self, graph: Graph, quantized: set[str], tables: Collection[str]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        quantized: set[str],
+        tables: Collection[str],
+        exact: Collection[str],
+    ) -> None:
         self.graph = graph
         self.tables = tables
+        self.exact = exact
         self.quantized = quantized
         self.sites: dict[str, Site] = {}
         self.group_of: dict[int, str] = {}  # tensor -> group
         self.alias: dict[str, str] = {}  # group -> group it was united with
         self.masked_scores = masked_scores(graph)
         self.mask_ranges = mask_ranges(graph)
+        self.indices = index_tensors(graph)
 
     def find(self) -> list[Site]:
         for node in self.graph.nodes:
-            if len(node.outputs) == 1 and "float" in str(node.outputs[0].dtype):
+            if len(node.outputs) != 1 or id(node.outputs[0]) in self.indices:
+                continue
+            if "float" in str(node.outputs[0].dtype):
                 self._visit(node, node.outputs[0])
         return [self._finished(site) for site in self.sites.values()]
 
@@ -152,6 +168,8 @@ class _SiteFinder:
 
     def _visit(self, node: Node, output: Any) -> None:
         layer, name = node.layer, node.layer.name
+        if name in self.exact or self._behind_exact(node):
+            return
         if name in self.graph.folded:
             return  # observed as the output of the layer that takes it up
         if name in self.graph.kernels:
@@ -170,6 +188,13 @@ class _SiteFinder:
             self._add(name, output, name, _fixed_function(layer))
         elif not self._fused_into_relu(output, layer):
             self._add(name, output, name)
+
+    def _behind_exact(self, node: Node) -> bool:
+        """Whether `node` only moves what an exact concatenation makes."""
+        if not (node.inputs and moves_values(node.layer)):
+            return False
+        before = self.graph.producer[id(node.inputs[0])]
+        return before.layer.name in self.exact or self._behind_exact(before)
 
     def _visit_kernel(self, node: Node, output: Any) -> None:
         layer, name = node.layer, node.layer.name

@@ -39,13 +39,16 @@ def rewrite(
     graph: Graph,
     kernels: Mapping[str, Replacement],
     grids: Mapping[str, ActivationGrid | OracleGrid],
+    coarse_parts: Mapping[str, Mapping[str, float]] | None = None,
 ) -> keras.Model:
     """A new model with quantized kernels and rounded activations; `graph.model` stays as it is.
 
     Arguments:
         kernels: by layer name.
         grids: by site; see `graph.activations`. Oracles are for what single layers read.
+        coarse_parts: as a `Plan` has them, for reports.
     """
+    coarse_parts = coarse_parts or {}
 
     fixed = {site: grid for site, grid in grids.items() if isinstance(grid, ActivationGrid)}
     known = tensor_grids(graph, fixed)
@@ -61,7 +64,7 @@ def rewrite(
             quantizers[site] = (
                 layers.OracleQuantize(grid, name=name)
                 if isinstance(grid, OracleGrid)
-                else layers.FakeQuantize(grid, name=name)
+                else layers.FakeQuantize(grid, coarse_parts.get(site), name=name)
             )
         return quantizers[site](tensor)
 
@@ -82,7 +85,7 @@ def rewrite(
         if name in fixed and _wrappable(graph, layer):
             pools = isinstance(layer, AVERAGE_POOLS)
             wrapper = layers.QuantizedAveragePooling if pools else layers.QuantizedOutput
-            return wrapper(twin, fixed[name], name=name)
+            return wrapper(twin, fixed[name], coarse_parts.get(name), name=name)
         return twin
 
     def call(layer: Any, twin: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -60,12 +60,20 @@ class FakeQuantize(keras.layers.Layer):
 
     Arguments:
         grid: the `numerics.ActivationGrid`, or its `to_dict()`.
+        coarse_parts: how many codes the parts of the input span that span few, by the name of the
+            layer that makes them; for reports.
     """
 
-    def __init__(self, grid: ActivationGrid | dict[str, Any], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        grid: ActivationGrid | dict[str, Any],
+        coarse_parts: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs["trainable"] = False
         super().__init__(**kwargs)
         self.grid = ActivationGrid(**grid) if isinstance(grid, dict) else grid
+        self.coarse_parts = dict(coarse_parts or {})
         self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:
@@ -75,7 +83,8 @@ class FakeQuantize(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "grid": grid_config(self.grid)}
+        parts = {"coarse_parts": self.coarse_parts} if self.coarse_parts else {}
+        return {**super().get_config(), "grid": grid_config(self.grid), **parts}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -87,16 +96,19 @@ class QuantizedOutput(keras.layers.Wrapper):
     Arguments:
         layer: the wrapped Keras layer, with one output.
         grid: the `numerics.ActivationGrid` of the output, or its `to_dict()`.
+        coarse_parts: as in `FakeQuantize`.
     """
 
     def __init__(
         self,
         layer: keras.layers.Layer,
         grid: ActivationGrid | dict[str, Any],
+        coarse_parts: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
         self.grid = ActivationGrid(**grid) if isinstance(grid, dict) else grid
+        self.coarse_parts = dict(coarse_parts or {})
         self.supports_masking = layer.supports_masking
 
     def call(self, inputs: Any) -> Any:
@@ -106,7 +118,8 @@ class QuantizedOutput(keras.layers.Wrapper):
         return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "grid": grid_config(self.grid)}
+        parts = {"coarse_parts": self.coarse_parts} if self.coarse_parts else {}
+        return {**super().get_config(), "grid": grid_config(self.grid), **parts}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

@@ -1,0 +1,192 @@
+"""Every written file is run, and its outputs compared with those of the Keras model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from ocs_tf import tflite
+from ocs_tf.calibration import observe
+from ocs_tf.closeness import Closeness, Tally
+from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import matching
+from ocs_tf.export.lowering import Lowered
+from ocs_tf.export.verification import VerificationError
+from ocs_tf.graph.reader import Graph
+from ocs_tf.layers import unwrapped
+
+# Outputs that are further from the Keras model's than one step must be as close as this. Deep
+# networks pass differences of a step on, and inside of recurrent layers and attention only the
+# file rounds; on networks that are in order 15 dB were seen at the least.
+FLOOR_DB = 10.0
+_ONE_STEP = 1.01  # to float rounding
+_FLOAT_TOLERANCE = 1e-3  # of the largest output, where the model does not round it
+
+
+def compare(
+    content: bytes,
+    model: keras.Model,
+    samples: Mapping[str, np.ndarray],
+    original: bytes,
+    lowered: Lowered,
+) -> list[Closeness]:
+    """Run a file on a few samples, and compare its outputs, by position, with the Keras model's.
+
+    Arguments:
+        content: the file.
+        model: a flat functional model that it should compute what.
+        samples: an array for each of the model's inputs, by name, in order.
+        original: the float file that `content` was made of, and
+        lowered: the model that this was made of, to find out where file and model part.
+
+    Raises:
+        VerificationError: the runtime refuses the file; outputs are not finite, or further apart
+            than one step of their grid and `FLOOR_DB`. The message names the layer.
+    """
+    inputs = list(samples.values())
+    expected = [np.concatenate(o) for o in zip(*_model_outputs(model, inputs), strict=True)]
+    tallies = [Tally(str(name)) for name in model.output_names]
+    steps = [_step(model, tensor) for tensor in model.outputs]
+    found = _file_outputs(content, inputs)
+    closeness = []
+    for tally, wanted, got, step in zip(tallies, expected, found, steps, strict=True):
+        if got.shape != wanted.shape:
+            raise VerificationError(
+                f"output {tally.name!r} of the file has shape {got.shape}, not {wanted.shape}."
+            )
+        tally.add(wanted, got)
+        one = tally.result()
+        closeness.append(one)
+        if not _close_enough(one, wanted, got, step):
+            where = _first_difference(content, model, samples, original, lowered)
+            raise VerificationError(
+                f"the file does not compute what the Keras model does: {one}.{where} Nothing was"
+                " written; verify=False writes it all the same."
+            )
+    return closeness
+
+
+def _close_enough(
+    closeness: Closeness, wanted: np.ndarray, got: np.ndarray, step: float | None
+) -> bool:
+    if not np.array_equal(np.isfinite(wanted), np.isfinite(got)):
+        return False
+    if wanted.dtype.kind != "f":
+        return True  # which is the largest of numbers that are but a step apart says little
+    tolerance = _FLOAT_TOLERANCE * closeness.max_magnitude if step is None else _ONE_STEP * step
+    return closeness.max_difference <= tolerance or closeness.sqnr_db >= FLOOR_DB
+
+
+def _step(model: keras.Model, tensor: Any) -> float | None:
+    """Of the grid that an output of the model is rounded to."""
+    layer = tensor._keras_history[0]
+    grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
+    return None if grid is None else float(grid.scale)
+
+
+def _model_outputs(model: keras.Model, inputs: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    for batch in _batches(model, inputs):
+        outputs = model(batch if len(batch) > 1 else batch[0], training=False)
+        yield [np.asarray(output) for output in keras.tree.flatten(outputs)]
+
+
+def _batches(model: keras.Model, inputs: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """The samples in batches of the model's own size, if it has one."""
+    size = model.inputs[0].shape[0] or len(inputs[0])
+    for start in range(0, len(inputs[0]), size):
+        yield [array[start : start + size] for array in inputs]
+
+
+def _file_outputs(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    interpreter = _opened(content)
+    details = interpreter.get_output_details()
+    outputs = []
+    for index in range(0, len(inputs[0]), _batch(interpreter)):
+        _run(interpreter, inputs, index)
+        outputs.append([tflite.to_floats(interpreter.get_tensor(d["index"]), d) for d in details])
+    return [np.concatenate(column) for column in zip(*outputs, strict=True)]
+
+
+def _opened(content: bytes, **options: Any) -> Any:
+    try:
+        with fb.quiet():
+            return tflite.Interpreter(content, num_threads=os.cpu_count(), **options)
+    except (RuntimeError, ValueError) as error:
+        raise VerificationError(f"the TFLite runtime refuses the file: {error}.") from error
+
+
+def _batch(interpreter: Any) -> int:
+    return int(interpreter.get_input_details()[0]["shape"][0])
+
+
+def _run(interpreter: Any, inputs: Sequence[np.ndarray], index: int) -> None:
+    """Run the samples from `index` on, as many as the file takes."""
+    for array, detail in zip(inputs, interpreter.get_input_details(), strict=True):
+        samples = array[index : index + int(detail["shape"][0])]
+        interpreter.set_tensor(detail["index"], tflite.to_codes(samples, detail))
+    interpreter.invoke()
+
+
+def _first_difference(
+    content: bytes,
+    model: keras.Model,
+    samples: Mapping[str, np.ndarray],
+    original: bytes,
+    lowered: Lowered,
+) -> str:
+    """A sentence that names the first layer at which file and model differ, if there is one."""
+    layers = _computed(model)
+    nodes = Graph(lowered.model).nodes
+    known = {n.layer.name: n.outputs[0] for n in nodes if n.layer.name in layers}
+    inputs = list(samples.values())
+    matches = matching.match_tensors(original, samples, _observed(lowered.model, known, inputs))
+    values: dict[str, list[np.ndarray]] = {name: [] for name in matches}
+    interpreter = _opened(content, experimental_preserve_all_tensors=True)
+    details = {d["name"].split(";")[0]: d for d in interpreter.get_tensor_details()}
+    for index in range(0, len(inputs[0]), _batch(interpreter)):
+        _run(interpreter, inputs, index)
+        for name, found in values.items():
+            detail = details.get(name.split(";")[0])
+            if detail is not None:
+                value = interpreter.get_tensor(detail["index"])
+                found.append(tflite.to_floats(value, detail).ravel())
+    expected = _observed(model, {key: layers[key] for key in matches.values()}, inputs)
+    for name, key in matches.items():
+        if values[name] and _parts(expected[key].ravel(), np.concatenate(values[name])):
+            return f" They part at layer {key!r}."
+    return ""
+
+
+def _observed(
+    model: keras.Model, tensors: Mapping[str, Any], inputs: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    parts = observe(model, list(tensors.values()), _batches(model, inputs))
+    columns = [
+        np.concatenate([np.asarray(v) for v in column]) for column in zip(*parts, strict=True)
+    ]
+    return dict(zip(tensors, columns, strict=True))
+
+
+def _parts(wanted: np.ndarray, got: np.ndarray) -> bool:
+    """Whether what a file computes for a layer is far from what the model does."""
+    if wanted.shape != got.shape:
+        return False
+    tally = Tally("")
+    tally.add(wanted, got)
+    return tally.result().sqnr_db < FLOOR_DB
+
+
+def _computed(model: keras.Model) -> Mapping[str, Any]:
+    """What the layers of a quantized model compute, by their names in the lowered model."""
+    found: dict[str, Any] = {}
+    for node in Graph(model, fold_batch_norm=False, open_quantized=True).nodes:
+        name = unwrapped(node.layer).name
+        found[name] = node.outputs[0]
+        grid = getattr(node.layer, "grid", None)
+        if grid is not None and node.inputs and not hasattr(node.layer, "layer"):
+            found[node.inputs[0]._keras_history[0].name] = node.outputs[0]  # a FakeQuantize behind
+    return found

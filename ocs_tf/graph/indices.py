@@ -1,0 +1,76 @@
+"""Which float tensors hold indices: rows of tables, category ids. Rounded, they are wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from ocs_tf.graph import adapters
+from ocs_tf.graph.reader import Graph, Node
+
+# Bare operations whose second argument holds indices, by class name.
+_TAKES = ("Take", "TakeAlongAxis")
+_ENCODES = ("OneHot", "MultiHot")
+# Operations and layers that leave indices as they are.
+_KEEPS = ("Cast", "ExpandDims", "Flatten", "GetItem", "Identity", "Reshape", "Squeeze", "Transpose")
+
+
+def index_tensors(graph: Graph) -> set[int]:
+    """Ids of the float tensors that only lookups read, or what makes integers or booleans of them.
+
+    Whatever is computed by a layer with a kernel is a number, not an index.
+    """
+    computed = _behind_kernels(graph)
+    found: set[int] = set()
+    for node in reversed(graph.nodes):
+        for tensor in node.outputs:
+            readers = graph.consumers[id(tensor)]
+            is_free = id(tensor) not in computed | graph.output_ids
+            if is_free and readers and all(_reads_index(r, tensor, found) for r in readers):
+                found.add(id(tensor))
+    return {i for i in found if "float" in str(_tensor(graph, i).dtype)}
+
+
+def table_rows(graph: Graph, tensor: Any) -> int | None:
+    """Of the smallest table in which the numbers of `tensor`, as they are, are looked up."""
+    found: list[int | None] = []
+    for reader in graph.consumers[id(tensor)]:
+        layer = reader.layer
+        adapter = adapters.any_adapter(layer)
+        if adapter is not None and adapter.is_lookup:
+            found.append(int(layer.input_dim))
+        elif type(layer).__name__ in _KEEPS:
+            found.append(table_rows(graph, reader.outputs[0]))
+    return min((rows for rows in found if rows is not None), default=None)
+
+
+def _reads_index(reader: Node, tensor: Any, found: set[int]) -> bool:
+    """Whether `reader` needs `tensor` exactly: its numbers say which, not how much."""
+    layer = reader.layer
+    adapter = adapters.any_adapter(layer)
+    if adapter is not None and adapter.is_lookup:
+        return True
+    if isinstance(layer, keras.layers.CategoryEncoding):
+        return True
+    if not isinstance(layer, keras.layers.Layer):
+        kind = type(layer).__name__
+        if kind in _ENCODES:
+            return True
+        if kind in _TAKES:
+            return all(value is not tensor for value in reader.arguments.args[:1])
+    exact = [id(out) in found or "float" not in str(out.dtype) for out in reader.outputs]
+    return bool(exact) and all(exact)
+
+
+def _behind_kernels(graph: Graph) -> set[int]:
+    """Ids of the tensors that depend on a kernel."""
+    reached: set[int] = set()
+    for node in graph.nodes:
+        if graph.sites.get(node.layer.name) or any(id(t) in reached for t in node.inputs):
+            reached.update(id(tensor) for tensor in node.outputs)
+    return reached
+
+
+def _tensor(graph: Graph, key: int) -> Any:
+    return next(tensor for tensor in graph.producer[key].outputs if id(tensor) == key)
