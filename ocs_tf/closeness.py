@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class Closeness:
         max_magnitude: the largest magnitude in the reference.
         agreement: share (0..1) of samples with the same largest class on the last axis; `None`
             where there is but one number on it.
+        parts: where the output is a concatenation, the same for each of its parts.
     """
 
     name: str
@@ -32,10 +34,16 @@ class Closeness:
     max_difference: float
     max_magnitude: float
     agreement: float | None
+    parts: tuple[Closeness, ...] = ()
 
     def __str__(self) -> str:
+        lines = [f"output {self.name!r}: {self._figures()}"]
+        lines += [f"  its part {part.name!r}: {part._figures()}" for part in self.parts]
+        return "\n".join(lines)
+
+    def _figures(self) -> str:
         text = (
-            f"output {self.name!r}: SQNR {self.sqnr_db:.1f} dB, largest difference"
+            f"SQNR {self.sqnr_db:.1f} dB, largest difference"
             f" {self.max_difference:.3g} (values up to {self.max_magnitude:.3g})"
         )
         if self.agreement is not None:
@@ -44,10 +52,17 @@ class Closeness:
 
 
 class Tally:
-    """Sums over batches."""
+    """Sums over batches.
 
-    def __init__(self, name: str) -> None:
+    Arguments:
+        name: of the output.
+        parts: where it is a concatenation: which numbers each part is, by name, as an index of the
+            output with its batch axis.
+    """
+
+    def __init__(self, name: str, parts: Mapping[str, Any] | None = None) -> None:
         self.name = name
+        self.parts = {part: (index, Tally(part)) for part, index in (parts or {}).items()}
         self.signal = self.noise = self.difference = self.magnitude = 0.0
         self.samples = self.same = self.decisions = 0
 
@@ -67,6 +82,8 @@ class Tally:
             same = x.argmax(-1) == y.argmax(-1)
             self.same += int(same.sum())
             self.decisions += same.size
+        for index, part in self.parts.values():
+            part.add(x[index], y[index])
 
     def result(self) -> Closeness:
         ratio = self.signal / self.noise if self.noise else math.inf
@@ -77,4 +94,5 @@ class Tally:
             self.difference,
             self.magnitude,
             self.same / self.decisions if self.decisions else None,
+            tuple(part.result() for _, part in self.parts.values()),
         )

@@ -14,6 +14,8 @@ from ocs_tf import data, tflite
 from ocs_tf.closeness import Closeness, Tally
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.graph.flat import flat
+from ocs_tf.graph.parts import output_parts
+from ocs_tf.graph.reader import Graph
 from ocs_tf.kernels import NativeLibraryError
 
 Array = NDArray[Any]
@@ -112,13 +114,20 @@ def compare(reference: Any, other: Any, dataset: data.Dataset) -> list[Closeness
     output_order = _order(list(other.output_names), names)
     if len(output_order) != len(names):
         raise ValueError(f"the models have {len(names)} and {len(output_order)} outputs.")
-    tallies = [Tally(name) for name in names]
+    tallies = [Tally(*pair) for pair in zip(names, _parts(reference), strict=True)]
     for batch in data.batches(dataset, reference, name="data"):
         expected = _outputs(reference, batch)
         got = _outputs(other, [batch[i] for i in input_order])
         for tally, first, i in zip(tallies, expected, output_order, strict=True):
             tally.add(first, got[i])
     return [tally.result() for tally in tallies]
+
+
+def _parts(model: Any) -> list[dict[str, Any]]:
+    """The parts of each output that is a concatenation, where that is known."""
+    if isinstance(model, TFLiteModel):
+        return [{} for _ in model.output_names]
+    return output_parts(Graph(model, fold_batch_norm=False, open_quantized=True))
 
 
 def _outputs(model: Any, arrays: Sequence[Array]) -> list[Array]:

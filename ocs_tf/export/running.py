@@ -16,6 +16,7 @@ from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import matching
 from ocs_tf.export.lowering import Lowered
 from ocs_tf.export.verification import VerificationError
+from ocs_tf.graph.parts import output_parts
 from ocs_tf.graph.reader import Graph
 from ocs_tf.layers import unwrapped
 
@@ -49,7 +50,8 @@ def compare(
     """
     inputs = list(samples.values())
     expected = [np.concatenate(o) for o in zip(*_model_outputs(model, inputs), strict=True)]
-    tallies = [Tally(str(name)) for name in model.output_names]
+    parts = output_parts(Graph(model, fold_batch_norm=False, open_quantized=True))
+    tallies = [Tally(str(n), p) for n, p in zip(model.output_names, parts, strict=True)]
     steps = [_step(model, tensor) for tensor in model.outputs]
     found = _file_outputs(content, inputs)
     closeness = []

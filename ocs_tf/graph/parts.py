@@ -13,6 +13,7 @@ import keras
 
 from ocs_tf.graph.activations import fuses_into_producer, is_operation, is_relu, moves_values
 from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.layers import FakeQuantize, QuantizedOutput, unwrapped
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 
 FEWEST_CODES = 16
@@ -60,6 +61,36 @@ def output_concatenations(graph: Graph) -> set[str]:
         if isinstance(node.layer, _LAYERS.Concatenate) or is_operation(node.layer, ("Concatenate",))
         if _ends(graph, node.outputs[0])
     }
+
+
+def output_parts(graph: Graph) -> list[dict[str, Any]]:
+    """For each output of the model that is a concatenation, the index of each of its parts by name.
+
+    Empty for other outputs. A part is named after the layer that makes it.
+    """
+    found = []
+    for output in graph.model.outputs:
+        node = graph.producer[id(output)]
+        if isinstance(node.layer, QuantizedOutput | FakeQuantize) and len(node.inputs) == 1:
+            node = graph.producer[id(node.inputs[0])]
+        found.append(_part_indices(graph, node, len(output.shape)))
+    return found
+
+
+def _part_indices(graph: Graph, node: Node, rank: int) -> dict[str, Any]:
+    layer = unwrapped(node.layer)
+    if not (isinstance(layer, _LAYERS.Concatenate) or is_operation(layer, ("Concatenate",))):
+        return {}
+    axis, start, indices = layer.axis % rank, 0, {}
+    for number, tensor in enumerate(node.inputs):
+        size = tensor.shape[axis]
+        if size is None or axis == 0:
+            return {}
+        name = str(graph.producer[id(tensor)].layer.name)
+        name = name if name not in indices else f"{name} ({number})"
+        indices[name] = (*(slice(None),) * axis, slice(start, start + size))
+        start += size
+    return indices
 
 
 def exact_concatenations(graph: Graph, grids: Collection[str]) -> set[str]:
