@@ -92,7 +92,7 @@ def mask_ranges(model: Any) -> dict[str, tuple[float, float]]:
     A mask is 0 or 1, whatever the calibration data have of it.
     """
     graph = model.subgraphs[0]
-    ranges: dict[int, tuple[float, float]] = {}
+    ranges = dict.fromkeys(_masks(model), (0.0, 1.0))
 
     def of(index: int) -> tuple[float, float] | None:
         tensor = graph.tensors[index]
@@ -104,10 +104,9 @@ def mask_ranges(model: Any) -> dict[str, tuple[float, float]]:
     for op in graph.operators:
         kind = fb.op_name(model, op)
         output = op.outputs[0]
-        if kind == "CAST" and fb.type_name(graph.tensors[op.inputs[0]]) == "bool":
-            if graph.tensors[output].type == fb.FLOAT32:
-                ranges[output] = (0.0, 1.0)
-        elif kind in _MOVES and op.inputs[0] in ranges:
+        if output in ranges:
+            continue
+        if kind in _MOVES and op.inputs[0] in ranges:
             ranges[output] = ranges[op.inputs[0]]
         elif kind in _ARITHMETIC and any(i in ranges for i in op.inputs):
             first, second = (of(i) for i in op.inputs)
@@ -115,6 +114,22 @@ def mask_ranges(model: Any) -> dict[str, tuple[float, float]]:
                 results = [_ARITHMETIC[kind](a, b) for a in first for b in second]
                 ranges[output] = (float(min(results)), float(max(results)))
     return {fb.name(graph.tensors[index]): ends for index, ends in ranges.items()}
+
+
+def _masks(model: Any) -> set[int]:
+    """The float tensors that are 0 or 1: cast from booleans, or what masks scores."""
+    graph = model.subgraphs[0]
+    makers = {i: op for op in graph.operators for i in op.outputs}
+    casts = {i: op for i, op in makers.items() if fb.op_name(model, op) == "CAST"}
+    found = {i for i, op in casts.items() if fb.type_name(graph.tensors[op.inputs[0]]) == "bool"}
+    for index in [i for softmax in _softmaxes(model) for i in _sources(model, softmax.inputs[0])]:
+        maker = makers.get(index)
+        if maker is None or fb.op_name(model, maker) != "MUL":
+            continue
+        if any(_is_mask(model, graph.tensors[i]) for i in maker.inputs):
+            behind = {i for factor in maker.inputs for i in _sources(model, factor)}
+            found |= behind & {*casts, *graph.inputs}
+    return {i for i in found if graph.tensors[i].type == fb.FLOAT32}
 
 
 def _softmaxes(model: Any) -> list[Any]:

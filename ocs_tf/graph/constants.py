@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 # By class name: the operations have no public classes.
 _EITHER_WAY = ("Multiply", "Add")
 _KINDS = (*_EITHER_WAY, "Divide", "TrueDivide", "Subtract")
-MASKED = 1e4  # a factor as negative as this makes masks of scores (-1e9, as a rule)
+MOVES = (
+    *("BroadcastTo", "ExpandDims", "GetItem", "Repeat"),
+    *("Reshape", "Squeeze", "Tile", "Transpose"),
+)
+MASKED = 1e4  # factors as large as this make masks of scores: -1e9, as a rule
 
 
 def rescaling(operation: Any, args: Sequence[Any]) -> tuple[keras.layers.Rescaling, Any] | None:
@@ -43,10 +47,22 @@ def rescaling(operation: Any, args: Sequence[Any]) -> tuple[keras.layers.Rescali
     if adds:
         offset = values if kind == "Add" else -values
         return keras.layers.Rescaling(1.0, offset.tolist(), **options), tensor
-    if values.min() <= -MASKED:
+    if values.min() <= -MASKED or (values.max() >= MASKED and is_mask(tensor)):
         return None
     scale = values if kind == "Multiply" else 1 / values
     return keras.layers.Rescaling(scale.tolist(), **options), tensor
+
+
+def is_mask(tensor: Any) -> bool:
+    """Whether `tensor` is made of booleans and constants by bare operations."""
+    operation, index, _ = tensor._keras_history
+    kind = type(operation).__name__
+    if isinstance(operation, keras.layers.Layer):
+        return False
+    inputs = operation._inbound_nodes[index].input_tensors
+    if kind == "Cast":
+        return str(inputs[0].dtype) == "bool"
+    return kind in (*_KINDS, *MOVES) and bool(inputs) and all(map(is_mask, inputs))
 
 
 def _by_channel(constant: Any, tensor: Any) -> NDArray[np.float64] | None:

@@ -9,6 +9,13 @@ import keras
 from ocs_tf.graph import adapters
 from ocs_tf.graph.reader import Graph, Node
 
+_LOOKS_UP = (
+    keras.layers.CategoryEncoding,
+    keras.layers.Discretization,
+    keras.layers.HashedCrossing,
+    keras.layers.Hashing,
+    keras.layers.IntegerLookup,
+)
 # Bare operations whose second argument holds indices, by class name.
 _TAKES = ("Take", "TakeAlongAxis")
 _ENCODES = ("OneHot", "MultiHot")
@@ -51,7 +58,7 @@ def _reads_index(reader: Node, tensor: Any, found: set[int]) -> bool:
     adapter = adapters.any_adapter(layer)
     if adapter is not None and adapter.is_lookup:
         return True
-    if isinstance(layer, keras.layers.CategoryEncoding):
+    if isinstance(layer, _LOOKS_UP):
         return True
     if not isinstance(layer, keras.layers.Layer):
         kind = type(layer).__name__

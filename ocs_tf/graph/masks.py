@@ -15,20 +15,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf.graph.constants import MASKED
+from ocs_tf.graph.constants import MASKED, MOVES
 from ocs_tf.graph.reader import Graph, Node
 
 _ARITHMETIC = {"Add": np.add, "Subtract": np.subtract, "Multiply": np.multiply}
-_MOVES = (
-    "BroadcastTo",
-    "ExpandDims",
-    "GetItem",
-    "Repeat",
-    "Reshape",
-    "Squeeze",
-    "Tile",
-    "Transpose",
-)
+_PASSES = (*_ARITHMETIC, *MOVES, "Where")
 
 
 def negligible(scores: int) -> float:
@@ -67,13 +58,17 @@ def masked_floor(rows: NDArray[Any], masked_below: float) -> float:
 
 
 def mask_ranges(graph: Graph) -> dict[int, tuple[float, float]]:
-    """What tensors that are made of masks and constants alone may range over, by tensor id."""
+    """What tensors that are made of masks and constants alone may range over, by tensor id.
+
+    A mask is what is cast from booleans, or what a mask of scores is made of: 0 or 1.
+    """
+    masks = _masks(graph)
     ranges: dict[int, tuple[float, float]] = {}
     for node in graph.nodes:
         kind = _operation(node)
-        if kind == "Cast" and str(node.inputs[0].dtype) == "bool":
+        if any(id(tensor) in masks for tensor in node.outputs):
             ends: Any = (0.0, 1.0)
-        elif kind in _MOVES and node.inputs:
+        elif kind in MOVES and node.inputs:
             ends = ranges.get(id(node.inputs[0]))
         elif kind in _ARITHMETIC and any(id(tensor) in ranges for tensor in node.inputs):
             ends = _combined(_ARITHMETIC[kind], node, ranges)
@@ -82,6 +77,25 @@ def mask_ranges(graph: Graph) -> dict[int, tuple[float, float]]:
         if ends is not None and "float" in str(node.outputs[0].dtype):
             ranges[id(node.outputs[0])] = ends
     return ranges
+
+
+def _masks(graph: Graph) -> set[int]:
+    """Ids of the tensors that are 0 or 1."""
+    found = {
+        id(node.outputs[0])
+        for node in graph.nodes
+        if _operation(node) == "Cast" and str(node.inputs[0].dtype) == "bool"
+    }
+    softmaxes = [node for node in graph.nodes if _is_softmax(node)]
+    for maker in (maker for node in softmaxes for maker in _makers(graph, node.inputs[0])):
+        if _operation(maker) == "Multiply" and _has_mask(maker):
+            behind = [
+                graph.producer[id(t)] for m in _makers(graph, maker.inputs[0]) for t in m.inputs
+            ]
+            for node in (graph.producer[id(maker.inputs[0])], *behind):
+                if _operation(node) == "Cast" or node.arguments is None:
+                    found.add(id(node.outputs[0]))
+    return found
 
 
 def masked_scores(graph: Graph) -> set[int]:
@@ -94,12 +108,10 @@ def masked_scores(graph: Graph) -> set[int]:
 
 
 def without_masked(scores: Any) -> NDArray[Any]:
-    """Scores, last axis a row, none below what a softmax tells from 0; the floor is among them."""
+    """The numbers of `scores`, last axis a row, that a softmax tells from 0; and the floor."""
     values = np.asarray(scores)
     floor = masked_floor(values, -MASKED / 2)
-    kept = np.maximum(values, floor)
-    kept[..., :1].reshape(-1)[:1] = floor
-    return kept
+    return np.append(np.maximum(values, floor), np.float32(floor))
 
 
 def _operation(node: Node) -> str:
@@ -142,7 +154,7 @@ def _makers(graph: Graph, tensor: Any) -> Iterator[Node]:
         if (
             node is None
             or id(node) in seen
-            or _operation(node) not in (*_ARITHMETIC, *_MOVES, "Where")
+            or _operation(node) not in (*_ARITHMETIC, *MOVES, "Where")
         ):
             continue
         seen.add(id(node))

@@ -1,0 +1,113 @@
+"""Every export is run: a file that computes something else is not written."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import ocs_tf
+from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import tflite
+from ocs_tf.export.running import FLOOR_DB
+from ocs_tf.export.verification import VerificationError
+
+
+def network() -> keras.Model:
+    x = keras.Input((6, 6, 3), name="x")
+    y = layers.Conv2D(4, 3, activation="relu", name="first")(x)
+    y = layers.Conv2D(4, 3, activation="relu", name="second")(y)
+    return keras.Model(x, layers.Dense(3, name="head")(layers.Flatten()(y)))
+
+
+@pytest.fixture
+def quantized(rng: np.random.Generator) -> keras.Model:
+    data = rng.normal(size=(16, 6, 6, 3)).astype("float32")
+    return ocs_tf.convert(network(), representative_dataset=data, verbose=False)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, operator: int, scale: float = -1.0) -> None:
+    """Let the writer return files in which one operator's kernel is `scale` times as large."""
+    write = tflite.writer.write_int8
+
+    def write_wrong(*args, **options) -> bytes:
+        model = fb.read(write(*args, **options))
+        op = model.subgraphs[0].operators[operator]
+        kernel = model.subgraphs[0].tensors[op.inputs[1]]
+        codes = np.asarray(model.buffers[kernel.buffer].data, np.uint8).view(np.int8)
+        model.buffers[kernel.buffer].data = (codes * scale).astype(np.int8).view(np.uint8)
+        return fb.write(model)
+
+    monkeypatch.setattr(tflite.writer, "write_int8", write_wrong)
+
+
+def test_what_was_measured_is_told(quantized, tmp_path, rng):
+    data = rng.normal(size=(5, 6, 6, 3)).astype("float32")
+    path = tmp_path / "m.tflite"
+    for dataset in (None, data):
+        result = ocs_tf.export_tflite(
+            quantized, path, representative_dataset=dataset, overwrite=True
+        )
+        (close,) = result.closeness
+        assert (close.name, close.samples) == ("head", 3)
+        assert close.max_difference <= 1.01 * quantized.get_layer("head").output_grid.scale
+
+
+@pytest.mark.parametrize(("operator", "layer"), [(0, "first"), (1, "second"), (3, "head")])
+def test_a_wrong_file_names_the_layer_and_is_not_written(
+    operator, layer, quantized, tmp_path, monkeypatch
+):
+    spoil(monkeypatch, operator)
+    path = tmp_path / "m.tflite"
+    with pytest.raises(VerificationError, match=f"SQNR .* They part at layer '{layer}'"):
+        ocs_tf.export_tflite(quantized, path)
+    assert not list(tmp_path.iterdir())
+    result = ocs_tf.export_tflite(quantized, path, verify=False)  # the remedy
+    assert result.closeness == []
+    assert path.exists()
+
+
+def test_a_file_that_the_runtime_refuses_is_not_written(quantized, tmp_path, monkeypatch):
+    write = tflite.writer.write_int8
+
+    def write_broken(*args, **options) -> bytes:
+        model = fb.read(write(*args, **options))
+        model.operatorCodes[0].version = 99
+        return fb.write(model)
+
+    monkeypatch.setattr(tflite.writer, "write_int8", write_broken)
+    with pytest.raises(VerificationError, match="runtime refuses the file"):
+        ocs_tf.export_tflite(quantized, tmp_path / "m.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_small_differences_pass(quantized, tmp_path, monkeypatch):
+    """Kernels 10 % too large: the error's power is 20 dB below the output's, or a little more."""
+    spoil(monkeypatch, 3, 0.9)
+    (close,) = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite").closeness
+    assert FLOOR_DB < close.sqnr_db < 25
+
+
+@pytest.mark.parametrize("target", ["float", "int8"])
+def test_floats_are_compared_with_what_is_not_rounded(target, tmp_path, rng):
+    """Two bits for activations leave little of the outputs; a file in float is in order."""
+    data = rng.normal(size=(16, 6, 6, 3)).astype("float32")
+    bits = {"float": 2, "int8": 8}[target]
+    model = ocs_tf.convert(
+        network(), representative_dataset=data, activation_bits=bits, verbose=False
+    )
+    options = {"activations": "float"} if target == "int8" else {}
+    (close,) = ocs_tf.export_tflite(
+        model, tmp_path / "m.tflite", target=target, **options
+    ).closeness
+    assert close.sqnr_db > 80
+
+
+def test_a_fixed_batch_and_an_open_one(tmp_path, rng):
+    x = keras.Input((5,), name="x")
+    model = keras.Model(x, layers.Dense(3)(x))
+    data = rng.normal(size=(8, 5)).astype("float32")
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    (close,) = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", dynamic_batch=True).closeness
+    assert close.samples == 3
