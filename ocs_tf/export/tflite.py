@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import os
 import pathlib
 import re
@@ -33,6 +31,8 @@ from ocs_tf.export.verification import VerificationError
 from ocs_tf.graph.activations import Site, all_sites
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid
+from ocs_tf.process import quiet, restores_state
+from ocs_tf.writing import exists, write
 
 __all__ = ["ExportResult", "VerificationError", "export_tflite"]
 
@@ -83,6 +83,7 @@ class ExportResult:
         return "\n".join(lines)
 
 
+@restores_state
 def export_tflite(
     model: keras.Model,
     path: str | os.PathLike[str],
@@ -189,7 +190,7 @@ def export_tflite(
     elif target == "packed":
         content = packed.write_packed(content, lowered.kernels, fused_dense=fused_dense)
         lowered.notes.append(_NEEDS_DELEGATE)
-    write_file(path, content)
+    write(path, content, overwrite=overwrite)
     return ExportResult(path, target, len(content), ops, lowered.notes)
 
 
@@ -203,7 +204,7 @@ def convert_float(model: keras.Model) -> bytes:
     from tensorflow.lite.python.convert_phase import ConverterError
 
     try:
-        with fb.quiet(), contextlib.redirect_stdout(io.StringIO()):
+        with quiet():
             if tuple(map(int, tf.__version__.split(".")[:2])) >= _KERAS_3_CONVERTS:
                 return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
             with tempfile.TemporaryDirectory() as folder:
@@ -224,23 +225,6 @@ def _converter_failed(model: keras.Model, message: str) -> str:
         " Replace a layer there by others that compute the same (a Dense layer on a sequence of"
         " one channel by a Conv1D of size 1, for example)."
     )
-
-
-def write_file(path: pathlib.Path, content: bytes) -> None:
-    """Write `content` to `path` in one step: whatever fails, no partial file is left.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written to.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _check(
@@ -269,7 +253,7 @@ def _check(
             " does not have; use target='packed'."
         )
     if path.exists() and not overwrite:
-        raise FileExistsError(f"`path` {path} exists; pass overwrite=True to replace it.")
+        raise exists(path)
     if path.is_dir():
         raise ValueError(f"`path` {path} is a folder; name a file in it.")
     if not path.parent.is_dir():
@@ -404,9 +388,3 @@ def _named_batches(
     names = [tensor.name for tensor in lowered.model.inputs]
     for batch in data.batches(dataset, lowered.model, limit=limit):
         yield dict(zip(names, batch, strict=True))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
