@@ -257,8 +257,8 @@ def _random_states() -> Iterator[None]:
     from tensorflow.python.eager import context
 
     python, arrays = random.getstate(), np.random.get_state(legacy=False)
-    eager = vars(context.context())  # no public name leads to its seed
-    seeds = {name: eager[name] for name in ("_seed", "_rng") if name in eager}
+    eager = context.context()  # no public name leads to its seed
+    seeds = {name: vars(eager)[name] for name in ("_seed", "_rng") if name in vars(eager)}
     generator: random.Random | None = seeds.get("_rng")
     sequence = generator.getstate() if generator else None
     try:
@@ -267,9 +267,10 @@ def _random_states() -> Iterator[None]:
         random.setstate(python)
         with contextlib.suppress(TypeError):  # NumPy's may be another one than it can restore
             np.random.set_state(arrays)
-        eager.update(seeds)
-        if generator and sequence:
+        vars(eager).update(seeds)
+        if generator and sequence and sequence != generator.getstate():
             generator.setstate(sequence)
+            eager.clear_kernel_cache()  # each operation drawn meanwhile has a state of its own
 
 
 _kept_random = _Shared(_random_states)

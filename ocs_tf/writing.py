@@ -53,12 +53,13 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
         if overwrite:
             os.replace(temporary, target)
         else:
-            _publish_new(temporary, target)
+            try:
+                _publish_new(temporary, target)
+            except FileExistsError:
+                raise exists(path) from None
         _flush_folder(target.parent)
-    except FileExistsError:
-        raise exists(path) from None
     except OSError as error:
-        if error.filename in (None, os.fspath(temporary)):
+        if error.errno and error.filename in (None, os.fspath(temporary)):
             error.filename, error.filename2 = os.fspath(path), None
         raise
     finally:
