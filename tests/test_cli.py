@@ -470,7 +470,8 @@ class TestStderr:
 
     def test_closed(self, folder, tmp_path):
         """Files that the command writes do not get the number of stderr, nor what goes there."""
-        command = f"{sys.executable} -m ocs_tf_command convert {folder}/model.keras --plan plan.json 2>&-"
+        arguments = f"convert {folder}/model.keras --plan plan.json"
+        command = f"{sys.executable} -m ocs_tf_command {arguments} 2>&-"
         done = subprocess.run(
             ["sh", "-c", command],
             stdout=subprocess.PIPE,

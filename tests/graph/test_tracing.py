@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -161,6 +163,24 @@ def test_inputs_of_a_functional_model_with_a_call_of_its_own() -> None:
     assert (inputs.name, inputs.shape) == ("x", (None, 4))
     sequential = SequentialOverridesCall([keras.Input((3,), name="y"), layers.Dense(2)])
     assert (inputs_of(sequential).name, inputs_of(sequential).shape) == ("y", (None, 3))
+
+
+def test_threads_may_trace_one_model() -> None:
+    stepping, waited = threading.Event(), threading.Event()
+
+    def step(model: Any, x: Any) -> Any:
+        stepping.set()
+        waited.wait(0.1)  # for the other thread, which must not come in between
+        return model.dense(model.dense(x))
+
+    model = called(step)
+    stepping.clear()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(traced, model)
+        stepping.wait(10)
+        second = pool.submit(traced, model)
+        assert names(first.result().nodes) == names(second.result().nodes)
+    assert not model.dense._inbound_nodes
 
 
 def test_who_has_a_graph() -> None:
