@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -166,20 +167,21 @@ def test_inputs_of_a_functional_model_with_a_call_of_its_own() -> None:
 
 
 def test_threads_may_trace_one_model() -> None:
-    stepping, waited = threading.Event(), threading.Event()
+    half_way = threading.Event()
 
     def step(model: Any, x: Any) -> Any:
-        stepping.set()
-        waited.wait(0.1)  # for the other thread, which must not come in between
-        return model.dense(model.dense(x))
+        x = model.dense(x)
+        half_way.set()
+        time.sleep(0.1)  # the other thread must not come in between
+        return model.dense(x)
 
     model = called(step)
-    stepping.clear()
+    half_way.clear()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         first = pool.submit(traced, model)
-        stepping.wait(10)
+        half_way.wait(10)
         second = pool.submit(traced, model)
-        assert names(first.result().nodes) == names(second.result().nodes)
+        assert names(first.result().nodes) == names(second.result().nodes) == ["Dense", "Dense"]
     assert not model.dense._inbound_nodes
 
 
