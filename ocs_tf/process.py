@@ -63,6 +63,11 @@ class _Shared:
                     self._open.close()
 
 
+# ai-edge-quantizer puts functions of its own in the place of others while it works, so that threads
+# must take turns.
+one_quantizer = threading.RLock()
+
+
 # stderr, logging and warnings --------------------------------------------------------------------
 
 
