@@ -20,6 +20,7 @@ BENCHMARKS = (
     "latency",
     "applications",
     "memory",
+    "threads",
     "language_model",
 )
 

@@ -77,17 +77,15 @@ class Results(Generic[Case, Row]):
 
 def save_text(path: Path, text: str) -> None:
     """Write a file in one step, so that an interruption leaves the old or the new one."""
+    from ocs_tf.writing import write  # which imports TensorFlow
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write(path, text)
 
 
 def save_json(path: str | Path, payload: Any) -> None:
     """Write `payload` to `path` as indented JSON, making the folder where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(payload, indent=1) + "\n")
+    save_text(Path(path), json.dumps(payload, indent=1) + "\n")
 
 
 def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

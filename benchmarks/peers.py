@@ -11,10 +11,8 @@ cores.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
-import io
 import itertools
 import math
 import pathlib
@@ -40,6 +38,7 @@ from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export.assignment import KERNEL_INPUTS, kernel_input
 from ocs_tf.export.matching import measure_ranges
 from ocs_tf.export.tflite import convert_float
+from ocs_tf.process import quiet
 
 COMMAND = "python -m benchmarks.peers"
 NETWORKS = {name: few for name, (few, _) in PICTURES.items()}
@@ -186,7 +185,7 @@ class Network:
         )
         name = self.entry.model.inputs[0].name
         pictures = [{name: picture[None]} for picture in self.calibration]
-        with fb.quiet():
+        with quiet():
             return engine.calibrate({"serving_default": pictures}, num_threads=2)
 
 
@@ -202,7 +201,7 @@ def by_converter(network: Network, width: Width, method: str) -> bytes:
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     converter._experimental_disable_per_channel = GRANULARITIES[method]
-    with fb.quiet(), contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         return bytes(converter.convert())
 
 
@@ -228,7 +227,7 @@ def by_ai_edge(network: Network, width: Width, method: str) -> bytes:
             ALGORITHMS[algorithm],
         )
     statistics = network.statistics(ranges) if ranges else None
-    with fb.quiet():
+    with quiet():
         result = engine.quantize(
             statistics, enable_progress_bar=False, enable_progress_report=False
         )

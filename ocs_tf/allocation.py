@@ -16,7 +16,6 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ocs_tf.calibration import observe
 from ocs_tf.compensation import Batches, mean_input, mean_outputs, rounded, walk
@@ -29,7 +28,8 @@ from ocs_tf.numerics.allocation import allocate, closed_form_bits, share_copies
 from ocs_tf.numerics.kernel import check_kernel
 from ocs_tf.numerics.search import search_splits
 from ocs_tf.numerics.splitting import copy_count
-from ocs_tf.planning import PROGRESS_DELAY, LayerPlan, plan_kernel, plan_layer, split_ratio
+from ocs_tf.planning import LayerPlan, plan_kernel, plan_layer, split_ratio
+from ocs_tf.progress import progress_bar
 
 WIDTHS = range(2, 9)
 MEASURED_SAMPLES = 256
@@ -68,7 +68,7 @@ def allocate_bits(
     """
 
     def progress(items: Sequence[Any], title: str) -> Iterable[Any]:
-        return tqdm(items, title, delay=PROGRESS_DELAY, disable=not verbose, leave=False)
+        return progress_bar(items, title, verbose, leave=False)
 
     counts = {name: _count(graph, graph.kernels[name], config) for name in options}
     free = [name for name, o in options.items() if o.weight_bits == "unset"]
@@ -120,7 +120,7 @@ def allocate_copies(
     splits = {name: _most_copies(graph.kernels[name], options[name]) for name in names}
     names = [name for name in names if splits[name]]
     paths, prices = [], []
-    for name in tqdm(names, "Splitting", delay=PROGRESS_DELAY, disable=not verbose, leave=False):
+    for name in progress_bar(names, "Splitting", verbose, leave=False):
         kernel, _ = graph.kernels[name].weights()
         o = options[name]
         assert isinstance(o.weight_bits, int)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import re
 import sys
-import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -23,14 +21,16 @@ from ocs_tf.files import (
     PREPROCESS,
     UsageError,
     check_data,
+    check_distinct,
     check_output,
     existing,
     load_keras,
     one_line,
     read_data,
-    replacing,
 )
 from ocs_tf.kernels import NativeLibraryError
+from ocs_tf.process import held_stderr
+from ocs_tf.writing import replacing
 
 Flags = flags.FlagValues
 Arguments = Sequence[str]
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, values, positional = _parse(arguments)
         if command is None:
             return 0
-        with contextlib.nullcontext() if debug else _quiet_stderr():
+        with contextlib.nullcontext() if debug else held_stderr(_MISTAKES):
             command.run(values, positional)
     except _MISTAKES as error:
         if debug:
@@ -317,6 +317,13 @@ def _convert(values: Flags, arguments: Arguments) -> None:
         raise UsageError("nothing to write; give --output, --tflite, --plan or --report.")
     for name, suffixes in outputs.items():
         check_output(f"--{name}", values[name].value, suffixes, values.overwrite)
+    check_distinct(
+        {f"--{name}": values[name].value for name in outputs},
+        {
+            "the model": arguments[0],
+            **{f"--{name}": values[name].value for name in ("data", "config", "from_plan")},
+        },
+    )
     source = existing(arguments[0], "model", _KERAS_SUFFIXES)
     config = _config(values)
     if values.from_plan and config != Config():
@@ -353,7 +360,7 @@ def _convert(values: Flags, arguments: Arguments) -> None:
         (values.output, quantized.save),
     ):
         if path:
-            with replacing(pathlib.Path(path)) as temporary:
+            with replacing(path, overwrite=values.overwrite) as temporary:
                 write(temporary)
             print(f"Wrote {path} ({_size(path)}).")
     if values.tflite:
@@ -372,6 +379,7 @@ def _export(values: Flags, arguments: Arguments) -> None:
     if not values.output:
         raise UsageError("export needs --output, the .tflite file to write.")
     check_output("--output", values.output, (".tflite",), values.overwrite)
+    check_distinct({"--output": values.output}, {"the model": arguments[0], "--data": values.data})
     source = existing(arguments[0], "model", _KERAS_SUFFIXES)
     check_data(values.data)
     model = load_keras(source)
@@ -475,31 +483,6 @@ def _write_tflite(model: Any, path: str, values: Flags, dataset: Any) -> None:
 
 
 # Messages --------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Keep what C++ libraries write to file descriptor 2 from the user, unless there is a bug.
-
-    No setting silences all of it. Python's `sys.stderr` still writes to where it did.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as log, os.fdopen(terminal, "w", buffering=1) as stream:
-        os.dup2(log.fileno(), 2)
-        replaced = contextlib.redirect_stderr(stream) if sys.stderr is sys.__stderr__ else None
-        try:
-            with replaced or contextlib.nullcontext():
-                yield
-        except _MISTAKES:
-            raise
-        except BaseException:
-            log.seek(0)
-            stream.write(log.read().decode(errors="replace"))
-            raise
-        finally:
-            os.dup2(terminal, 2)
 
 
 def _version() -> str:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from ocs_tf import data, tflite
 from ocs_tf.closeness import Closeness, Tally
-from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.graph.flat import flat
 from ocs_tf.graph.parts import output_parts
 from ocs_tf.graph.reader import Graph
 from ocs_tf.kernels import NativeLibraryError
+from ocs_tf.process import quiet, restores_state
 
 Array = NDArray[Any]
 
@@ -37,7 +37,7 @@ class TFLiteModel:
             NativeLibraryError: the file has packed kernels, and the delegate is not there.
         """
         try:
-            with fb.quiet():
+            with quiet():
                 self._interpreter = tflite.Interpreter(path, num_threads=os.cpu_count())
         except NativeLibraryError:
             raise
@@ -66,7 +66,7 @@ class TFLiteModel:
         if shapes != self._shapes:
             for shape, detail in zip(shapes, details, strict=True):
                 self._interpreter.resize_tensor_input(detail["index"], shape)
-            with fb.quiet():
+            with quiet():
                 self._interpreter.allocate_tensors()
             self._shapes = shapes
         for array, detail in zip(arrays, details, strict=True):
@@ -93,6 +93,7 @@ class TFLiteModel:
         )
 
 
+@restores_state
 def compare(reference: Any, other: Any, dataset: data.Dataset) -> list[Closeness]:
     """Run two models on `dataset` and compare their outputs.
 

@@ -11,7 +11,6 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ocs_tf import data
 from ocs_tf.activation_planning import activation_grids
@@ -29,12 +28,13 @@ from ocs_tf.graph.rewrite import Replacement, rewrite
 from ocs_tf.graph.splittable import splittable_sites
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 from ocs_tf.planning import (
-    PROGRESS_DELAY,
     Plan,
     check_not_quantized,
     layer_options,
     plan_kernels,
 )
+from ocs_tf.process import restores_state
+from ocs_tf.progress import progress_bar
 
 _TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
 _MAGNITUDE_SAMPLES = 256
@@ -45,6 +45,7 @@ _COARSE = (
 _BATCHES = 8  # of the most samples that memory allows; of more, calls would cost more than work
 
 
+@restores_state
 def convert(
     model: keras.Model,
     config: Config | None = None,
@@ -85,6 +86,7 @@ def convert(
     )
 
 
+@restores_state
 def plan(
     model: keras.Model,
     config: Config | None = None,
@@ -139,7 +141,7 @@ def plan(
     if config.activation_expand_ratio:
         split, unsplit = splittable_sites(graph, sites, set(result.layers))
         result = dataclasses.replace(result, unsplit_activations=unsplit)
-    bar = tqdm(progress(), "Calibrating", unit="batch", delay=PROGRESS_DELAY, disable=not verbose)
+    bar = progress_bar(progress(), "Calibrating", verbose, unit="batch")
     histogram = config.activation_clip != "none"
     statistics = calibrate(
         graph.model,
@@ -179,6 +181,7 @@ def _ranges(
     return found
 
 
+@restores_state
 def apply(
     model: keras.Model,
     plan: Plan,
@@ -212,7 +215,7 @@ def apply(
         scaled = {reader for name in plan.equalization for reader in known[name].readers}
     moments = channel_moments(graph) if plan.uses_batch_norms else {}
     kernels = {}
-    bar = tqdm(plan.layers.items(), "Quantizing", delay=PROGRESS_DELAY, disable=not verbose)
+    bar = progress_bar(plan.layers.items(), "Quantizing", verbose)
     for name, layer_plan in bar:
         site = graph.kernels[name]
         kernel, _ = site.weights()
@@ -234,9 +237,7 @@ def apply(
             batches,
             rounding=plan.rounding == "error_compensated",
             bias_correction=plan.bias_correction is True,
-            progress=lambda calls: tqdm(
-                calls, "Compensating", delay=PROGRESS_DELAY, disable=not verbose
-            ),
+            progress=lambda calls: progress_bar(calls, "Compensating", verbose),
         )
     if isinstance(model, keras.Sequential) and Graph(result).is_chain:
         result = keras.Sequential(result.layers, name=model.name)
@@ -266,9 +267,7 @@ def _scales(
     places = [chain.joined for chain in chains(graph).values() if chain.joined is not None]
     samples = min(_MAGNITUDE_SAMPLES, config.calibration_samples or _MAGNITUDE_SAMPLES)
     stream = data.batches(dataset, graph.model, limit=samples)
-    bar = tqdm(
-        stream, "Measuring channels", unit="batch", delay=PROGRESS_DELAY, disable=not verbose
-    )
+    bar = progress_bar(stream, "Measuring channels", verbose, unit="batch")
     tensors = {id(place.tensor): (place.tensor, place.axis) for place in places}
     magnitudes = channel_magnitudes(graph.model, tensors, bar)
     return scales | joined_scales(graph, magnitudes, config.granularity)
@@ -358,7 +357,7 @@ def _compile_like(model: keras.Model, result: keras.Model) -> None:
         warnings.warn(
             f"the quantized model is not compiled, since the loss, metrics or optimizer of"
             f" {model.name!r} cannot be copied ({error}); call compile() on it before evaluate().",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

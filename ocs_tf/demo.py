@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import ocs_tf
 from ocs_tf.compare import TFLiteModel, compare
+from ocs_tf.writing import replacing
 
 BITS = (8, 6, 5, 4, 3)
 EXPAND_RATIO = 0.05
@@ -199,8 +200,9 @@ def _export(model: keras.Model, images: Images, folder: pathlib.Path) -> None:
     calibration = images.train[0][:CALIBRATION_IMAGES]
     quantized = ocs_tf.convert(model, representative_dataset=calibration)
     report = ocs_tf.report(quantized)
-    model.save(folder / "float.keras")
-    quantized.save(folder / "quantized.keras")
+    for name, saved in (("float", model), ("quantized", quantized)):
+        with replacing(folder / f"{name}.keras") as temporary:
+            saved.save(temporary)
     report.save(folder / "report.txt")
     result = ocs_tf.export_tflite(
         quantized,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,15 +69,36 @@ def check_output(flag: str, path: str | None, suffixes: Sequence[str], overwrite
         raise UsageError(f"{flag} {path} exists; give --overwrite to replace it.")
 
 
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new file beside `path`, with its ending, that takes its place if all goes well."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def check_distinct(outputs: Mapping[str, str | None], inputs: Mapping[str, str | None]) -> None:
+    """Refuse an output that is another output, or an input, under whatever name.
+
+    Arguments:
+        outputs, inputs: paths by what the user calls them, `None` where not given.
+
+    Raises:
+        UsageError: two are the same file.
+    """
+    written: dict[Any, str] = {}
+    for name, path in outputs.items():
+        other = written.setdefault(_identity(path), f"{name} {path}") if path else None
+        if other not in (None, f"{name} {path}"):
+            raise UsageError(f"{other} and {name} {path} are the same file; name two files.")
+    for name, path in inputs.items():
+        if path and _identity(path) in written:
+            raise UsageError(
+                f"{written[_identity(path)]} would replace {name} {path}; name another file."
+            )
+
+
+def _identity(path: str) -> Any:
+    """Equal for all names of one file, be it there or not."""
+    real = os.path.realpath(path)
+    for known in (real, os.path.dirname(real)):
+        with contextlib.suppress(OSError):
+            found = os.stat(known)
+            rest = os.path.normcase(os.path.relpath(real, known))
+            return found.st_dev, found.st_ino, rest
+    return real
 
 
 def load_keras(path: pathlib.Path) -> Any:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ocs_tf.config import AUTO_EXPAND_RATIO, Config, Override
 from ocs_tf.graph import adapters, composites
@@ -25,8 +24,8 @@ from ocs_tf.numerics import (
 from ocs_tf.numerics.grid import check_bits
 from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS, check_kernel, choose_splits, encode
 from ocs_tf.numerics.splitting import Copies, check_finite, copies_of_map
-
-PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
+from ocs_tf.progress import progress_bar
+from ocs_tf.writing import write
 
 _FORMAT = 1
 _ON_PURPOSE = "left in float by the configuration"
@@ -157,8 +156,12 @@ class Plan:
             raise ValueError(f"the plan lacks a field or has an unknown one: {error}.") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan to a JSON file."""
-        pathlib.Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write the plan to a JSON file, in one step: an existing file stays if that fails.
+
+        Raises:
+            OSError: the disk is full, or the folder is missing or cannot be written to.
+        """
+        write(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -206,7 +209,7 @@ def plan_kernels(
     chosen = [name for name, o in options.items() if o.weight_bits is not None]
     layers = {
         name: plan_layer(graph.kernels[name], options[name], config)
-        for name in tqdm(chosen, "Planning", delay=PROGRESS_DELAY, disable=not verbose, leave=False)
+        for name in progress_bar(chosen, "Planning", verbose, leave=False)
     }
     return Plan(
         layers,

@@ -19,6 +19,8 @@ from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.parts import describe
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid, OracleGrid
+from ocs_tf.process import restores_state
+from ocs_tf.writing import write
 
 FLOAT_BYTES = 4
 SUFFIXES = (".json", ".txt", ".html")
@@ -164,17 +166,18 @@ class Report:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to `path`; its ending chooses .json, .txt or .html.
+        """Write to `path`, in one step; its ending chooses .json, .txt or .html.
 
         Raises:
             ValueError: another ending.
+            OSError: the disk is full, or the folder is missing or cannot be written to.
         """
-        write = dict(zip(SUFFIXES, (self.to_json, self.__str__, self.to_html), strict=True)).get(
+        text = dict(zip(SUFFIXES, (self.to_json, self.__str__, self.to_html), strict=True)).get(
             pathlib.Path(path).suffix.lower()
         )
-        if write is None:
+        if text is None:
             raise ValueError(f"`path` (={str(path)!r}) must end in one of {', '.join(SUFFIXES)}.")
-        pathlib.Path(path).write_text(write() + "\n", encoding="utf-8")
+        write(path, text() + "\n")
 
     def __str__(self) -> str:
         lines = [f"Model {self.model!r}", "", *_table([_row(layer) for layer in self.layers]), ""]
@@ -209,6 +212,7 @@ def _some(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+@restores_state
 def report(model: keras.Model) -> Report:
     """Describe a quantized model; it may have been saved and loaded.
 

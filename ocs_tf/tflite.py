@@ -8,7 +8,6 @@ import mmap
 import os
 import pathlib
 import struct
-import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ocs_tf import kernels
 from ocs_tf.kernels import operators, runtimes
+from ocs_tf.process import ignored_warnings
 
 # In the order of preference.
 _MODULES = {
@@ -64,8 +64,7 @@ def Interpreter(
     if not names.isdisjoint(operators.CUSTOM_OPERATORS):
         # The first one: to those that follow, unpacked weights are constants.
         delegates.insert(0, load_delegate(name))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated")
+    with ignored_warnings(r"\s*Warning: tf.lite.Interpreter is deprecated"):
         interpreter = module.Interpreter(
             num_threads=num_threads, experimental_delegates=delegates, **source, **options
         )

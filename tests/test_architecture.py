@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ocs_tf"
 # From the ground up; docs/architecture.md shows the same list. Rooms on one line do not know each
 # other.
 FLOORS = (
+    ("process", "progress", "writing"),
     ("numerics", "kernels", "closeness"),
     ("config", "layers", "tflite"),
     ("graph",),

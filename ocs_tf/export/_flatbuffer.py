@@ -6,11 +6,6 @@ https://github.com/tensorflow/tensorflow/blob/master/tensorflow/compiler/mlir/li
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -174,23 +169,3 @@ def name_affinity(tensor_name: str, layer: str) -> int:
             if segment in path:
                 return rank * len(paths) - position
     return 0
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the converter's and the runtime's chatter off stderr; errors travel as exceptions."""
-    # The C++ runtime writes to file descriptor 2, past sys.stderr.
-    sys.stderr.flush()
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    level = logging.root.manager.disable
-    try:
-        os.dup2(null, 2)
-        logging.disable(logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)

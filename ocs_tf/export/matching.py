@@ -13,6 +13,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import attention
+from ocs_tf.process import quiet
 
 _TOLERANCE = 1e-4  # of the tensor's largest magnitude: float sums in another order, no more
 _THREADS = 2
@@ -120,7 +121,7 @@ class _Runner:
         read = {i for op in graph.operators for i in op.inputs} | set(graph.outputs)
         # What nobody reads, a part of a SPLIT say, runtimes may not keep.
         self._names = {name: i for name, i in fb.float_activations(model).items() if i in read}
-        with fb.quiet():
+        with quiet():
             # The default delegate keeps intermediate tensors too, once asked to, and is 4 times as
             # fast as going without.
             self._interpreter = Interpreter(

@@ -12,13 +12,13 @@ import numpy as np
 from ocs_tf import tflite
 from ocs_tf.calibration import observe
 from ocs_tf.closeness import Closeness, Tally
-from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import matching
 from ocs_tf.export.lowering import Lowered
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.graph.parts import output_parts
 from ocs_tf.graph.reader import Graph
 from ocs_tf.layers import unwrapped
+from ocs_tf.process import quiet
 
 # Outputs that are further from the Keras model's than one step must be as close as this. Deep
 # networks pass differences of a step on, and inside of recurrent layers and attention only the
@@ -115,7 +115,7 @@ def _file_outputs(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarr
 
 def _opened(content: bytes, **options: Any) -> Any:
     try:
-        with fb.quiet():
+        with quiet():
             return tflite.Interpreter(content, num_threads=os.cpu_count(), **options)
     except (RuntimeError, ValueError) as error:
         raise VerificationError(f"the TFLite runtime refuses the file: {error}.") from error

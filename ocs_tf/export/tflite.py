@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import os
 import pathlib
 import re
@@ -15,7 +13,6 @@ import keras
 
 from ocs_tf import data
 from ocs_tf.closeness import Closeness
-from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import (
     attention,
     edge_tpu,
@@ -34,6 +31,8 @@ from ocs_tf.graph.flat import flat
 from ocs_tf.graph.parts import describe
 from ocs_tf.kernels import NativeLibraryError
 from ocs_tf.numerics import ActivationGrid
+from ocs_tf.process import quiet, restores_state
+from ocs_tf.writing import exists, write
 
 __all__ = ["ExportResult", "VerificationError", "export_tflite"]
 
@@ -88,6 +87,7 @@ class ExportResult:
         return "\n".join(lines)
 
 
+@restores_state
 def export_tflite(
     model: keras.Model,
     path: str | os.PathLike[str],
@@ -211,7 +211,7 @@ def export_tflite(
             closeness = running.compare(content, reference, samples, original, lowered)
         except NativeLibraryError as error:
             lowered.notes.append(f"The file was not run: {error}")
-    write_file(path, content)
+    write(path, content, overwrite=overwrite)
     return ExportResult(path, target, len(content), ops, lowered.notes, closeness)
 
 
@@ -225,7 +225,7 @@ def convert_float(model: keras.Model) -> bytes:
     from tensorflow.lite.python.convert_phase import ConverterError
 
     try:
-        with fb.quiet(), contextlib.redirect_stdout(io.StringIO()):
+        with quiet():
             if tuple(map(int, tf.__version__.split(".")[:2])) >= _KERAS_3_CONVERTS:
                 return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
             with tempfile.TemporaryDirectory() as folder:
@@ -246,23 +246,6 @@ def _converter_failed(model: keras.Model, message: str) -> str:
         " Replace a layer there by others that compute the same (a Dense layer on a sequence of"
         " one channel by a Conv1D of size 1, for example)."
     )
-
-
-def write_file(path: pathlib.Path, content: bytes) -> None:
-    """Write `content` to `path` in one step: whatever fails, no partial file is left.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written to.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _check(
@@ -291,7 +274,7 @@ def _check(
             " does not have; use target='packed'."
         )
     if path.exists() and not overwrite:
-        raise FileExistsError(f"`path` {path} exists; pass overwrite=True to replace it.")
+        raise exists(path)
     if path.is_dir():
         raise ValueError(f"`path` {path} is a folder; name a file in it.")
     if not path.parent.is_dir():
@@ -337,9 +320,3 @@ def _check_activation_bits(model: keras.Model) -> None:
                 " hold. Convert with activation_bits=8 (or None, and pass representative_dataset"
                 " here), or export with target='packed'."
             )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -33,6 +33,7 @@ from ocs_tf.export.assignment import (
 )
 from ocs_tf.export.grid_rules import ACTIVATION_MAX, ACTIVATION_MIN, Grid, grid_rule
 from ocs_tf.export.verification import verify, verify_weights
+from ocs_tf.process import one_quantizer, quiet
 
 # Operator versions that brought the integer kernels (tensorflow/lite/tools/versioning/
 # op_version.cc). ai-edge-quantizer leaves the float versions in place: too low for a strict
@@ -302,7 +303,7 @@ def _recipe(activations: str, per_channel: bool) -> qtyping.OpQuantizationConfig
 
 def _quantize(engine: quantizer.Quantizer, statistics: dict[str, dict[str, np.ndarray]]) -> Any:
     """The model that ai-edge-quantizer makes."""
-    with fb.quiet():
+    with one_quantizer, quiet():
         result = engine.quantize(
             calibration_result=statistics, enable_progress_bar=False, enable_progress_report=False
         )

@@ -6,8 +6,10 @@ from the user's layers again, which stay as they were.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -93,7 +95,7 @@ def trace(
     given = [t for t in keras.tree.flatten((args, dict(kwargs))) if hasattr(t, "_keras_history")]
     watched = [*layers, *(tensor._keras_history[0] for tensor in given)]
     weights = {id(weight) for weight in model.weights}
-    with _Untouched(watched):
+    with _untouched(watched):
         try:
             outputs = model.call(*args, **_all_arguments(model, args, kwargs))
             flat = keras.tree.flatten(outputs)
@@ -156,19 +158,20 @@ def _all_arguments(model: keras.Model, args: Any, kwargs: Mapping[str, Any]) -> 
     return {**{name: added[name] for name in free}, **kwargs}
 
 
-class _Untouched:
-    """Takes away what Keras records with operations within the context."""
+_tracing = threading.RLock()
 
-    def __init__(self, operations: Iterable[Any]) -> None:
+
+@contextlib.contextmanager
+def _untouched(operations: Iterable[Any]) -> Iterator[None]:
+    """Takes away what Keras records with operations within the context, which one thread is in."""
+    with _tracing:
         lists = [n for op in operations for n in (op._inbound_nodes, op._outbound_nodes)]
-        self._lengths = [(nodes, len(nodes)) for nodes in lists]
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, *error: object) -> None:
-        for nodes, length in self._lengths:
-            list.__delitem__(nodes, slice(length, None))  # they are Keras' tracked lists
+        lengths = [(nodes, len(nodes)) for nodes in lists]
+        try:
+            yield
+        finally:
+            for nodes, length in lengths:
+                list.__delitem__(nodes, slice(length, None))  # they are Keras' tracked lists
 
 
 def _node_of(tensor: Any) -> Any:

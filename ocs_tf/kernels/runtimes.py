@@ -13,9 +13,9 @@ import pathlib
 import platform
 import subprocess
 import sys
-import tempfile
 
 from ocs_tf.kernels.library import NativeLibraryError
+from ocs_tf.writing import write
 
 # Versions that passed the self-test on TESTED_PLATFORM.
 TESTED: dict[str, tuple[str, ...]] = {
@@ -128,9 +128,6 @@ def _remember(key: str) -> None:
     try:
         path = cache_file()
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".json")
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump([*_passed(), key], file, indent=1)
-        os.replace(name, path)
+        write(path, json.dumps([*_passed(), key], indent=1))
     except (OSError, RuntimeError):
         pass  # it is tested again next time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 
@@ -64,7 +65,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     results = store(path)
     results.add(Row("a", 8))
     before = path.read_text()
-    monkeypatch.setattr(pathlib.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         results.add(Row("b", 8))
     assert path.read_text() == before

@@ -20,6 +20,7 @@ from ocs_tf.export import grid_rules
 from ocs_tf.export.assignment import ExportKernel
 from ocs_tf.export.matching import measure_ranges
 from ocs_tf.export.writer import write_int8
+from ocs_tf.process import quiet
 
 KINDS = {layers.DepthwiseConv2D: "depthwise", layers.Conv2D: "conv", layers.Dense: "dense"}
 INTERPRETERS = {"litert": litert.Interpreter, "tf.lite": tf.lite.Interpreter}
@@ -163,7 +164,7 @@ def build(graph: str, bits: int = 8, per_channel: bool = True) -> Case:
 
 
 def to_tflite(model) -> bytes:
-    with fb.quiet():
+    with quiet():
         return tf.lite.TFLiteConverter.from_keras_model(model).convert()
 
 

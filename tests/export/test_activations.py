@@ -132,7 +132,7 @@ def test_a_constant_stays_with_its_layer(name, tmp_path, rng):
     (output,) = interpreter(tmp_path).get_output_details()
     (close,) = compare(quantized, TFLiteModel(tmp_path / "m.tflite"), data)
     assert close.max_difference <= 1.01 * output["quantization"][0]
-    assert {op.name for op in result.ops} <= {"FULLY_CONNECTED", "ADD", "SUB", "CONCATENATION"}
+    assert {op.op for op in result.ops} <= {"FULLY_CONNECTED", "ADD", "SUB", "CONCATENATION"}
 
 
 @pytest.mark.parametrize("target", ["int8", "float", NATIVE])

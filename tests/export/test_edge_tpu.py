@@ -12,10 +12,11 @@ from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import edge_tpu
 from ocs_tf.export.matching import measure_ranges
 from ocs_tf.export.writer import write_int8
+from ocs_tf.process import quiet
 
 
 def to_tflite(model) -> bytes:
-    with fb.quiet():
+    with quiet():
         return tf.lite.TFLiteConverter.from_keras_model(model).convert()
 
 

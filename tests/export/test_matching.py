@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export.matching import match_tensors, measure_ranges
+from ocs_tf.process import quiet
 
 
 def conv(*args, **kwargs):
@@ -19,7 +19,7 @@ def conv(*args, **kwargs):
 
 
 def to_tflite(model) -> bytes:
-    with fb.quiet():
+    with quiet():
         return tf.lite.TFLiteConverter.from_keras_model(model).convert()
 
 

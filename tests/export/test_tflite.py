@@ -347,15 +347,29 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"precious")
 
-    def fail(handle, mode):
-        os.close(handle)
+    def fail(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tflite.os, "fdopen", fail)
-    with pytest.raises(OSError, match="No space left"):
-        tflite.write_file(path, b"new content")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"No space left on device: .*model\.tflite"):
+        ocs_tf.export_tflite(quantized_model(), path, target="float", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["model.tflite"]
     assert path.read_bytes() == b"precious"
+
+
+def test_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "model.tflite"
+    converted = tflite.convert_float
+
+    def slow(model):
+        path.write_bytes(b"of another program")
+        return converted(model)
+
+    monkeypatch.setattr(tflite, "convert_float", slow)
+    with pytest.raises(FileExistsError, match=r"model\.tflite exists; pass overwrite=True"):
+        ocs_tf.export_tflite(quantized_model(), path, target="float")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.tflite"]
+    assert path.read_bytes() == b"of another program"
 
 
 def test_result_says_what_was_written(tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import os
 import pathlib
 import sys
+import threading
+import time
 
 import keras
 import numpy as np
@@ -382,3 +385,21 @@ def test_resnet20_loses_no_accuracy():
     assert np.mean(found.argmax(1) == wanted.argmax(1)) >= 0.97
     assert "DEQUANTIZE" in operators(file)
     assert len(file) < 0.4 * len(float_model)
+
+
+def test_quantizer_works_in_one_thread_at_a_time():
+    """It replaces functions of its own modules while it works."""
+    inside, together = threading.Lock(), []
+
+    class Engine:
+        def quantize(self, **_):
+            together.append(not inside.acquire(blocking=False))
+            time.sleep(0.05)
+            if not together[-1]:
+                inside.release()
+            raise ZeroDivisionError
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        done = [pool.submit(writer._quantize, Engine(), {}) for _ in range(3)]
+    assert all(isinstance(future.exception(), ZeroDivisionError) for future in done)
+    assert together == [False] * 3

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -161,6 +164,25 @@ def test_inputs_of_a_functional_model_with_a_call_of_its_own() -> None:
     assert (inputs.name, inputs.shape) == ("x", (None, 4))
     sequential = SequentialOverridesCall([keras.Input((3,), name="y"), layers.Dense(2)])
     assert (inputs_of(sequential).name, inputs_of(sequential).shape) == ("y", (None, 3))
+
+
+def test_threads_may_trace_one_model() -> None:
+    half_way = threading.Event()
+
+    def step(model: Any, x: Any) -> Any:
+        x = model.dense(x)
+        half_way.set()
+        time.sleep(0.1)  # the other thread must not come in between
+        return model.dense(x)
+
+    model = called(step)
+    half_way.clear()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(traced, model)
+        half_way.wait(10)
+        second = pool.submit(traced, model)
+        assert names(first.result().nodes) == names(second.result().nodes) == ["Dense", "Dense"]
+    assert not model.dense._inbound_nodes
 
 
 def test_who_has_a_graph() -> None:
