@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ocs_tf import data
+from ocs_tf import data, layers
 from ocs_tf.activation_planning import activation_grids
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
 from ocs_tf.calibration import calibrate, channel_magnitudes
@@ -20,6 +20,7 @@ from ocs_tf.compensation import compensate, compensate_blind, sample_limit
 from ocs_tf.config import Config, Override
 from ocs_tf.graph.activations import all_sites, input_sites
 from ocs_tf.graph.chains import chains
+from ocs_tf.graph.copies import why_not_loaded
 from ocs_tf.graph.equalization import choose_scales, equalized, joined_scales
 from ocs_tf.graph.moments import channel_moments
 from ocs_tf.graph.reader import Graph
@@ -137,6 +138,7 @@ def plan(
     statistics = calibrate(
         graph.model, observed, bar, through=through, histogram=histogram, channels=split
     )
+    sites = [site for site in sites if site.fixed or site.key in statistics]
     grids = activation_grids(sites, statistics, config, bits, split, tables)
     return dataclasses.replace(result, activations=grids)
 
@@ -200,6 +202,7 @@ def apply(
                 calls, "Compensating", delay=PROGRESS_DELAY, disable=not verbose
             ),
         )
+    _warn_of_files(result)
     if isinstance(model, keras.Sequential) and Graph(result).is_chain:
         result = keras.Sequential(result.layers, name=model.name)
     if model.compiled:
@@ -310,6 +313,20 @@ def _check_splits(plan: Plan, graph: Graph) -> None:
 
 def _whole(grid: ActivationGrid | OracleGrid) -> bool:
     return isinstance(grid, ActivationGrid) and not grid.copies
+
+
+def _warn_of_files(model: keras.Model) -> None:
+    """Warn of layers that a `.keras` file of `model` would not load."""
+    for layer in model.layers:
+        layer = layers.unwrapped(layer)
+        reason = None if isinstance(layer, keras.Model) else why_not_loaded(layer)
+        if reason is not None:
+            warnings.warn(
+                f"layer {layer.name!r} ({type(layer).__name__}) is kept as it is, but a .keras file"
+                f" of the quantized model will not load: {reason} Exports to .tflite need no such"
+                " file.",
+                stacklevel=3,
+            )
 
 
 def _compile_like(model: keras.Model, result: keras.Model) -> None:

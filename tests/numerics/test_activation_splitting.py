@@ -113,8 +113,8 @@ def test_one_channel_may_be_split_again() -> None:
 
 
 def test_most_outliers_come_first() -> None:
-    assert copies_by_count([3, 0, 7, 3, 9], 3) == [4, 2, 0]
-    assert copies_by_count([3, 0], 0) == []
+    assert copies_by_count([3, 0, 7, 3, 9], [1] * 5, 3) == [4, 2, 0]
+    assert copies_by_count([3, 0], [1, 1], 0) == []
 
 
 def test_outliers_are_above_the_99th_percentile(rng: np.random.Generator) -> None:

@@ -287,7 +287,7 @@ def test_zeros(shape, granularity, clip) -> None:
     q = quantize_kernel(np.zeros(shape), 4, 0.5, clip, granularity)
     assert not q.codes.any()
     np.testing.assert_array_equal(q.scale, np.ones_like(q.scale))
-    assert q.splits == np.ceil(shape[-2] / 2)
+    assert not q.splits
 
 
 @pytest.mark.parametrize("value", [1.0, -0.3, 1e30, 1e-30, 3e38, 1e-40], ids=str)
