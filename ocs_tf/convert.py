@@ -160,6 +160,7 @@ def apply(
 
     Raises:
         ValueError: the plan names a layer that the model does not have, or does not fit a kernel;
+            what codes of a kernel stand for is too large for float32;
             it splits activations of which nobody could read or make copies; it needs data and
             there are none, or they do not fit the model.
     """
@@ -187,7 +188,14 @@ def apply(
             rounding=plan.rounding == "error_balanced",
             bias_correction=plan.bias_correction == "batch_norm",
         )
-        quality = quantized.sqnr_db(kernel)
+        with np.errstate(over="ignore", divide="ignore"):
+            quality = quantized.sqnr_db(kernel)
+        if quality == -np.inf:
+            raise ValueError(
+                f"kernel of layer {name}: its weights reach {np.abs(kernel).max():g}, and codes of"
+                " that size are too large for float32. Leave the layer in float with an override"
+                " (weight_bits=None)."
+            )
         kernels[name] = Replacement(quantized, bias, quality, name in scaled)
     result = rewrite(graph, kernels, plan.activations)
     if batches:
