@@ -612,9 +612,9 @@ def test_a_kernel_too_large_for_its_grid_names_the_layer() -> None:
     model = scaled_dense(1.0, 0.0)
     model.get_layer("a").kernel.assign(np.full((6, 5), 3.4e38))
     with pytest.raises(ValueError, match=r"kernel of layer a: `threshold` .* too large"):
-        convert(model, weight_bits=2, power_of_two=True, expand_ratio=0)
+        convert(model, first_layer_bits=2, power_of_two=True)
     with pytest.raises(ValueError, match=r"kernel of layer a: .*3.4e\+38.* too large"):
-        convert(model, weight_bits=2, power_of_two=True, expand_ratio=1)
+        convert(model, first_layer_bits=8, power_of_two=True)
 
 
 # Kernels of zeros, and many copies ------------------------------------------------------------
