@@ -65,7 +65,8 @@ def _split_grid(seen: Statistics, config: Config, bits: int) -> ActivationGrid |
     if config.activation_split == "oracle":
         return OracleGrid(bits, count, _symmetric(config, bits))
     if config.activation_split == "count":
-        copies = copies_by_count(outlier_counts(channels.counts), count)
+        outliers = outlier_counts(channels.counts)
+        copies = copies_by_count(outliers, channels.magnitudes, count)
         return _grid(seen, config, bits, copies)
     if config.activation_split == "maximum":
         return _grid(seen, config, bits, copies_by_maximum(channels.magnitudes, count))

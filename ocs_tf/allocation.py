@@ -25,6 +25,7 @@ from ocs_tf.graph.activations import activation_function
 from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.graph.rewrite import rewrite
 from ocs_tf.numerics.allocation import allocate, closed_form_bits, share_copies
+from ocs_tf.numerics.grid import normalized
 from ocs_tf.numerics.kernel import check_kernel
 from ocs_tf.numerics.search import search_splits
 from ocs_tf.numerics.splitting import copy_count
@@ -121,7 +122,7 @@ def allocate_copies(
     names = [name for name in names if splits[name]]
     paths, prices = [], []
     for name in progress_bar(names, "Splitting", verbose, leave=False):
-        kernel, _ = graph.kernels[name].weights()
+        kernel, _ = normalized(graph.kernels[name].weights()[0])
         o = options[name]
         assert isinstance(o.weight_bits, int)
         assert o.granularity is not None

@@ -15,6 +15,8 @@ from ocs_tf.numerics import clip_threshold
 from ocs_tf.numerics.grid import code_counts
 
 HALF_BINS = 1024
+_LEAST_EXPONENT = -148
+_NOT_FLOAT = "biuOSU"  # kinds of NumPy's dtypes
 _CHUNK = 1 << 15  # values of a histogram at a time: they stay in the cache
 # Histograms of channels share this many bins, 8 bytes each: the more channels, the wider the bins.
 _CHANNEL_BINS = 1 << 19
@@ -213,9 +215,10 @@ def _repeated(
 
 
 def _exponent(largest: float) -> int:
-    """Of the smallest power of two above a magnitude that is not negative; -100 at least."""
+    """Of the smallest power of two above a magnitude that is not negative; of 0 that of float32's
+    least positive number."""
     # frexp: largest = m * 2^e with m in [0.5, 1), so 2^e lies above every magnitude.
-    return max(math.frexp(largest)[1], -100) if largest else -100
+    return math.frexp(largest)[1] if largest else _LEAST_EXPONENT
 
 
 def _channel_histograms(values: NDArray[np.float32], exponent: int) -> NDArray[np.int64]:
@@ -310,7 +313,8 @@ def calibrate(
     """Statistics of symbolic `tensors` of `model`, by key, over all `batches` of inputs.
 
     Several tensors of one key (the calls of a shared layer) are taken together. One batch of
-    activations is held at a time.
+    activations is held at a time. A key whose values are not floats gets no statistics: some Keras
+    layers, such as lookups of one-hot vectors, make other numbers than their symbolic outputs say.
 
     Arguments:
         through: by key, a layer that the values go through before they are measured. (Calling it
@@ -329,6 +333,8 @@ def calibrate(
         return found
     for outputs in observe(model, [tensor for _, tensor in flat], batches):
         for (key, _), values in zip(flat, outputs, strict=True):
+            if values.dtype.kind in _NOT_FLOAT:
+                continue
             if key in through:
                 values = keras.ops.convert_to_numpy(through[key](values))
             try:

@@ -24,6 +24,7 @@ from ocs_tf.graph import composites
 from ocs_tf.graph.moments import Moments, weighted_sums
 from ocs_tf.graph.reader import Graph, KernelSite, Node
 from ocs_tf.layers import unwrapped
+from ocs_tf.numerics.grid import normalized
 from ocs_tf.numerics.kernel import QuantizedKernel, split_codes
 from ocs_tf.numerics.rounding import (
     assumed_moments,
@@ -192,7 +193,9 @@ def _encoded(
     *spatial, channels, _ = kernel.shape
     taps = math.prod(spatial)
     groups = site.adapter.groups(site.layer)
-    effective = np.empty(kernel.shape, np.int16)
+    # Codes of many copies may take more than 16 bits.
+    wide = max(-int(low.min()), int(high.max())) > np.iinfo(np.int16).max
+    effective = np.empty(kernel.shape, np.int32 if wide else np.int16)
     size = max(1, rows // taps)
     for start in range(0, channels, size):
         block = slice(start, start + size)
@@ -311,6 +314,9 @@ def _moments(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Means of products over output positions of all samples.
 
+    Inputs are taken times a power of two that brings the largest near 1, so that no product of
+    float32 numbers overflows or vanishes. It changes no code.
+
     Arguments:
         exact: what `inputs` should be.
         block: the input channels of each group to look at.
@@ -328,14 +334,17 @@ def _moments(
         share = samples * math.prod(positions) / wanted
         every = max(1, math.ceil(share ** (1 / len(positions))))
     rng = np.random.default_rng(0)
+    largest = max(float(np.abs(batch).max(initial=0)) for batch in (*inputs, *(exact or ())))
+    exponent = -math.frexp(largest)[1]
 
     def read(batch: NDArray[Any], start: list[int]) -> NDArray[np.float32]:
         patches = site.adapter.patches(site.layer, batch, every, start)
         by_channel = patches.reshape(*patches.shape[:2], -1, channels)[..., block]
         patches = by_channel.reshape(*patches.shape[:2], -1).astype(np.float32)
-        return np.ascontiguousarray(patches.swapaxes(0, 1))
+        return np.ascontiguousarray(np.ldexp(patches, exponent).swapaxes(0, 1))
 
     weights = _grouped(kernel[..., block, :], site.adapter.groups(site.layer))
+    weights, of_kernel = normalized(weights)
     groups, rows, _ = weights.shape
     products, lost = np.zeros((groups, rows, rows)), np.zeros(weights.shape)
     of_batch = np.empty(products.shape, np.float32)
@@ -356,7 +365,8 @@ def _moments(
     moments = shrunk_moments(products / count, mean, count)
     if exact is None:
         return moments, None
-    return moments, shrunk_losses(lost / count, weights, mean, lacking / count, own / count, count)
+    losses = shrunk_losses(lost / count, weights, mean, lacking / count, own / count, count)
+    return moments, np.ldexp(losses, of_kernel)
 
 
 def _grouped(kernel: NDArray[Any], groups: int) -> NDArray[Any]:

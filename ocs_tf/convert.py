@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf import data
+from ocs_tf import data, layers
 from ocs_tf.activation_planning import activation_grids
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
 from ocs_tf.calibration import Statistics, calibrate, channel_magnitudes
@@ -20,6 +20,7 @@ from ocs_tf.compensation import compensate, compensate_blind, sample_limit
 from ocs_tf.config import Config, Override
 from ocs_tf.graph.activations import Site, all_sites, input_sites
 from ocs_tf.graph.chains import chains
+from ocs_tf.graph.copies import why_not_loaded
 from ocs_tf.graph.equalization import choose_scales, equalized, joined_scales
 from ocs_tf.graph.moments import channel_moments
 from ocs_tf.graph.parts import coarse_parts, describe, output_concatenations
@@ -152,6 +153,7 @@ def plan(
         histogram=histogram,
         channels=split,
     )
+    sites = [site for site in sites if site.fixed or site.key in statistics]
     grids = activation_grids(sites, statistics, config, bits, split, tables)
     coarse = coarse_parts(graph, _ranges(sites, statistics, grids), grids)
     exact = set(coarse) & output_concatenations(graph) if config.exact_outputs else set()
@@ -199,6 +201,7 @@ def apply(
 
     Raises:
         ValueError: the plan names a layer that the model does not have, or does not fit a kernel;
+            what codes of a kernel stand for is too large for float32;
             it splits activations of which nobody could read or make copies; it needs data and
             there are none, or they do not fit the model.
     """
@@ -226,7 +229,14 @@ def apply(
             rounding=plan.rounding == "error_balanced",
             bias_correction=plan.bias_correction == "batch_norm",
         )
-        quality = quantized.sqnr_db(kernel)
+        with np.errstate(over="ignore", divide="ignore"):
+            quality = quantized.sqnr_db(kernel)
+        if quality == -np.inf:
+            raise ValueError(
+                f"kernel of layer {name}: its weights reach {np.abs(kernel).max():g}, and codes of"
+                " that size are too large for float32. Leave the layer in float with an override"
+                " (weight_bits=None)."
+            )
         kernels[name] = Replacement(quantized, bias, quality, name in scaled)
     result = rewrite(graph, kernels, plan.activations, plan.coarse_parts)
     if batches:
@@ -239,6 +249,7 @@ def apply(
             bias_correction=plan.bias_correction is True,
             progress=lambda calls: progress_bar(calls, "Compensating", verbose),
         )
+    _warn_of_files(result)
     if isinstance(model, keras.Sequential) and Graph(result).is_chain:
         result = keras.Sequential(result.layers, name=model.name)
     if model.compiled:
@@ -347,6 +358,20 @@ def _check_splits(plan: Plan, graph: Graph) -> None:
 
 def _whole(grid: ActivationGrid | OracleGrid) -> bool:
     return isinstance(grid, ActivationGrid) and not grid.copies
+
+
+def _warn_of_files(model: keras.Model) -> None:
+    """Warn of layers that a `.keras` file of `model` would not load."""
+    for layer in model.layers:
+        layer = layers.unwrapped(layer)
+        reason = None if isinstance(layer, keras.Model) else why_not_loaded(layer)
+        if reason is not None:
+            warnings.warn(
+                f"layer {layer.name!r} ({type(layer).__name__}) is kept as it is, but a .keras file"
+                f" of the quantized model will not load: {reason} Exports to .tflite need no such"
+                " file.",
+                stacklevel=3,
+            )
 
 
 def _compile_like(model: keras.Model, result: keras.Model) -> None:

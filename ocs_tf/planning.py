@@ -262,7 +262,10 @@ def plan_layer(site: KernelSite, options: Override, config: Config) -> LayerPlan
     kernel = check_kernel(kernel, f"kernel of layer {site.name}")
     if bias is not None:
         check_finite(bias, f"bias of layer {site.name}")
-    return plan_kernel(kernel, options, config)
+    try:
+        return plan_kernel(kernel, options, config)
+    except ValueError as error:
+        raise ValueError(f"kernel of layer {site.name}: {error}") from error
 
 
 def plan_kernel(kernel: np.ndarray, options: Override, config: Config) -> LayerPlan:

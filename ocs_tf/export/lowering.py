@@ -38,8 +38,9 @@ from ocs_tf.graph.activations import (
     separable_activation,
 )
 from ocs_tf.graph.affine import affine, affine_axis
+from ocs_tf.graph.copies import clone_layer
 from ocs_tf.graph.reader import Graph, Node
-from ocs_tf.graph.rewrite import clone, clone_layer
+from ocs_tf.graph.rewrite import clone
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
 from ocs_tf.numerics.activation_splitting import copy_parts, repeat_inputs, split_outputs
 from ocs_tf.numerics.grid import code_limit
@@ -268,7 +269,7 @@ class _Lowering:
         expanded = layer.name in self.expanded
         if self.form.kernels == "packed":
             self._note(layer.name, adapter.kind, kernel)
-        codes = kernel.codes if expanded else kernel.effective_codes().astype(np.int16)
+        codes = kernel.codes if expanded else kernel.effective_codes()
         arrays: list[Any] = [codes, kernel.scale] if bias is None else [codes, kernel.scale, bias]
         config, arrays = self._repeat(layer, config, arrays)
         identity = np.arange(arrays[0].shape[-2], dtype=np.int32)

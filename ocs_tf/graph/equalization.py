@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ocs_tf.graph import adapters
 from ocs_tf.graph.chains import Chain, chains
+from ocs_tf.graph.copies import check_copied, clone_layer
 from ocs_tf.graph.reader import Graph
-from ocs_tf.graph.rewrite import check_copied, clone, clone_layer
+from ocs_tf.graph.rewrite import clone
 from ocs_tf.numerics.equalization import LIMIT, equalizing_scales, input_factors, input_ranges
 
 _ROUNDS = 20

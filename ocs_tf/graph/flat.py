@@ -18,6 +18,7 @@ import keras
 
 from ocs_tf.graph import scaled_sum, separable
 from ocs_tf.graph.constants import rescaling
+from ocs_tf.graph.copies import shallow_copy
 from ocs_tf.graph.tracing import (
     Trace,
     UntraceableError,
@@ -87,23 +88,6 @@ def _is_replaced(node: Any) -> bool:
     operation, args = node.operation, node.arguments.args
     parts = separable.is_separable(operation) or scaled_sum.is_scaled_sum(operation)
     return parts or isinstance(operation, keras.Model) or rescaling(operation, args) is not None
-
-
-def shallow_copy(layer: Any) -> Any:
-    """A layer (or operation) of the same variables and sublayers that was never called."""
-    # Keras makes `copy.copy` save and load the layer, and tracks what is assigned to attributes.
-    copy = object.__new__(type(layer))
-    vars(copy).update(vars(layer))
-    fresh: dict[str, Any] = {
-        "_inbound_nodes": [],
-        "_outbound_nodes": [],
-        "_losses": [],
-        "_loss_ids": set(),
-    }
-    vars(copy).update({name: value for name, value in fresh.items() if name in vars(layer)})
-    for bound in ("build", "quantize"):  # Keras' wrappers of the methods of `layer`
-        vars(copy).pop(bound, None)
-    return copy
 
 
 @dataclasses.dataclass

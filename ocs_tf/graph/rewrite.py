@@ -13,6 +13,7 @@ from ocs_tf import layers
 from ocs_tf.graph import composites
 from ocs_tf.graph.activations import AVERAGE_POOLS, kernel_output_grid, tensor_grids
 from ocs_tf.graph.affine import affine
+from ocs_tf.graph.copies import check_copied, clone_layer, copy_weights
 from ocs_tf.graph.flat import WithMask
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel, code_limit
@@ -168,7 +169,7 @@ def clone(
     for node in graph.nodes:
         twin = twins.get(node.layer.name)
         if twin is not None and getattr(node.layer, "weights", None):
-            _copy_weights(node.layer, twin)
+            copy_weights(node.layer, twin)
     return model, twins
 
 
@@ -183,22 +184,6 @@ def _masked_like(old: Any, new: Any, args: Any) -> Any:
 
 def _mask(tensor: Any) -> Any:
     return getattr(tensor, "_keras_mask", None)
-
-
-def clone_layer(layer: Any) -> Any:
-    """A new layer (or operation) of the same configuration.
-
-    Raises:
-        ValueError: the layer cannot be made from its configuration.
-    """
-    try:
-        return type(layer).from_config(layer.get_config())
-    except Exception as error:
-        raise ValueError(
-            f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied from its"
-            f" configuration: {error}. Give the class a get_config() that returns every argument"
-            " of __init__."
-        ) from error
 
 
 def _wrappable(graph: Graph, layer: Any) -> bool:
@@ -221,28 +206,6 @@ def _round_shift(norm: keras.layers.BatchNormalization, grid: ActivationGrid | N
     step = np.abs(gain) / code_limit(8) * grid.scale
     rounded = np.rint(shift / np.where(step == 0, 1, step)) * step
     norm.beta.assign(np.asarray(norm.beta) + np.where(step == 0, 0, rounded - shift))
-
-
-def _copy_weights(old: Any, new: Any) -> None:
-    if _shapes(old) == _shapes(new):
-        new.set_weights(old.get_weights())
-        for layer in new._flatten_layers():
-            if isinstance(layer, keras.layers.Normalization):
-                layer.finalize_state()  # what it computes with is derived from its weights
-
-
-def check_copied(old: Any, new: Any) -> None:
-    """Raise `ValueError` if the weights of `old` did not fit `new`, made in its place."""
-    if isinstance(old, keras.layers.Layer) and _shapes(old) != _shapes(new):
-        raise ValueError(
-            f"layer {old.name!r} ({type(old).__name__}) cannot be copied: made from its"
-            f" configuration it has weights of shapes {_shapes(new)}, not {_shapes(old)}. Give the"
-            " class a get_config() that returns every argument of __init__."
-        )
-
-
-def _shapes(layer: Any) -> list[tuple[int, ...]]:
-    return [tuple(w.shape) for w in layer.weights]
 
 
 def _quantized_layer(

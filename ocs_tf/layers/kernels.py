@@ -9,6 +9,7 @@ an integer runtime comes to the same sums.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ from ocs_tf.layers.quantizers import (
     exact_float32,
     fake_quantize,
     grid_config,
+    power_of_two_below,
     requantize,
 )
 from ocs_tf.layers.stored import (
@@ -41,6 +43,9 @@ QUANTIZATION_OPTIONS = (
     "kernel_sqnr_db",
     "equalized",
 )
+
+_MODERATE = 2.0**20
+_LARGEST_POWER = 2.0**127  # of float32
 
 
 class KernelLayer(keras.layers.Layer):
@@ -115,23 +120,32 @@ class KernelLayer(keras.layers.Layer):
     def kernel(self) -> Any:
         """The effective float32 kernel in the layout of the Keras layer."""
         codes = self.effective_codes()
-        scale = self.scale
-        if len(scale.shape) and codes.shape[-1] != scale.shape[0]:
-            scale = ops.reshape(scale, codes.shape[-2:])  # depthwise
-        return self.keras_layout(codes * scale)
+        return self.keras_layout(codes * self._per_column(self.scale, codes))
 
     def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
         """What the layer computes, without bias and activation function."""
         raise NotImplementedError
 
     def call(self, inputs: Any) -> Any:
-        x, step = ops.cast(inputs, "float32"), self.scale
+        x, step = ops.cast(inputs, "float32"), ops.cast(self.scale, "float64")
+        # Integers are added up times a power of two near their step, which changes no rounding: no
+        # sum overflows or vanishes that would not in the float layer.
+        of_kernel = unit = power_of_two_below(step)
         if self.input_grid is not None:
             x = ops.round(x / self.input_grid.scale)
-            step = exact_float32(ops.multiply, step, self.input_grid.scale)
-        sums = self.apply_kernel(x, self.keras_layout(self.effective_codes()))
+            step = step * self.input_grid.scale
+            of_input = 2.0 ** (math.frexp(self.input_grid.scale)[1] - 1)
+            if 1 / _MODERATE <= of_input <= _MODERATE:  # the kernel takes both, for free
+                of_kernel = unit = ops.minimum(unit * of_input, _LARGEST_POWER)
+            else:
+                x, unit = x * of_input, unit * of_input
+        step = exact_float32(ops.divide, step, unit)  # in units, from 1 to 4 but for extreme ones
+        codes = self.effective_codes()
+        codes = codes * self._per_column(ops.cast(of_kernel, "float32"), codes)
+        sums = self.apply_kernel(x, self.keras_layout(codes))
         if self.bias is not None and self.input_grid is not None:
-            sums = sums + self._per_channel(ops.round(self.bias / step), sums)
+            whole = ops.round(ops.cast(self.bias, "float64") / (unit * ops.cast(step, "float64")))
+            sums = sums + self._per_channel(exact_float32(ops.multiply, whole, unit), sums)
         if self.output_grid is not None and self._requantizes_directly():
             outputs = requantize(sums, self._per_channel(step, sums), self.output_grid)
         else:
@@ -145,6 +159,12 @@ class KernelLayer(keras.layers.Layer):
         if self.output_grid is not None:
             outputs = fake_quantize(outputs, self.output_grid)
         return ops.cast(outputs, self.compute_dtype)
+
+    def _per_column(self, values: Any, codes: Any) -> Any:
+        """`[F]` or scalar `values` shaped to broadcast against the unexpanded `codes`."""
+        if len(values.shape) and codes.shape[-1] != values.shape[0]:
+            return ops.reshape(values, codes.shape[-2:])  # depthwise
+        return values
 
     def _requantizes_directly(self) -> bool:
         """Whether the sums go to the output grid in one rounding, as integer hardware does it.

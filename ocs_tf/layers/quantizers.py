@@ -6,11 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from ocs_tf.numerics import ActivationGrid, OracleGrid, code_limit
 
 PACKAGE = "ocs_tf"
+_SMALLEST = float(np.finfo(np.float32).tiny)
+_LARGEST = float(np.finfo(np.float32).max)
+_EXPONENTS = range(-300, 301)  # of steps, and products of two
+_POWERS = np.ldexp(1.0, np.asarray(_EXPONENTS))
 
 
 def fake_quantize(x: Any, grid: ActivationGrid) -> Any:
@@ -22,10 +27,18 @@ def fake_quantize(x: Any, grid: ActivationGrid) -> Any:
 
 
 def requantize(sums: Any, step: Any, grid: ActivationGrid) -> Any:
-    """Integer `sums` of `step` each, rounded to `grid` by the one factor that hardware uses."""
+    """`sums` of `step` each, rounded to `grid` by the one factor that hardware uses."""
     factor = exact_float32(ops.divide, step, grid.scale)
     codes = _clip(ops.round(sums * factor) + grid.zero_point, grid)
     return (codes - grid.zero_point) * grid.scale
+
+
+def power_of_two_below(values: Any) -> Any:
+    """The largest powers of two that are not above positive `values`, or next to them; float64."""
+    exponents = ops.floor(ops.log2(ops.cast(values, "float64")))
+    # Looked up: not all backends compute powers exactly.
+    index = ops.cast(exponents, "int32") - _EXPONENTS[0]
+    return ops.take(ops.convert_to_tensor(_POWERS), index)
 
 
 def _clip(codes: Any, grid: ActivationGrid) -> Any:
@@ -36,12 +49,15 @@ def _clip(codes: Any, grid: ActivationGrid) -> Any:
     return ops.clip(codes, ops.cast(low, codes.dtype), ops.cast(high, codes.dtype))
 
 
-def exact_float32(operation: Callable[[Any, Any], Any], x: Any, constant: float) -> Any:
+def exact_float32(operation: Callable[[Any, Any], Any], x: Any, constant: Any) -> Any:
     """`operation(x, constant)` rounded once to float32, as runtimes compute it.
 
-    Left in float32, a graph optimizer would multiply by a reciprocal, or reorder factors.
+    `constant` is a number or a float64 tensor. Left in float32, a graph optimizer would multiply by
+    a reciprocal, or reorder factors. What is too large for float32 becomes its largest number:
+    infinity times 0 would not be 0.
     """
-    return ops.cast(operation(ops.cast(x, "float64"), constant), "float32")
+    exact = operation(ops.cast(x, "float64"), constant)
+    return ops.cast(ops.clip(exact, -_LARGEST, _LARGEST), "float32")
 
 
 def grid_config(grid: ActivationGrid | None) -> dict[str, Any] | None:
@@ -147,14 +163,13 @@ class OracleQuantize(keras.layers.Layer):
         high = ops.maximum(ops.max(largest / k), 0.0)
         limit = float(code_limit(self.grid.bits))
         if self.grid.symmetric:
-            step = ops.maximum(-low, high) / limit
+            step = ops.maximum(ops.maximum(-low, high) / limit, _SMALLEST)
             below, above = -limit, limit
         else:
-            step = (high - low) / (2 * limit + 1)
-            step = ops.where(step > 0, step, 1.0)
-            below = ops.clip(ops.round(low / step), -2 * limit - 1, 0)
-            above = below + 2 * limit + 1
-        step = ops.where(step > 0, step, 1.0)
+            levels = 2 * limit + 1
+            step = ops.maximum(high / levels - low / levels, _SMALLEST)
+            below = ops.clip(ops.round(low / step), -levels, 0)
+            above = below + levels
         return ops.cast(ops.clip(ops.round(x / step), k * below, k * above) * step, inputs.dtype)
 
     def _code_counts(self, magnitudes: Any) -> Any:

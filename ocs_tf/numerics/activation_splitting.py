@@ -151,32 +151,34 @@ def copies_by_maximum(magnitudes: ArrayLike, count: int) -> list[int]:
     """Copies that make the largest `magnitude / codes` of all channels as small as can be.
 
     One after the other, each to the channel where that quotient is largest (the lowest of equal
-    ones): no other choice of `count` copies does better.
+    ones): no other choice of `count` copies does better. Channels that are all zero get none.
 
     Arguments:
         magnitudes: `[C]`, the largest magnitude in each channel.
         count: number of copies, >= 0.
     """
     wholes = np.asarray(magnitudes, np.float64).tolist()
-    heap = [(-whole, channel, 1) for channel, whole in enumerate(wholes)]
+    heap = [(-whole, channel, 1) for channel, whole in enumerate(wholes) if whole]
     heapq.heapify(heap)
-    copies = []
-    for _ in range(count):
+    copies: list[int] = []
+    for _ in range(count if heap else 0):
         _, channel, k = heap[0]
         heapq.heapreplace(heap, (-wholes[channel] / (k + 1), channel, k + 1))
         copies.append(channel)
     return copies
 
 
-def copies_by_count(outliers: ArrayLike, count: int) -> list[int]:
+def copies_by_count(outliers: ArrayLike, magnitudes: ArrayLike, count: int) -> list[int]:
     """The paper's static rule: the `count` channels with the most outliers, each split once.
 
     Arguments:
         outliers: `[C]`, how many values of each channel lie above the 99th percentile of the
             tensor's magnitudes. Of equal channels the lower one is split.
+        magnitudes: `[C]`, the largest magnitude in each channel. One that is all zero is not split.
         count: number of copies, 0 .. C.
     """
-    return np.argsort(-np.asarray(outliers), kind="stable")[:count].tolist()
+    order = np.argsort(-np.asarray(outliers), kind="stable")
+    return order[np.asarray(magnitudes)[order] > 0][:count].tolist()
 
 
 def outlier_counts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -243,6 +245,7 @@ class _Tails:
         self.width = width
         self.bins = counts.shape[1]
         centers = width * (np.arange(self.bins) + 0.5)
+        centers[0] = 0
         zero = np.zeros((len(counts), 1))
 
         def tail(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LIMIT = 1e3  # scales are within 1 / LIMIT .. LIMIT
+# Magnitudes that stay normal float32 numbers when they are scaled, and scaled back.
+_SMALLEST, _LARGEST = 1e-33, 1e33
 
 
 def equalizing_scales(
@@ -31,10 +33,10 @@ def equalizing_scales(
     Returns:
         float64 `[C]`, within `1 / LIMIT .. LIMIT`; before that the median of their logarithms is 0,
         so that activations keep their size on the whole. 1 for channels of a range that is zero
-        (dead ones) or not finite.
+        (dead ones), not finite, or so small or large that scaling might leave float32.
     """
     made, read = np.asarray(made, np.float64), np.asarray(read, np.float64)
-    alive = (made > 0) & (read > 0) & np.isfinite(made) & np.isfinite(read)
+    alive = (made > _SMALLEST) & (made < _LARGEST) & (read > 0) & np.isfinite(read)
     logs = np.zeros(made.shape)
     logs[alive] = balance * np.log(made[alive]) - (1 - balance) * np.log(read[alive])
     if alive.any():
@@ -64,8 +66,13 @@ def input_ranges(sizes: NDArray[np.floating], groups: int, granularity: str) -> 
         groups: as above.
         granularity: `"tensor"`: in units of the kernel's largest magnitude; `"channel"`: of that of
             the output channel, whose step is its own.
+
+    Returns:
+        Infinity where the kernel is so large that scaling might leave float32.
     """
     largest = sizes.max() if granularity == "tensor" else sizes.max(0)
-    with np.errstate(invalid="ignore"):  # infinity / infinity: not finite either
+    with np.errstate(invalid="ignore", over="ignore"):  # infinity / infinity: not finite either
         shares = sizes / np.where(largest == 0, 1, largest).astype(sizes.dtype)
+    if sizes.max() >= _LARGEST:
+        shares = np.full_like(shares, np.inf)
     return shares.reshape(len(sizes), groups, -1).max(-1).T.reshape(-1)

@@ -10,6 +10,7 @@ Rounding is half to even everywhere.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,17 @@ MIN_BITS, MAX_BITS = 2, 16
 # Below this a float32 step would be denormal, and its reciprocal infinite.
 _SMALLEST_STEP = float(np.finfo(np.float32).tiny)
 _LARGEST_STEP = float(np.finfo(np.float32).max)
+
+
+def normalized(values: NDArray[np.floating]) -> tuple[NDArray[np.floating], int]:
+    """`values * 2^-exponent` with the largest magnitude in 0.5 .. 1, and the exponent.
+
+    Squares and products of such values neither overflow nor vanish; powers of two change no
+    rounding. All zeros stay as they are, with exponent 0.
+    """
+    largest = max(-float(values.min()), float(values.max()))
+    exponent = math.frexp(largest)[1]
+    return np.ldexp(values, -exponent), exponent
 
 
 def check_bits(
@@ -55,7 +67,8 @@ def symmetric_step(
             threshold, and rescaling is a shift.
 
     Returns:
-        float32 steps of the threshold's shape, positive.
+        float32 steps of the threshold's shape, positive and not denormal. The largest code times
+        its step is finite, but for a power of two.
 
     Raises:
         ValueError: a threshold is negative, NaN, infinite or too large for a float32 step, or
@@ -64,13 +77,16 @@ def symmetric_step(
     threshold = np.asarray(threshold, np.float64)
     if not np.all(np.isfinite(threshold)) or np.any(threshold < 0):
         raise ValueError(f"`threshold` (={threshold}) must be finite and not negative.")
-    step = threshold / code_limit(bits)
-    step = np.where(threshold == 0, 1.0, np.maximum(step, _SMALLEST_STEP))
+    limit = code_limit(bits)
+    step = np.where(threshold == 0, 1.0, np.maximum(threshold / limit, _SMALLEST_STEP))
     if power_of_two:
         step = _power_of_two_from(step)
     if np.any(step > _LARGEST_STEP):
         raise ValueError(f"`threshold` (={threshold}) is too large for a float32 step.")
-    return step.astype(np.float32)
+    step = step.astype(np.float32)
+    # Rounded up, the step of a threshold of about 3.4e38 would make the largest code infinite.
+    rounded_up = (step.astype(np.float64) * limit > _LARGEST_STEP) & (threshold <= _LARGEST_STEP)
+    return np.where(rounded_up & (not power_of_two), np.nextafter(step, np.float32(0)), step)
 
 
 def quantize(
@@ -193,6 +209,10 @@ class ActivationGrid:
             step = float(symmetric_step(max(-low, high), bits, power_of_two))
             return cls(bits, step, 0, symmetric=True, copies=tuple(copies))
         levels = 2 ** check_bits(bits) - 1
+        if max(-low, high) <= _LARGEST_STEP:
+            # Zero on a code moves the ends outwards: they must stay finite in float32.
+            end = _LARGEST_STEP * (1 - 2.0 ** (1 - bits))
+            low, high = max(low, -end), min(high, end)
         scale = max((high - low) / levels, _SMALLEST_STEP) if high > low else 1.0
         if power_of_two:
             scale = float(_power_of_two_from(scale))

@@ -40,17 +40,21 @@ def code_ranges(
     limit = grid.code_limit(bits)
     lowest = -limit - (1 if full_range else 0)
     channels = int(copies.channel_map.max()) + 1
-    low = np.full(channels, np.iinfo(np.int32).min)
-    high = np.full(channels, np.iinfo(np.int32).max)
-    for channel, gain, offset in zip(copies.channel_map, copies.gain, copies.offset, strict=True):
-        # All codes that can be reached are tried: there are at most 2^bits / gain of them.
-        reach = int(np.ceil((limit + 2) / gain))
-        codes = np.arange(-reach, reach + 1)
-        rounded = np.rint(gain * codes + offset)
-        fits = codes[(rounded >= lowest) & (rounded <= limit)]
-        low[channel] = max(low[channel], fits[0])
-        high[channel] = min(high[channel], fits[-1])
-    return low.astype(np.int32), high.astype(np.int32)
+    least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+    low, high = np.full(channels, least), np.full(channels, most)
+    ends = {end: _last_fitting(copies, end) for end in (lowest, limit)}
+    np.maximum.at(low, copies.channel_map, ends[lowest].clip(least, most).astype(np.int32))
+    np.minimum.at(high, copies.channel_map, ends[limit].clip(least, most).astype(np.int32))
+    return low, high
+
+
+def _last_fitting(copies: Copies, end: int) -> NDArray[np.float64]:
+    """The code farthest from 0 that each copy rounds to `end` at most, in magnitude, `[C']`."""
+    sign = np.sign(end)
+    codes = np.trunc((end + sign * 0.5 - copies.offset) / copies.gain)
+    # A tie between two codes of the copy goes to the even one, which may be the one beyond.
+    beyond = sign * (np.rint(copies.gain * codes + copies.offset) - end) > 0
+    return codes - sign * beyond
 
 
 def compensated_codes(

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ocs_tf.numerics import clipping
-from ocs_tf.numerics.grid import code_limit
+from ocs_tf.numerics.grid import code_limit, normalized
 
 _STEPS = np.geomspace(0.05, 1.0, 24)  # thresholds to consider, over the largest magnitude
 _MULTIPLES = (1, 2, 4)  # of the reach of a whole weight's code, that splits lead to
 _ROUNDS = 2
+_SMALLEST = np.float32(2.0**-80)  # magnitude of a column, over the largest one of the kernel
 _GAINS = 1 << 24  # numbers held: they bound the channels that are looked at
 
 
@@ -47,13 +48,14 @@ def search_splits(
         The channels, one per copy, in order; and float64 `[copies + 1]`, the estimated error
         without copies, with the first one, with the first two, ...
     """
-    values = kernel.reshape(-1, *kernel.shape[-2:]).astype(np.float32)
+    values, exponent = normalized(kernel.reshape(-1, *kernel.shape[-2:]))
+    values = values.astype(np.float32)
     weight = np.ones(values.shape[1]) if weights is None else np.asarray(weights, np.float64)
     limit = code_limit(bits)
     largest = np.abs(values).max((0, 1))
     if granularity == "tensor":
         largest = largest.max(keepdims=True)
-    steps = np.multiply.outer(_STEPS, np.where(largest == 0, 1, largest)) / limit
+    steps = np.multiply.outer(_STEPS, np.maximum(largest, _SMALLEST)) / limit
     total = sum(
         _errors(values[:, block], weight[block], steps, limit).sum(0, dtype=np.float64)
         for block in _blocks(values.shape[1])
@@ -82,7 +84,8 @@ def search_splits(
             if path[-1] < best[1][-1]:
                 best = _as_copies(picked, candidates, path)
             at = left[-1].argmin(0)
-    return best
+    channels, path = best
+    return channels, np.ldexp(path, 2 * exponent)
 
 
 def fit_thresholds(

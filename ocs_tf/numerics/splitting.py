@@ -10,6 +10,8 @@ to the code of `w` (Hermite's identity).
 Every copy is an affine function of its original channel, `gain * w + offset * step`, with dyadic
 `gain` and `offset`, so its largest magnitude follows from the channel's smallest and largest
 weight. Choosing splits costs one look at the kernel for those, and one heap operation per split.
+
+A channel whose weights are all zero is never split: its copies would hold nothing but the shifts.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+# Of a channel. A copy that holds so little of it is not split again: no weight is large enough for
+# it to hold more than a shift, and offsets and codes stay exact in float64.
+SMALLEST_GAIN = 2.0**-24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +104,8 @@ def channel_ranges(kernel: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[n
 def choose_copies(kernel: NDArray[Any], count: int, step: ArrayLike | None = None) -> Copies:
     """Split `count` times the channel that holds the largest magnitude at that moment.
 
+    Channels that are all zero are not split; where there are no others, nothing is.
+
     Arguments:
         kernel: finite floats, input channels on axis -2, output channels on axis -1.
         count: number of splits, >= 0.
@@ -108,9 +116,9 @@ def choose_copies(kernel: NDArray[Any], count: int, step: ArrayLike | None = Non
     """
     state = _CopyState(kernel, step)
     if count:
-        heap = [state.entry(i) for i in range(kernel.shape[-2])]
+        heap = [state.entry(i) for i in range(kernel.shape[-2]) if not state.is_zero(i)]
         heapq.heapify(heap)
-        for _ in range(count):
+        for _ in range(count if heap else 0):
             _, largest = heapq.heappop(heap)
             for entry in state.split(largest):
                 heapq.heappush(heap, entry)
@@ -158,7 +166,7 @@ def split_channels(
 
     Arguments:
         kernel: float array; NaN and infinity are refused. Integers become float64.
-        ratio: expand ratio, 0..1.
+        ratio: expand ratio, 0..1. A kernel that is all zero gets no copies.
         step: `None` for plain halves; a positive step (a scalar, or `[F]`, one per output
             channel) for quantization-aware splits on that grid.
         axis: the input channel axis; -2 in Keras kernels. A step per output channel needs the
@@ -237,8 +245,15 @@ class _CopyState:
         self.gain = [1.0] * channels
         self.offset = [0.0] * channels
 
+    def is_zero(self, index: int) -> bool:
+        """Whether copy `index` is of a channel that is all zero."""
+        origin = self.origin[index]
+        return self.minima[origin] == 0 == self.maxima[origin]
+
     def entry(self, index: int) -> tuple[float, int]:
         """`(-largest magnitude, index)` of copy `index`: the least is the next to split."""
+        if self.gain[index] <= SMALLEST_GAIN:
+            return 1.0, index  # behind all others
         gain, shift = self.gain[index], self.offset[index] * self.step
         smallest = gain * self.minima[self.origin[index]] + shift
         largest = gain * self.maxima[self.origin[index]] + shift

@@ -251,10 +251,7 @@ class Forgetful(layers.Layer):
 
     def __init__(self, size: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.size = size
-
-    def build(self, shape: Any) -> None:
-        self.gain = self.add_weight(shape=(self.size,), name="gain")
+        self.gain = self.add_weight(shape=(size,), name="gain")
 
     def call(self, x: Any) -> Any:
         return x * keras.ops.sum(self.gain)

@@ -45,10 +45,7 @@ class Forgetful(layers.Layer):
 
     def __init__(self, size: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.size = size
-
-    def build(self, shape: Any) -> None:
-        self.gain = self.add_weight(shape=(self.size,), name="gain")
+        self.gain = self.add_weight(shape=(size,), name="gain")
 
     def call(self, x: Any) -> Any:
         return x * keras.ops.sum(self.gain)
@@ -389,16 +386,41 @@ def test_a_layer_that_cannot_be_copied_is_named() -> None:
         ocs_tf.convert(model, verbose=False)
 
 
-def test_a_layer_without_a_configuration_is_named() -> None:
-    class NoConfig(layers.Layer):
-        def __init__(self, function: Any) -> None:
-            super().__init__(name="odd")
-            self.function = function
+class NoConfig(layers.Layer):
+    def __init__(self, function: Any, weighted: bool) -> None:
+        super().__init__(name="odd")
+        self.function = function
+        self.gain = self.add_weight((), "ones") if weighted else 1.0
 
-        def call(self, x: Any) -> Any:
-            return self.function(x)
+    def call(self, x: Any) -> Any:
+        return self.function(x) * self.gain
 
+
+def test_a_layer_with_weights_without_a_configuration_is_named() -> None:
     i = keras.Input((4,))
-    model = keras.Model(i, layers.Dense(2)(NoConfig(lambda x: 2 * x)(i)))
+    model = keras.Model(i, layers.Dense(2)(NoConfig(lambda x: 2 * x, weighted=True)(i)))
     with pytest.raises(ValueError, match=r"'odd' \(NoConfig\) cannot be copied"):
         ocs_tf.convert(model, verbose=False)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: NoConfig(lambda x: 2 * x, weighted=False),
+        lambda: layers.Lambda(lambda x: 2 * x, name="odd"),
+        lambda: layers.Activation(lambda x: 2 * x, name="odd"),
+    ],
+    ids=["own", "Lambda", "Activation"],
+)
+@pytest.mark.parametrize("with_data", [False, True], ids=["W8", "W8A8"])
+def test_what_a_file_cannot_hold_is_kept_with_a_warning(
+    layer: Callable[[], Any], with_data: bool, randomize: Any, rng: np.random.Generator
+) -> None:
+    i = keras.Input((4,))
+    model = randomize(keras.Model(i, layers.Dense(2)(layer()(i))))
+    x = inputs_for(model, rng)
+    data = x if with_data else None
+    with pytest.warns(UserWarning, match="layer 'odd' .* will not load") as warned:
+        quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    assert len(warned) == 1
+    np.testing.assert_allclose(outputs_of(quantized, x)[0], outputs_of(model, x)[0], atol=0.1)

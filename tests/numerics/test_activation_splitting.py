@@ -113,8 +113,8 @@ def test_one_channel_may_be_split_again() -> None:
 
 
 def test_most_outliers_come_first() -> None:
-    assert copies_by_count([3, 0, 7, 3, 9], 3) == [4, 2, 0]
-    assert copies_by_count([3, 0], 0) == []
+    assert copies_by_count([3, 0, 7, 3, 9], [1] * 5, 3) == [4, 2, 0]
+    assert copies_by_count([3, 0], [1, 1], 0) == []
 
 
 def test_outliers_are_above_the_99th_percentile(rng: np.random.Generator) -> None:
@@ -294,3 +294,16 @@ def test_grids_as_plain_numbers() -> None:
 def test_bad_oracles(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OracleGrid(**options)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_zero_channels_get_no_copies(count: int) -> None:
+    magnitudes = [0.0, 2.0, 0.0, 1.0]
+    assert not set(copies_by_maximum(magnitudes, count)) & {0, 2}
+    assert copies_by_count([0, 0, 0, 0], magnitudes, count) == [1, 3][:count]
+    assert copies_by_maximum([0.0, 0.0], count) == copies_by_count([0, 0], [0.0, 0.0], count) == []
+    counts = np.zeros((3, 16), np.int64)
+    counts[:, 0] = 1000, 10, 0  # zeros
+    counts[1:, 1] = 5, 5
+    copies, _ = copies_by_error(counts, 1.0, count, 255)
+    assert 0 not in copies

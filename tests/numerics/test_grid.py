@@ -332,3 +332,16 @@ def test_activation_grid_refuses_what_float32_cannot_hold() -> None:
         ActivationGrid.from_range(-1e300, 1e300, 8)
     with pytest.raises(ValueError, match=r"is too large for a float32 step\."):
         ActivationGrid.from_range(-1e300, 1e300, 8, symmetric=True)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize("largest", [1e38, 3.3e38, float(np.finfo(np.float32).max)])
+def test_the_largest_floats_stay_finite(bits: int, largest: float) -> None:
+    values = np.float32([-largest, 0, largest / 3, largest])
+    step = grid.symmetric_step(np.float32(largest), bits)
+    with np.errstate(over="raise"):
+        assert np.isfinite(grid.fake_quantize(values, step, bits)).all()
+        for low in (-largest, -largest / 3, 0.0):
+            for symmetric in (False, True):
+                made = ActivationGrid.from_range(low, largest, bits, symmetric)
+                assert np.isfinite(made.fake_quantize(values)).all()

@@ -18,7 +18,7 @@ from ocs_tf.numerics import (
     split_channels,
     sqnr_db,
 )
-from ocs_tf.numerics.kernel import check_kernel, choose_threshold, encode
+from ocs_tf.numerics.kernel import WEIGHT_CLIPS, check_kernel, choose_threshold, encode
 from ocs_tf.numerics.splitting import choose_copies, copies_of_map
 
 quick = settings(deadline=None, max_examples=50)
@@ -105,7 +105,7 @@ def test_effective_codes_are_codes_of_the_whole_weight(kernel, bits, count, step
 def test_form(kernel, bits, ratio, granularity, clip, aware) -> None:
     q = quantize_kernel(kernel, bits, ratio, clip, granularity, quantization_aware=aware)
     *spatial, channels, columns = kernel.shape
-    copies = copy_count(ratio, channels)
+    copies = copy_count(ratio, channels) if kernel.any() else 0
     assert q.codes.dtype == np.int8
     assert q.codes.shape == (*spatial, channels + copies, columns)
     assert np.abs(q.codes.astype(int)).max() <= 2 ** (bits - 1) - 1
@@ -287,7 +287,7 @@ def test_zeros(shape, granularity, clip) -> None:
     q = quantize_kernel(np.zeros(shape), 4, 0.5, clip, granularity)
     assert not q.codes.any()
     np.testing.assert_array_equal(q.scale, np.ones_like(q.scale))
-    assert q.splits == np.ceil(shape[-2] / 2)
+    assert not q.splits
 
 
 @pytest.mark.parametrize("value", [1.0, -0.3, 1e30, 1e-30, 3e38, 1e-40], ids=str)
@@ -406,3 +406,43 @@ def test_sqnr_of_a_uniform_signal_is_six_db_per_bit(bits) -> None:
     expected = 10 * np.log10((1 / 3) / ((2 / (2**bits - 2)) ** 2 / 12))
     actual = sqnr_db(kernel, quantize_kernel(kernel, bits).effective_kernel())
     assert actual == pytest.approx(expected, abs=0.1)
+
+
+# Sizes of every kind, and channels that are all zero
+
+
+extremes = st.builds(
+    lambda seed, shape, size, zeros, spread: (
+        np.random.default_rng(seed).normal(size=shape)
+        * np.where(np.arange(shape[-2])[:, None] < zeros, 0, size)
+        * np.where(np.arange(shape[-1]) % 2, 1, spread)
+    ).astype(np.float32),
+    st.integers(0, 99),
+    st.sampled_from([(1, 1), (6, 3), (1, 4), (2, 2, 5, 2), (9, 1)]),
+    st.sampled_from([1e-44, 1e-42, 1e-38, 1e-30, 1.0, 1e20, 1e37]),
+    st.integers(0, 9),
+    st.sampled_from([1.0, 1e-38, 1e-20]),
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    extremes,
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from(WEIGHT_CLIPS),
+    st.sampled_from(GRANULARITIES),
+    st.booleans(),
+)
+def test_any_finite_kernel(kernel, bits, ratio, clip, granularity, aware) -> None:
+    q = quantize_kernel(kernel, bits, ratio, clip, granularity, quantization_aware=aware)
+    channels = kernel.shape[-2]
+    split = set(q.channel_map[channels:].tolist())
+    assert all(kernel[..., c, :].any() for c in split)
+    tiny = np.finfo(np.float32).tiny
+    assert np.all(np.isfinite(q.scale) & (q.scale >= tiny))
+    error = np.abs(q.effective_kernel().astype(np.float64) - kernel)
+    assert np.isfinite(error).all()
+    # A step may not be smaller than the least normal number; nor may clipping lose it all.
+    largest = float(np.abs(kernel).max(initial=0))
+    assert error.max() <= max(largest * (1 if clip in ("mse", "aciq", "kl") else 0.75), tiny)

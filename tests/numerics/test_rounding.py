@@ -17,7 +17,7 @@ from ocs_tf.numerics.rounding import (
     shrunk_losses,
     shrunk_moments,
 )
-from ocs_tf.numerics.splitting import choose_copies
+from ocs_tf.numerics.splitting import choose_copies, copies_of_map
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 Array = NDArray[np.float64]
@@ -221,3 +221,32 @@ def test_losses_are_shrunk_likewise(rng: np.random.Generator, inputs: int, sampl
     kept = np.where(np.eye(inputs) > 0, 1, samples / (inputs + samples))
     want = (covariance * kept + np.outer(*means)) @ kernel
     np.testing.assert_allclose(shrunk[0], want, rtol=1e-9, atol=1e-9)
+
+
+@given(
+    copies=st.lists(st.integers(0, 2), max_size=9),
+    weights=st.lists(st.integers(-99, 99), min_size=3, max_size=3),
+    bits=st.integers(2, 5),
+    full_range=st.booleans(),
+)
+def test_code_ranges_are_those_found_by_trying(
+    copies: list[int], weights: list[int], bits: int, full_range: bool
+) -> None:
+    made = copies_of_map(np.float64(weights)[:, None], [0, 1, 2, *copies], 1.0)
+    limit = code_limit(bits)
+    tried = np.arange(-(2**14), 2**14)[:, None]
+    rounded = np.rint(made.gain * tried + made.offset)
+    fits = (rounded >= -limit - full_range) & (rounded <= limit)
+    for channel, (low, high) in enumerate(zip(*code_ranges(made, bits, full_range), strict=True)):
+        within = tried[fits[:, made.channel_map == channel].all(1), 0]
+        assert (low, high) == (within.min(), within.max())
+
+
+@pytest.mark.parametrize("count", [500, 20_000])
+def test_code_ranges_of_many_copies(count: int) -> None:
+    copies = copies_of_map(np.ones((1, 1)), [0] * (count + 1), 1.0)
+    low, high = code_ranges(copies, 4)
+    codes = np.array([low, 0 * low, high], np.int64)
+    halves = np.rint(copies.gain * codes + copies.offset)
+    np.testing.assert_array_equal(halves.sum(1), codes[:, 0])
+    assert np.abs(halves).max() == 7

@@ -136,3 +136,30 @@ def test_plain_halves_are_not_searched() -> None:
 def test_an_unknown_clip_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`clip` \(='best'\) must be one of none.*joint"):
         quantize_kernel(np.ones((2, 2)), 4, 0.5, "best")
+
+
+@pytest.mark.parametrize("exponent", [-140, -120, -70, 70, 100])
+@each_granularity
+def test_a_power_of_two_changes_no_choice(granularity: str, exponent: int) -> None:
+    kernel = np.rint(kernel_of(np.random.default_rng(3)) * 64)  # denormals hold whole numbers
+    channels, path = search_splits(kernel, 4, 5, granularity)
+    scaled, scaled_path = search_splits(np.ldexp(kernel, exponent), 4, 5, granularity)
+    assert channels == scaled
+    assert channels
+    np.testing.assert_array_equal(np.ldexp(path, 2 * exponent), scaled_path)
+
+
+@each_granularity
+def test_zeros_get_no_copies(granularity: str) -> None:
+    channels, path = search_splits(np.zeros((6, 2), np.float32), 4, 5, granularity)
+    assert channels == []
+    np.testing.assert_array_equal(path, [0.0])
+
+
+@pytest.mark.filterwarnings("error")
+@each_granularity
+def test_columns_of_very_different_size(granularity: str) -> None:
+    kernel = kernel_of(np.random.default_rng(3)) * np.float32([1, 1e-38, 0, 1e-44])
+    channels, path = search_splits(kernel, 4, 3, granularity)
+    assert channels
+    assert np.isfinite(path).all()

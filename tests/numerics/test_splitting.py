@@ -29,12 +29,19 @@ dyadic_steps = st.sampled_from([None, 0.25, 1.0, 4.0])
 
 
 def direct_split(kernel, count, step):
-    """Split the largest channel `count` times, on arrays: float64 copies and their origins."""
+    """Split the largest channel `count` times, on arrays: float64 copies and their origins.
+
+    None of a channel that is all zero.
+    """
     shift = 0.0 if step is None else step / 4
     channels = [kernel[..., c, :].astype(np.float64) for c in range(kernel.shape[-2])]
     origins = list(range(len(channels)))
-    for _ in range(count):
-        largest = int(np.argmax([np.abs(c).max() for c in channels]))
+    dead = [not c.any() for c in channels]
+    for _ in range(0 if all(dead) else count):
+        sizes = [np.abs(c).max() for c in channels]
+        largest = int(
+            np.argmax([-1 if dead[o] else s for s, o in zip(sizes, origins, strict=True)])
+        )
         half = channels[largest] / 2
         channels[largest] = half - shift
         channels.append(half + shift)
@@ -199,7 +206,7 @@ def test_channel_map_starts_with_the_originals(kernel, ratio, step) -> None:
     channels = kernel.shape[-2]
     mapping = split_channels(kernel, ratio, step).channel_map
     assert mapping.dtype == np.int32
-    assert len(mapping) == channels + math.ceil(ratio * channels)
+    assert len(mapping) == channels + (math.ceil(ratio * channels) if kernel.any() else 0)
     assert mapping[:channels].tolist() == list(range(channels))
     np.testing.assert_array_equal(splitting.check_channel_map(mapping, channels), mapping)
 
@@ -303,7 +310,7 @@ def test_constant_kernels(step, shape, value) -> None:
 
 def test_zeros_stay_zeros() -> None:
     split = split_channels(np.zeros((4, 2)), 0.5)
-    assert split.kernel.shape == (6, 2)
+    assert split.kernel.shape == (4, 2)
     assert not split.kernel.any()
 
 
@@ -405,3 +412,42 @@ def test_merge_sums_copies_in_the_dtype_asked_for() -> None:
     kernel = normal_kernel(2, 3)
     assert merge(kernel, [0, 1], 2).dtype == np.float32
     assert not np.shares_memory(merge(kernel, [0, 1], 2), kernel)
+
+
+# Channels that are all zero, and many copies
+
+
+zeroed = st.tuples(kernels, st.integers(0, 2**7 - 1)).map(
+    lambda pair: np.where(
+        [[pair[1] >> c & 1] for c in range(pair[0].shape[-2])], np.float32(0), pair[0]
+    )
+)
+
+
+@quick
+@given(zeroed, st.integers(0, 40), dyadic_steps)
+def test_zero_channels_are_never_split(kernel, count, step) -> None:
+    copies = choose_copies(kernel, count, step)
+    channels = kernel.shape[-2]
+    alive = [c for c in range(channels) if kernel[..., c, :].any()]
+    assert set(copies.channel_map[channels:].tolist()) <= set(alive)
+    assert len(copies.channel_map) == channels + (count if alive else 0)
+
+
+@pytest.mark.parametrize("step", [None, 1.0, np.float32([1.0, 0.5])], ids=["plain", "one", "two"])
+def test_equal_channels_are_split_in_order(step) -> None:
+    kernel = np.full((5, 2), 3.0, np.float32)
+    assert choose_copies(kernel, 5, step).channel_map.tolist() == [0, 1, 2, 3, 4] * 2
+
+
+@quick
+@given(st.integers(0, 3000), st.floats(0.01, 200), st.sampled_from([None, 1.0]))
+def test_many_copies_of_a_channel_add_up_exactly(count, weight, step) -> None:
+    kernel = np.float64([[weight], [-weight / 3]])
+    copies = copies_of_map(kernel, [0, 1] + [0] * count, step)
+    own = copies.channel_map == 0
+    assert sum(map(Fraction, copies.gain[own])) == 1
+    assert sum(map(Fraction, copies.offset[own])) == 0
+    assert copies.gain.min() >= splitting.SMALLEST_GAIN
+    codes = np.rint(copies.gain[own] * 7 + copies.offset[own])
+    assert step is None or codes.sum() == 7

@@ -1,0 +1,194 @@
+"""Copies of layers with all of their state: weights, and what Keras layers and users' own keep
+outside of them, such as vocabularies, lookup tables, arrays and dictionaries.
+
+A layer without variables cannot be trained, so its copy is another object over the same state. Any
+other layer is made anew from its configuration and then given the state: by Keras' own protocol for
+saving (`save_own_variables`, `save_assets`), and by the attributes of users' layers.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from ocs_tf.graph import adapters
+from ocs_tf.layers import unwrapped
+
+_GET_CONFIG = "Give the class a get_config() that returns every argument of __init__."
+
+
+def shallow_copy(layer: Any) -> Any:
+    """A layer (or operation) of the same variables and sublayers that was never called."""
+    # Keras makes `copy.copy` save and load the layer, and tracks what is assigned to attributes.
+    copy = object.__new__(type(layer))
+    vars(copy).update(vars(layer))
+    fresh: dict[str, Any] = {
+        "_inbound_nodes": [],
+        "_outbound_nodes": [],
+        "_losses": [],
+        "_loss_ids": set(),
+    }
+    vars(copy).update({name: value for name, value in fresh.items() if name in vars(layer)})
+    for bound in ("build", "quantize"):  # Keras' wrappers of the methods of `layer`
+        vars(copy).pop(bound, None)
+    return copy
+
+
+def clone_layer(layer: Any) -> Any:
+    """A new layer (or operation) that computes the same, but for weights still to be copied.
+
+    Once it has been called, and so built, `copy_weights` completes it.
+
+    Raises:
+        ValueError: the layer has weights and cannot be made from its configuration.
+    """
+    if not getattr(layer, "variables", None):
+        copy = shallow_copy(layer)
+        _copy_attributes(layer, copy)
+        return copy
+    try:
+        copy = type(layer).from_config(layer.get_config())
+    except Exception as error:
+        raise ValueError(
+            f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied from its"
+            f" configuration: {error}. {_GET_CONFIG}"
+        ) from error
+    _copy_state(layer, copy)
+    return copy
+
+
+def copy_weights(old: Any, new: Any) -> None:
+    """Give the built layer `new` the weights of `old`, if it has weights of those shapes.
+
+    A layer of the same class gets all other state, too. Either may be in a `QuantizedOutput`.
+    """
+    if _shapes(old) != _shapes(new):
+        return
+    new.set_weights(old.get_weights())
+    old, new = unwrapped(old), unwrapped(new)
+    if type(old) is type(new):
+        _copy_state(old, new)  # building may have made some of it anew
+
+
+def check_copied(old: Any, new: Any) -> None:
+    """Raise `ValueError` if the weights of `old` did not fit `new`, made in its place."""
+    if isinstance(old, keras.layers.Layer) and _shapes(old) != _shapes(new):
+        raise ValueError(
+            f"layer {old.name!r} ({type(old).__name__}) cannot be copied: made from its"
+            f" configuration it has weights of shapes {_shapes(new)}, not {_shapes(old)}."
+            f" {_GET_CONFIG}"
+        )
+
+
+def why_not_loaded(layer: Any) -> str | None:
+    """Why `layer` cannot be made from its configuration, as loading a file does; else `None`."""
+    try:
+        with warnings.catch_warnings():  # Keras warns of what this function tells
+            warnings.simplefilter("ignore")
+            copy = type(layer).from_config(layer.get_config())
+        if _is_users(layer) and layer.weights and layer.get_build_config():
+            copy.build_from_config(layer.get_build_config())
+            if len(copy.weights) == len(layer.weights):  # else some are made by its first call
+                check_copied(layer, copy)
+    except Exception as error:
+        lines = str(error).split("\n")
+        return next((line.strip() for line in lines if line.strip()), type(error).__name__)
+    return None
+
+
+def _shapes(layer: Any) -> list[tuple[int, ...]]:
+    return [tuple(w.shape) for w in layer.weights]
+
+
+def _copy_state(old: Any, new: Any) -> None:
+    """Give `new`, of the class of `old`, what `old` and the layers in it keep besides weights."""
+    for name, value in vars(old).items():
+        for part, twin in zip(_layers(value), _layers(vars(new).get(name)), strict=False):
+            if type(part) is type(twin) and part is not twin:
+                _copy_state(part, twin)
+    if not isinstance(old, keras.layers.Layer):
+        return
+    _copy_attributes(old, new)
+    if _overrides(old, "load_own_variables") and new.built and not adapters.adapter_for(old):
+        store: dict[str, Any] = {}
+        old.save_own_variables(store)
+        new.load_own_variables({key: np.asarray(value) for key, value in store.items()})
+    if hasattr(old, "save_assets") and hasattr(old, "load_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
+
+
+def _overrides(layer: Any, method: str) -> bool:
+    return getattr(type(layer), method) is not getattr(keras.layers.Layer, method)
+
+
+def _copy_attributes(old: Any, new: Any) -> None:
+    """Give `new` the attributes that a user's layer `old` keeps, but for variables and layers."""
+    if not _is_users(old):
+        return
+    for name, value in vars(old).items():
+        if name not in _keras_attributes() and not any(_belongs(old, v) for v in _leaves(value)):
+            setattr(new, name, _copied(value))
+
+
+def _is_users(layer: Any) -> bool:
+    """Whether a user wrote the class of `layer`; what models keep is Keras' alone."""
+    own = type(layer).__module__.split(".")[0] not in ("keras", "ocs_tf")
+    return own and isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.Model)
+
+
+class _Plain(keras.layers.Layer):
+    """A layer that keeps nothing of its own but a weight."""
+
+    def build(self, input_shape: Any) -> None:
+        self._of_plain = self.add_weight(())
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+
+@functools.cache
+def _keras_attributes() -> frozenset[str]:
+    """The names of what Keras and TensorFlow keep in a layer of any class that was called."""
+    layer = _Plain(name="plain")
+    layer(keras.KerasTensor((1, 1)))
+    return frozenset(vars(layer)) | {"_build_shapes_dict", "_path", "_initial_weights"}
+
+
+def _belongs(layer: Any, value: Any) -> bool:
+    """Whether `value` is a part of `layer` that its copy has to have one of its own of."""
+    parts = (keras.Variable, keras.layers.Layer, keras.random.SeedGenerator, keras.KerasTensor)
+    return isinstance(value, parts) or getattr(value, "__self__", None) is layer
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What is in containers within containers."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _layers(value: Any) -> list[Any]:
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, keras.layers.Layer)]
+
+
+def _copied(value: Any) -> Any:
+    """`value`, with containers and arrays of its own, which a call might change in place."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    if isinstance(value, set):
+        return set(value)
+    return value.copy() if isinstance(value, np.ndarray) else value
