@@ -89,6 +89,34 @@ def _border(model: Any, on_grids: set[str]) -> set[int]:
     return border
 
 
+def moved(model: Any, grids: Mapping[str, Grid]) -> dict[str, Grid]:
+    """The grids of tensors that are not in `grids` but hold the numbers of such as are.
+
+    What an operator without an integer form moves is on the grid that it came from; what is resized
+    inside of a layer (an image that was padded, say) is on that of the result.
+    """
+    graph = model.subgraphs[0]
+    names = {i: name for name, i in fb.float_activations(model).items()}
+    known = {i: grids[name] for i, name in names.items() if name in grids}
+    found: dict[str, Grid] = {}
+    for op in graph.operators:
+        kind = fb.op_name(model, op)
+        moves = kind in _MOVES_NUMBERS
+        for i in op.outputs if moves or grid_rule(kind) == "input" else ():
+            if op.inputs[0] in known and i not in known and i in names:
+                known[i] = known[op.inputs[0]]
+                found |= {names[i]: known[i]} if moves else {}
+    resized: set[int] = set()
+    for op in reversed(graph.operators):
+        kind = fb.op_name(model, op)
+        inside = op.outputs[0] in resized and grid_rule(kind) in ("input", "output")
+        for i in op.inputs if kind.startswith("RESIZE_") or inside else ():
+            if op.outputs[0] in known and i not in known and i in names:
+                known[i] = found[names[i]] = known[op.outputs[0]]
+                resized.add(i)
+    return found
+
+
 def describe(
     model: Any, left: Collection[int], layers: Collection[str], matches: Mapping[str, str]
 ) -> str:

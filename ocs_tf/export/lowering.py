@@ -26,9 +26,10 @@ import numpy as np
 from ocs_tf import layers
 from ocs_tf.export import int4
 from ocs_tf.export.assignment import KINDS, ExportKernel
+from ocs_tf.export.inference import without_dropout
 from ocs_tf.export.packed import PackedKernel
 from ocs_tf.export.rounding import RoundingOperator
-from ocs_tf.graph import adapters, channels, composites
+from ocs_tf.graph import adapters, channels, composites, resizing
 from ocs_tf.graph.activations import (
     fuses_into_producer,
     is_relu6,
@@ -237,7 +238,9 @@ class _Lowering:
     # Layers ---------------------------------------------------------------------------------
 
     def _replace(self, layer: Any) -> Any:
-        layer = layers.unwrapped(layer)
+        return without_dropout(self._twin(layers.unwrapped(layer)))
+
+    def _twin(self, layer: Any) -> Any:
         if isinstance(layer, layers.KernelLayer):
             return self._kernel_layer(layer)
         if self._inside(layer):
@@ -246,6 +249,11 @@ class _Lowering:
             return self._norm_as_depthwise(layer)
         if self.form.integer and is_relu6(layer) and not self._fused(layer):
             return keras.layers.ReLU(name=layer.name)
+        if self.form.integer:
+            shapes = {call.inputs[0].shape for call in self.graph.calls_of(layer.name)}
+            resized = resizing.as_one_operator(layer, shapes.pop()) if len(shapes) == 1 else None
+            if resized is not None:
+                return resized
         mapping = self.repeated.get(layer.name)
         if mapping is None or not getattr(layer, "weights", None):
             return clone_layer(layer)

@@ -333,6 +333,7 @@ def _activations(
     matches = matching.match_tensors(content, sample, arrays)
     grids = {name: by_group[keys[key].group] for name, key in matches.items()}
     model = fb.read_straight(content)
+    grids |= float_regions.moved(model, grids)
     left = float_regions.float_operators(model, grids)
     names = [layer.name for layer in lowered.model._flatten_layers(include_self=False)]
     note = float_regions.describe(model, left, names, matches)

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 
 from ocs_tf import layers
-from ocs_tf.graph import composites
-from ocs_tf.graph.activations import AVERAGE_POOLS, kernel_output_grid, tensor_grids
+from ocs_tf.graph import composites, resizing
+from ocs_tf.graph.activations import kernel_output_grid, mixes_values, tensor_grids
 from ocs_tf.graph.affine import affine
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel, code_limit
@@ -77,10 +77,10 @@ def rewrite(
             adapter = graph.kernels[name].adapter
             twin = type(layer).from_config(adapter.quantized_config(layer, use_bias=True))
         else:
-            twin = clone_layer(layer)
-        if name in fixed and _wrappable(graph, layer):
-            pools = isinstance(layer, AVERAGE_POOLS)
-            wrapper = layers.QuantizedAveragePooling if pools else layers.QuantizedOutput
+            twin = resizing.as_layer(layer) if resizing.is_bare(layer) else clone_layer(layer)
+        if name in fixed and _wrappable(graph, layer, twin):
+            mixes = mixes_values(layer)
+            wrapper = layers.QuantizedAveragePooling if mixes else layers.QuantizedOutput
             return wrapper(twin, fixed[name], name=name)
         return twin
 
@@ -184,10 +184,10 @@ def clone_layer(layer: Any) -> Any:
         ) from error
 
 
-def _wrappable(graph: Graph, layer: Any) -> bool:
-    """Whether a `QuantizedOutput` can call `layer` as the model does: with its input, no more."""
+def _wrappable(graph: Graph, layer: Any, twin: Any) -> bool:
+    """Whether a `QuantizedOutput` can call `twin` as the model does `layer`: with its input only."""
     whole = (keras.layers.InputLayer, keras.Model)  # models would be closed to all later steps
-    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, whole):
+    if not isinstance(twin, keras.layers.Layer) or isinstance(twin, whole):
         return False
     return all(call.only_reads for call in graph.calls(layer))
 
