@@ -26,7 +26,12 @@ import numpy as np
 from ocs_tf import layers
 from ocs_tf.export import int4
 from ocs_tf.export.assignment import KINDS, ExportKernel
-from ocs_tf.export.inference import without_dropout
+from ocs_tf.export.inference import (
+    constants_in_float32,
+    float32_input,
+    in_float32,
+    without_dropout,
+)
 from ocs_tf.export.packed import PackedKernel
 from ocs_tf.export.rounding import RoundingOperator
 from ocs_tf.graph import adapters, channels, composites, resizing
@@ -158,7 +163,9 @@ class _Lowering:
                 if norm is not None and node.layer.output_grid is None:
                     self.norms[node.layer.name] = norm
         self.dropped = {norm.name for norm in self.norms.values()}
-        model, twins = clone(self.graph, self._replace, self._call, self.batch_size)
+        model, twins = clone(
+            self.graph, self._replace, self._call, self.batch_size, input_dtype=float32_input
+        )
         for name, weights in self.weights.items():
             twins[name].set_weights(weights)
         for node in self.graph.nodes:
@@ -238,7 +245,7 @@ class _Lowering:
     # Layers ---------------------------------------------------------------------------------
 
     def _replace(self, layer: Any) -> Any:
-        return without_dropout(self._twin(layers.unwrapped(layer)))
+        return in_float32(without_dropout(self._twin(layers.unwrapped(layer))))
 
     def _twin(self, layer: Any) -> Any:
         if isinstance(layer, layers.KernelLayer):
@@ -440,6 +447,7 @@ class _Lowering:
         if affine_axis(layers.unwrapped(layer)) is not None:
             outputs = self._scaled(layer, twin, args[0])
         else:
+            args, kwargs = constants_in_float32((args, kwargs))
             outputs = twin(*args, **kwargs)
         function = separable_activation(layer) if isinstance(layer, layers.KernelLayer) else None
         if function is not None:

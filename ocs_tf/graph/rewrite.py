@@ -123,6 +123,7 @@ def clone(
     replace: Callable[[Any], Any],
     call: Callable[..., Any],
     batch_size: int | None = None,
+    input_dtype: Callable[[str], str] = str,
 ) -> tuple[keras.Model, dict[str, Any]]:
     """Build the graph anew from other layers.
 
@@ -132,6 +133,7 @@ def clone(
         call: `call(layer, new_layer, *args, **kwargs)` for each call of `layer`; for an input it
             gets an identity as the new layer.
         batch_size: of the new inputs, if it is to be fixed.
+        input_dtype: from the dtype of an input to that of the new one.
 
     Returns:
         The new model, not compiled, and its layers by the old layers' names.
@@ -143,7 +145,8 @@ def clone(
         if node.arguments is None:
             for old in node.outputs:
                 shape = old.shape if batch_size is None else (batch_size, *old.shape[1:])
-                new = keras.Input(**{**node.layer.get_config(), "batch_shape": shape})
+                changed = {"batch_shape": shape, "dtype": input_dtype(old.dtype)}
+                new = keras.Input(**{**node.layer.get_config(), **changed})
                 inputs[id(old)] = new
                 tensors[id(old)] = call(node.layer, _identity, new)
             continue
