@@ -63,7 +63,7 @@ def _cause(model: keras.Model, error: Exception) -> str:
 
 def _dtype(message: str, operator: str) -> str:
     """The element type that the operator reads; empty if the message does not tell."""
-    types = re.search(rf'"{re.escape(operator)}"\(.*?: \(tensor<[\dx?]*?([a-z]+\d+)>', message)
+    types = re.search(rf'"{re.escape(operator)}"\(.*?: \(tensor<(?:[\d?]+x)*([a-z]+\d+)>', message)
     return _DTYPES.get(types[1], types[1]) if types else ""
 
 

@@ -42,6 +42,7 @@ from ocs_tf.graph.activations import (
     separable_activation,
 )
 from ocs_tf.graph.affine import affine, affine_axis
+from ocs_tf.graph.flat import flat
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.rewrite import clone, clone_layer
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
@@ -173,7 +174,8 @@ class _Lowering:
             if self._inside(layer) and layer.name not in self.composed:
                 self.composed.add(layer.name)
                 self._fill(layer, twins[layer.name])
-        return Lowered(model, self.kernels, self.grids, self.notes)
+        # A constant that is float32 by now may be a layer, as it is where a graph is read.
+        return Lowered(flat(model), self.kernels, self.grids, self.notes)
 
     def _check(self) -> None:
         quantized = [n.layer for n in self.graph.nodes if isinstance(n.layer, layers.KernelLayer)]

@@ -69,6 +69,7 @@ def restore(content: bytes, inputs: dict[str, str]) -> bytes:
             if name is None:
                 continue
             tensor = model.subgraphs[signature.subgraphIndex].tensors[entry.tensorIndex]
-            tensor.name = fb.name(tensor).replace(entry.name.decode(), name).encode()
+            text = name.replace(";", "_")  # it ends the name of a tensor for some readers
+            tensor.name = fb.name(tensor).replace(entry.name.decode(), text).encode()
             entry.name = name.encode()
     return fb.write(model)
