@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ai_edge_litert import schema_py_generated as schema
 
@@ -29,6 +29,8 @@ _INTEGER_FORMS = """
 INTEGER_FORMS = frozenset(_INTEGER_FORMS.split())
 _READS_NO_NUMBERS = ("SHAPE",)
 _MOVES_NUMBERS = ("REVERSE_V2", "TILE")  # it does not matter whether before or behind it is rounded
+
+AnyGrid = TypeVar("AnyGrid", bound=Grid)
 
 
 def float_operators(model: Any, on_grids: Iterable[str]) -> set[int]:
@@ -89,7 +91,7 @@ def _border(model: Any, on_grids: set[str]) -> set[int]:
     return border
 
 
-def moved(model: Any, grids: Mapping[str, Grid]) -> dict[str, Grid]:
+def moved(model: Any, grids: Mapping[str, AnyGrid]) -> dict[str, AnyGrid]:
     """The grids of tensors that are not in `grids` but hold the numbers of such as are.
 
     What an operator without an integer form moves is on the grid that it came from; what is resized
@@ -98,7 +100,7 @@ def moved(model: Any, grids: Mapping[str, Grid]) -> dict[str, Grid]:
     graph = model.subgraphs[0]
     names = {i: name for name, i in fb.float_activations(model).items()}
     known = {i: grids[name] for i, name in names.items() if name in grids}
-    found: dict[str, Grid] = {}
+    found: dict[str, AnyGrid] = {}
     for op in graph.operators:
         kind = fb.op_name(model, op)
         moves = kind in _MOVES_NUMBERS

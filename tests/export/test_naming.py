@@ -21,7 +21,8 @@ NAMES = ["in", "1st", "my input", "a:b", "d,e", "<d>(1)", "-d", "_d", "é日", "
 def test_inputs_keep_their_names(target: str, tmp_path: pathlib.Path, rng) -> None:
     inputs = [keras.Input((6,), name=name) for name in NAMES]
     dense = [
-        layers.Dense(3, name=f"{name} ", activation="relu")(x) for name, x in zip(NAMES, inputs)
+        layers.Dense(3, name=f"{name} ", activation="relu")(x)
+        for name, x in zip(NAMES, inputs, strict=True)
     ]
     model = keras.Model(
         inputs, layers.Dense(2, name="end!")(layers.Concatenate()(dense)), name="my model"
@@ -40,7 +41,7 @@ def test_inputs_keep_their_names(target: str, tmp_path: pathlib.Path, rng) -> No
     tensors = {detail["name"] for detail in interpreter.get_input_details()}
     assert tensors == {f"serving_default_{name}:0".replace(";", "_") for name in NAMES}
     want = np.asarray(quantized(x))[:1]
-    (got,) = runner(**{name: values[:1] for name, values in zip(NAMES, x)}).values()
+    (got,) = runner(**{name: values[:1] for name, values in zip(NAMES, x, strict=True)}).values()
     # Files of target "float" do not round activations.
     steps = {"int8": 1.01, "packed": 0.01, "float": 5}[target]
     np.testing.assert_allclose(got, want, atol=steps / 255 * np.ptp(quantized(x)))
