@@ -42,7 +42,7 @@ def _is_rate(layer: Any, name: str) -> bool:
 
 
 def in_float32(layer: Any) -> Any:
-    """`layer` (or operation), never called yet, computing in float32 where it did in other floats."""
+    """`layer` (or operation), never called yet, in float32 where it was in other floats."""
     if isinstance(layer, keras.layers.Layer):
         for part in layer._flatten_layers():
             if part.compute_dtype in _OTHER_FLOATS or part.variable_dtype in _OTHER_FLOATS:

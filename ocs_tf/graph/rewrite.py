@@ -188,7 +188,7 @@ def clone_layer(layer: Any) -> Any:
 
 
 def _wrappable(graph: Graph, layer: Any, twin: Any) -> bool:
-    """Whether a `QuantizedOutput` can call `twin` as the model does `layer`: with its input only."""
+    """Whether a `QuantizedOutput` can call `twin` as the model does `layer`: with one input."""
     whole = (keras.layers.InputLayer, keras.Model)  # models would be closed to all later steps
     if not isinstance(twin, keras.layers.Layer) or isinstance(twin, whole):
         return False

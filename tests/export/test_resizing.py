@@ -51,8 +51,8 @@ def test_readers_of_every_kind(way: str, tmp_path: pathlib.Path, rng) -> None:
     outputs = [x, joined, layers.Add()([x, wide]), layers.Conv2D(2, 1)(x)]
     data = rng.normal(size=(8, *SIZE)).astype(np.float32)
     found = steps_apart(keras.Model(inputs, outputs), data, tmp_path)
-    # A tie between two codes may go the other way, in the image and again behind it.
-    limits = [0] * 4 if way in EXACT else [1, 4, 2, 3]
+    # A tie between two codes may go the other way; sums behind it add up several of them.
+    limits = [0] * 4 if way in EXACT else [1, 1, 8, 8]
     assert all(apart < limit + 0.01 for apart, limit in zip(found, limits, strict=True)), found
 
 
