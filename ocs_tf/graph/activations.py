@@ -3,8 +3,8 @@
 Every activation tensor that such a runtime holds gets a grid; a tensor that exists only inside a
 fused kernel (a convolution before its ReLU) gets none. Tensors that an operation only moves around
 share one grid: pooling, resizing, padding and reshaping keep their input's, and all that is
-concatenated agrees on one, so that nothing is rounded twice. The outputs of softmax, sigmoid and tanh have the
-grids that the TFLite quantization specification fixes for them.
+concatenated agrees on one, so that nothing is rounded twice. The outputs of softmax, sigmoid and
+tanh have the grids that the TFLite quantization specification fixes for them.
 """
 
 from __future__ import annotations
