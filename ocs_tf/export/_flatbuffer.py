@@ -6,6 +6,8 @@ https://github.com/tensorflow/tensorflow/blob/master/tensorflow/compiler/mlir/li
 
 from __future__ import annotations
 
+import keyword
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -157,12 +159,25 @@ def float_activations(model: Any) -> dict[str, int]:
     }
 
 
+def scope_name(name: str) -> str:
+    """The identifier by which a layer of this name goes in the names of tensors.
+
+    Anything but ASCII letters, digits and `_` becomes `_`; a `_` is added to a Python keyword, and
+    `x` put in front of what does not begin with a letter.
+    """
+    text = re.sub(r"\W", "_", name, flags=re.ASCII)
+    text = text if text[:1].isalpha() else f"x{text}"
+    return f"{text}_" if keyword.iskeyword(text) else text
+
+
 def name_affinity(tensor_name: str, layer: str) -> int:
     """How clearly a tensor's name says that it comes from the Keras layer `layer`; 0: not at all.
 
     The converter joins the names of fused ops with `;`, last op first, each a path such as
-    `functional_1/conv_1/convolution`: one segment is the layer's name, mostly with `_1` appended.
+    `functional_1/conv_1/convolution`: one segment is the layer's name (see `scope_name`), mostly
+    with `_1` appended.
     """
+    layer = scope_name(layer)
     paths = [path.split("/") for path in tensor_name.split(";")]
     for rank, segment in ((2, f"{layer}_1"), (1, layer)):
         for position, path in enumerate(paths):

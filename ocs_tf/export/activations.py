@@ -81,6 +81,7 @@ def find_activations(
     limited = attention.limit_masks(content)
     model = fb.read_straight(limited)
     masks = attention.mask_ranges(model)
+    grids |= float_regions.moved(model, grids)
     for name in masks:
         grids.pop(name, None)  # that of the Keras model reaches -1e9
     indices = _names_of(model.subgraphs[0].inputs, model, graph.model.inputs, index_tensors(graph))

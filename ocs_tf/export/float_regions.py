@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ai_edge_litert import schema_py_generated as schema
 
@@ -29,6 +29,8 @@ _INTEGER_FORMS = """
 INTEGER_FORMS = frozenset(_INTEGER_FORMS.split())
 _READS_NO_NUMBERS = ("SHAPE",)
 _MOVES_NUMBERS = ("REVERSE_V2", "TILE")  # it does not matter whether before or behind it is rounded
+
+AnyGrid = TypeVar("AnyGrid", bound=Grid)
 
 
 def float_operators(
@@ -111,6 +113,34 @@ def index_operators(model: Any, unrounded: Collection[str]) -> set[int]:
         if read and read <= exact:
             found.add(index)
             exact.update(i for i in op.outputs if i in activations.values())
+    return found
+
+
+def moved(model: Any, grids: Mapping[str, AnyGrid]) -> dict[str, AnyGrid]:
+    """The grids of tensors that are not in `grids` but hold the numbers of such as are.
+
+    What an operator without an integer form moves is on the grid that it came from; what is resized
+    inside of a layer (an image that was padded, say) is on that of the result.
+    """
+    graph = model.subgraphs[0]
+    names = {i: name for name, i in fb.float_activations(model).items()}
+    known = {i: grids[name] for i, name in names.items() if name in grids}
+    found: dict[str, AnyGrid] = {}
+    for op in graph.operators:
+        kind = fb.op_name(model, op)
+        moves = kind in _MOVES_NUMBERS
+        for i in op.outputs if moves or grid_rule(kind) == "input" else ():
+            if op.inputs[0] in known and i not in known and i in names:
+                known[i] = known[op.inputs[0]]
+                found |= {names[i]: known[i]} if moves else {}
+    resized: set[int] = set()
+    for op in reversed(graph.operators):
+        kind = fb.op_name(model, op)
+        inside = op.outputs[0] in resized and grid_rule(kind) in ("input", "output")
+        for i in op.inputs if kind.startswith("RESIZE_") or inside else ():
+            if op.outputs[0] in known and i not in known and i in names:
+                known[i] = found[names[i]] = known[op.outputs[0]]
+                resized.add(i)
     return found
 
 

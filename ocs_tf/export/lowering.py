@@ -27,9 +27,15 @@ from ocs_tf import layers
 from ocs_tf.export import int4
 from ocs_tf.export.assignment import KINDS, ExportKernel
 from ocs_tf.export.barrier import Barrier
+from ocs_tf.export.inference import (
+    constants_in_float32,
+    float32_input,
+    in_float32,
+    without_dropout,
+)
 from ocs_tf.export.packed import PackedKernel
 from ocs_tf.export.rounding import RoundingOperator
-from ocs_tf.graph import adapters, channels, composites
+from ocs_tf.graph import adapters, channels, composites, resizing
 from ocs_tf.graph.activations import (
     fuses_into_producer,
     is_operation,
@@ -39,6 +45,7 @@ from ocs_tf.graph.activations import (
 )
 from ocs_tf.graph.affine import affine, affine_axis
 from ocs_tf.graph.copies import clone_layer
+from ocs_tf.graph.flat import flat
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.rewrite import clone
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
@@ -160,7 +167,9 @@ class _Lowering:
                 if norm is not None and node.layer.output_grid is None:
                     self.norms[node.layer.name] = norm
         self.dropped = {norm.name for norm in self.norms.values()}
-        model, twins = clone(self.graph, self._replace, self._call, self.batch_size)
+        model, twins = clone(
+            self.graph, self._replace, self._call, self.batch_size, input_dtype=float32_input
+        )
         for name, weights in self.weights.items():
             twins[name].set_weights(weights)
         for node in self.graph.nodes:
@@ -168,7 +177,8 @@ class _Lowering:
             if self._inside(layer) and layer.name not in self.composed:
                 self.composed.add(layer.name)
                 self._fill(layer, twins[layer.name])
-        return Lowered(model, self.kernels, self.grids, self.notes)
+        # A constant that is float32 by now may be a layer, as it is where a graph is read.
+        return Lowered(flat(model), self.kernels, self.grids, self.notes)
 
     def _check(self) -> None:
         quantized = [n.layer for n in self.graph.nodes if isinstance(n.layer, layers.KernelLayer)]
@@ -240,7 +250,9 @@ class _Lowering:
     # Layers ---------------------------------------------------------------------------------
 
     def _replace(self, layer: Any) -> Any:
-        layer = layers.unwrapped(layer)
+        return in_float32(without_dropout(self._twin(layers.unwrapped(layer))))
+
+    def _twin(self, layer: Any) -> Any:
         if isinstance(layer, layers.KernelLayer):
             return self._kernel_layer(layer)
         if self._inside(layer):
@@ -249,6 +261,11 @@ class _Lowering:
             return self._norm_as_depthwise(layer)
         if self.form.integer and is_relu6(layer) and not self._fused(layer):
             return keras.layers.ReLU(name=layer.name)
+        if self.form.integer:
+            shapes = {call.inputs[0].shape for call in self.graph.calls_of(layer.name)}
+            resized = resizing.as_one_operator(layer, shapes.pop()) if len(shapes) == 1 else None
+            if resized is not None:
+                return resized
         mapping = self.repeated.get(layer.name)
         if mapping is None or not getattr(layer, "weights", None):
             return clone_layer(layer)
@@ -437,6 +454,7 @@ class _Lowering:
         if affine_axis(layers.unwrapped(layer)) is not None:
             outputs = self._scaled(layer, twin, args[0])
         else:
+            args, kwargs = constants_in_float32((args, kwargs))
             outputs = twin(*args, **kwargs)
         function = separable_activation(layer) if isinstance(layer, layers.KernelLayer) else None
         if function is not None:

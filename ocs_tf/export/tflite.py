@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import re
 import tempfile
 from collections.abc import Iterator
 
@@ -16,8 +15,10 @@ from ocs_tf.closeness import Closeness
 from ocs_tf.export import (
     attention,
     edge_tpu,
+    failures,
     int4,
     lowering,
+    naming,
     packed,
     running,
     writer,
@@ -218,34 +219,37 @@ def export_tflite(
 def convert_float(model: keras.Model) -> bytes:
     """A float Keras model as the bytes of a `.tflite` file, without the converter's chatter.
 
+    Arguments:
+        model: functional or Sequential, of any structure of inputs and outputs; they are in the
+            file in the order of `model.inputs` and `model.outputs`.
+
     Raises:
         ValueError: TensorFlow's converter does not know an operator, or makes a wrong graph.
     """
-    import tensorflow as tf
-    from tensorflow.lite.python.convert_phase import ConverterError
-
+    if not (
+        isinstance(model.input, keras.KerasTensor) and isinstance(model.output, keras.KerasTensor)
+    ):
+        model = keras.Model(model.inputs, model.outputs, name=model.name)
     try:
-        with quiet():
-            if tuple(map(int, tf.__version__.split(".")[:2])) >= _KERAS_3_CONVERTS:
-                return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
-            with tempfile.TemporaryDirectory() as folder:
-                model.export(folder)
-                return bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
-    except ConverterError as error:
-        raise ValueError(_converter_failed(model, str(error))) from error
+        with naming.identifiers(model) as inputs:
+            content = _converted(model)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # of any kind
+        raise ValueError(failures.describe(model, error)) from error
+    return naming.restore(content, inputs)
 
 
-def _converter_failed(model: keras.Model, message: str) -> str:
-    """What to tell a user, given the converter's `message`, which is long and of its own words."""
-    parts = set(re.split(r"[/;\"@]", message))
-    at = [layer.name for layer in model.layers if parts & {layer.name, f"{layer.name}_1"}]
-    where = f"at {', '.join(map(repr, at))}" if at else "on the model"
-    reason = re.search(r"'t\w+\.\w+' op .*", message)
-    return (
-        f"TensorFlow's converter fails {where}: {reason[0] if reason else message.strip()}."
-        " Replace a layer there by others that compute the same (a Dense layer on a sequence of"
-        " one channel by a Conv1D of size 1, for example)."
-    )
+def _converted(model: keras.Model) -> bytes:
+    """What TensorFlow's converter makes of `model`."""
+    import tensorflow as tf
+
+    with quiet():
+        if tuple(map(int, tf.__version__.split(".")[:2])) >= _KERAS_3_CONVERTS:
+            return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+        with tempfile.TemporaryDirectory() as folder:
+            model.export(folder)
+            return bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
 
 
 def _check(

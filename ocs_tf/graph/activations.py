@@ -2,9 +2,9 @@
 
 Every activation tensor that such a runtime holds gets a grid; a tensor that exists only inside a
 fused kernel (a convolution before its ReLU) gets none. Tensors that an operation only moves around
-share one grid: pooling, padding and reshaping keep their input's, and all that is concatenated
-agrees on one, so that nothing is rounded twice. The outputs of softmax, sigmoid and tanh have the
-grids that the TFLite quantization specification fixes for them.
+share one grid: pooling, resizing, padding and reshaping keep their input's, and all that is
+concatenated agrees on one, so that nothing is rounded twice. The outputs of softmax, sigmoid and
+tanh have the grids that the TFLite quantization specification fixes for them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from ocs_tf.graph import adapters
+from ocs_tf.graph import adapters, resizing
 from ocs_tf.graph.affine import affine_axis
 from ocs_tf.graph.flat import WithMask
 from ocs_tf.graph.indices import index_tensors
@@ -46,15 +46,15 @@ _MOVES = (
     _LAYERS.SpatialDropout3D,
     _LAYERS.GaussianNoise,
     _LAYERS.GaussianDropout,
+    _LAYERS.AlphaDropout,
     _LAYERS.ActivityRegularization,
     _LAYERS.Identity,
     WithMask,
 )
-# The output is on the input's grid, but holds new numbers.
-AVERAGE_POOLS = (_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D, _LAYERS.AveragePooling3D)
+_AVERAGE_POOLS = (_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D, _LAYERS.AveragePooling3D)
 # All inputs have the output's grid.
 _ONE_GRID = (_LAYERS.Concatenate, _LAYERS.Maximum)
-POOLS = (*AVERAGE_POOLS, _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)
+POOLS = (*_AVERAGE_POOLS, _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)
 # What a runtime computes together with a ReLU behind it.
 _FUSES_RELU = (
     *(adapter.layer_class for adapter in adapters.ADAPTERS if not adapter.is_lookup),
@@ -174,11 +174,11 @@ class _SiteFinder:
             return  # observed as the output of the layer that takes it up
         if name in self.graph.kernels:
             self._visit_kernel(node, output)
-        elif isinstance(layer, AVERAGE_POOLS) or moves_values(layer):
+        elif mixes_values(layer) or moves_values(layer):
             self.group_of[id(output)] = self._group(node.inputs[0])
-            if isinstance(layer, AVERAGE_POOLS) and not self._fused_into_relu(output):
+            if mixes_values(layer) and not self._fused_into_relu(output, layer):
                 self._add(name, output, self._group(node.inputs[0]))
-        elif isinstance(layer, _ONE_GRID) or is_operation(layer, ("Concatenate", "Maximum")):
+        elif _has_one_grid(layer):
             for tensor in node.inputs:
                 self._unite(name, self._group(tensor))
             self._add(name, output, name)
@@ -281,7 +281,19 @@ def moves_values(layer: Any) -> bool:
     """Whether the output of `layer` holds only numbers of its input."""
     if isinstance(layer, _LAYERS.Activation):
         return adapters.is_linear(layer.activation)
-    return isinstance(layer, _MOVES) or is_operation(layer, _MOVING_OPERATIONS)
+    moves = isinstance(layer, _MOVES) or is_operation(layer, _MOVING_OPERATIONS)
+    return moves or resizing.repeats(layer)
+
+
+def _has_one_grid(layer: Any) -> bool:
+    """Whether all that `layer` reads, and what it adds of its own, has the grid of its output."""
+    joins = isinstance(layer, _ONE_GRID) or is_operation(layer, ("Concatenate", "Maximum"))
+    return joins or resizing.fills(layer)
+
+
+def mixes_values(layer: Any) -> bool:
+    """Whether the output of `layer` holds new numbers, but stays on the grid of its input."""
+    return isinstance(layer, _AVERAGE_POOLS) or resizing.interpolates(layer)
 
 
 def fuses_into_producer(graph: Graph, node: Node) -> bool:

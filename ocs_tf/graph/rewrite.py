@@ -10,8 +10,8 @@ import keras
 import numpy as np
 
 from ocs_tf import layers
-from ocs_tf.graph import composites
-from ocs_tf.graph.activations import AVERAGE_POOLS, kernel_output_grid, tensor_grids
+from ocs_tf.graph import composites, resizing
+from ocs_tf.graph.activations import kernel_output_grid, mixes_values, tensor_grids
 from ocs_tf.graph.affine import affine
 from ocs_tf.graph.copies import check_copied, clone_layer, copy_weights
 from ocs_tf.graph.flat import WithMask
@@ -82,10 +82,10 @@ def rewrite(
             adapter = graph.kernels[name].adapter
             twin = type(layer).from_config(adapter.quantized_config(layer, use_bias=True))
         else:
-            twin = clone_layer(layer)
-        if name in fixed and _wrappable(graph, layer):
-            pools = isinstance(layer, AVERAGE_POOLS)
-            wrapper = layers.QuantizedAveragePooling if pools else layers.QuantizedOutput
+            twin = resizing.as_layer(layer) if resizing.is_bare(layer) else clone_layer(layer)
+        if name in fixed and _wrappable(graph, layer, twin):
+            mixes = mixes_values(layer)
+            wrapper = layers.QuantizedAveragePooling if mixes else layers.QuantizedOutput
             return wrapper(twin, fixed[name], coarse_parts.get(name), name=name)
         return twin
 
@@ -128,6 +128,7 @@ def clone(
     replace: Callable[[Any], Any],
     call: Callable[..., Any],
     batch_size: int | None = None,
+    input_dtype: Callable[[str], str] = str,
 ) -> tuple[keras.Model, dict[str, Any]]:
     """Build the graph anew from other layers.
 
@@ -137,6 +138,7 @@ def clone(
         call: `call(layer, new_layer, *args, **kwargs)` for each call of `layer`; for an input it
             gets an identity as the new layer.
         batch_size: of the new inputs, if it is to be fixed.
+        input_dtype: from the dtype of an input to that of the new one.
 
     Returns:
         The new model, not compiled, and its layers by the old layers' names.
@@ -148,7 +150,8 @@ def clone(
         if node.arguments is None:
             for old in node.outputs:
                 shape = old.shape if batch_size is None else (batch_size, *old.shape[1:])
-                new = keras.Input(**{**node.layer.get_config(), "batch_shape": shape})
+                changed = {"batch_shape": shape, "dtype": input_dtype(old.dtype)}
+                new = keras.Input(**{**node.layer.get_config(), **changed})
                 inputs[id(old)] = new
                 tensors[id(old)] = call(node.layer, _identity, new)
             continue
@@ -186,10 +189,10 @@ def _mask(tensor: Any) -> Any:
     return getattr(tensor, "_keras_mask", None)
 
 
-def _wrappable(graph: Graph, layer: Any) -> bool:
-    """Whether a `QuantizedOutput` can call `layer` as the model does: with its input, no more."""
+def _wrappable(graph: Graph, layer: Any, twin: Any) -> bool:
+    """Whether a `QuantizedOutput` can call `twin` as the model does `layer`: with one input."""
     whole = (keras.layers.InputLayer, keras.Model)  # models would be closed to all later steps
-    if not isinstance(layer, keras.layers.Layer) or isinstance(layer, whole):
+    if not isinstance(twin, keras.layers.Layer) or isinstance(twin, whole):
         return False
     return all(call.only_reads for call in graph.calls(layer))
 

@@ -198,7 +198,7 @@ def unwrapped(layer: Any) -> Any:
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class QuantizedAveragePooling(QuantizedOutput):
-    """An average pooling whose input and output are on one grid.
+    """An average pooling, or a bilinear resizing, whose input and output are on one grid.
 
     It takes the mean of the codes and rounds ties away from code 0, as TFLite's kernels do.
     """

@@ -1,0 +1,69 @@
+"""Layers as they are in a float file: nothing is dropped, and numbers are float32.
+
+A converter traces a layer for inference, where dropout does nothing. All the same a layer with
+dropout inside brings along the state of its generator of random numbers, draws masks that nobody
+reads, or takes a slower path: attention, one that multiplies the scale into the query's kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+# Attributes of Keras' layers and cells; recurrent layers read those of their cells.
+_RATES = ("dropout", "recurrent_dropout", "_dropout")
+_OTHER_FLOATS = ("float16", "bfloat16", "float64")
+
+
+def without_dropout(layer: Any) -> Any:
+    """`layer`, never called yet, with all rates of dropout inside of Keras' own layers at 0."""
+    if isinstance(layer, keras.layers.Layer):
+        for part in layer._flatten_layers():
+            for name in _RATES:
+                if _is_rate(part, name):
+                    setattr(part, name, 0.0)
+                    if name == "recurrent_dropout" and hasattr(part, "implementation"):
+                        part.implementation = 2  # Keras has left it: one product for all gates
+    return layer
+
+
+def _is_rate(layer: Any, name: str) -> bool:
+    """Whether the attribute `name` of `layer` is a rate that Keras' own class sets and reads."""
+    if isinstance(getattr(type(layer), name, None), property):
+        return False
+    of_keras = any(
+        base.__module__.startswith("keras.src.layers.") and base is not keras.layers.Layer
+        for base in type(layer).__mro__
+    )
+    rate = getattr(layer, name, None)
+    return of_keras and isinstance(rate, int | float) and rate > 0
+
+
+def in_float32(layer: Any) -> Any:
+    """`layer` (or operation), never called yet, in float32 where it was in other floats."""
+    if isinstance(layer, keras.layers.Layer):
+        for part in layer._flatten_layers():
+            if part.compute_dtype in _OTHER_FLOATS or part.variable_dtype in _OTHER_FLOATS:
+                part.dtype_policy = "float32"
+    elif getattr(layer, "dtype", None) in _OTHER_FLOATS:
+        layer.dtype = "float32"  # what it casts to, or makes
+    return layer
+
+
+def constants_in_float32(arguments: Any) -> Any:
+    """A structure of a call's arguments with arrays of other floats as float32."""
+
+    def single(value: Any) -> Any:
+        if isinstance(value, keras.KerasTensor) or not hasattr(value, "dtype"):
+            return value
+        other = keras.backend.standardize_dtype(value.dtype) in _OTHER_FLOATS
+        return np.asarray(value).astype(np.float32) if other else value
+
+    return keras.tree.map_structure(single, arguments)
+
+
+def float32_input(dtype: str) -> str:
+    """The dtype of an input in a float file, that of the model being `dtype`."""
+    return "float32" if dtype in _OTHER_FLOATS else dtype
