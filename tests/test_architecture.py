@@ -16,6 +16,7 @@ FLOORS = (
     ("config", "layers", "tflite"),
     ("graph",),
     ("data", "calibration"),
+    ("data_checks",),
     ("planning", "activation_planning"),
     ("compensation",),
     ("allocation",),

@@ -12,10 +12,14 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from ocs_tf.data import batches
+from ocs_tf.data import Source
 
 IMAGES = np.arange(70 * 3, dtype=np.float32).reshape(70, 3)
 LABELS = np.zeros(70, np.int64)
+
+
+def batches(dataset: Any, model: keras.Model, **options: Any) -> Iterator[list[np.ndarray]]:
+    return Source(dataset).batches(model, **options)
 
 
 @pytest.fixture

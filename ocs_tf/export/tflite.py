@@ -17,6 +17,7 @@ import numpy as np
 
 from ocs_tf import data
 from ocs_tf.calibration import calibrate, observe
+from ocs_tf.config import CALIBRATION_SAMPLES
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import (
     attention,
@@ -120,8 +121,8 @@ def export_tflite(
         model: what `convert` returned.
         path: of the file to write.
         target: `"int8"`, `"int4"`, `"packed"` or `"float"`.
-        representative_dataset: inputs, in any form that `convert` takes and can be read twice;
-            needed for int8 activations where those of `model` have no grid.
+        representative_dataset: inputs, in any form that `convert` takes; needed for int8
+            activations where those of `model` have no grid. At most 1,024 samples are used.
         activations: with `"int8"` and `"int4"`. `"int8"`: on the grids of `model`, or measured
             ones, which makes recurrent layers straight (unrolled); `"float"`:
             kernels are turned into floats again, exactly; `"dynamic"`: the runtime quantizes them
@@ -156,8 +157,9 @@ def export_tflite(
     path = pathlib.Path(path)
     _check(path, target, activations, io_dtype, fused_dense, overwrite)
     batch_size = None if dynamic_batch else 1
+    source = data.Source.of(representative_dataset)
     if target == "int4" and activations == "auto":
-        known = representative_dataset is not None or _has_grids(model)
+        known = source is not None or _has_grids(model)
         activations = "int8" if known else "float"
     form = _form(target, activations)
     if form.integer:
@@ -170,7 +172,7 @@ def export_tflite(
     if form.integer:
         content = attention.limit_masks(content)
         open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
-        grids, ranges, left, note = _activations(content, open_batch, representative_dataset)
+        grids, ranges, left, note = _activations(content, open_batch, source)
         if note and strict:
             raise VerificationError(f"{note} Replace them, or export with strict=False.")
         lowered.notes.extend([note] if note else [])
@@ -309,7 +311,7 @@ def _check_activation_bits(model: keras.Model) -> None:
 
 
 def _activations(
-    content: bytes, lowered: Lowered, dataset: data.Dataset
+    content: bytes, lowered: Lowered, source: data.Source | None
 ) -> tuple[dict[str, ActivationGrid], dict[str, tuple[float, float]], set[int], str]:
     """Grid or, inside of layers that Keras sees as one, range of each tensor of the file.
 
@@ -321,8 +323,8 @@ def _activations(
     tables = [kernel.layer for kernel in lowered.kernels if kernel.kind == "lookup"]
     found = all_sites(Graph(lowered.model), quantized=set(), tables=tables)
     sites = [site for site in found if not site.fixed]
-    by_group = _grids_by_group(sites, lowered, dataset)
-    sample = _sample(lowered, dataset)
+    by_group = _grids_by_group(sites, lowered, source)
+    sample = _sample(lowered, source)
     flat = [(site, tensor) for site in sites for tensor in site.tensors]
     tensors = [tensor for _, tensor in flat]
     (values,) = observe(lowered.model, tensors, [list(sample.values())]) if flat else ([],)
@@ -340,12 +342,12 @@ def _activations(
     missing = sorted(writer.needed_activations(content) - set(grids) - unrounded)
     if not missing:
         return grids, {}, left, note
-    if dataset is None:
+    if source is None:
         raise ValueError(
             f"the range of {missing[0]!r} (and {len(missing) - 1} more tensors inside of layers)"
             " is not known; pass representative_dataset."
         )
-    measured = matching.measure_ranges(content, _named_batches(lowered, dataset))
+    measured = matching.measure_ranges(content, _named_batches(lowered, source))
     ranges = {name: measured[name] for name in missing}
     for name in attention.symmetric_factors(model) & set(missing):
         ranges[name] = attention.symmetric(*ranges[name])
@@ -353,7 +355,7 @@ def _activations(
 
 
 def _grids_by_group(
-    sites: list[Site], lowered: Lowered, dataset: data.Dataset
+    sites: list[Site], lowered: Lowered, source: data.Source | None
 ) -> dict[str, ActivationGrid]:
     """One grid per group of sites: the model's own, or a measured one where it has none."""
     grids: dict[str, ActivationGrid] = {}
@@ -367,13 +369,13 @@ def _grids_by_group(
     missing = [site for site in sites if site.group not in grids]
     if not missing:
         return grids
-    if dataset is None:
+    if source is None:
         raise ValueError(
             f"the activations of `model` have no grid at {missing[0].key!r}"
             f" ({len(missing)} such places): pass representative_dataset to measure them, or"
             " convert with it and activation_bits=8."
         )
-    batches = data.batches(dataset, lowered.model)
+    batches = source.batches(lowered.model, limit=CALIBRATION_SAMPLES)
     seen = calibrate(lowered.model, {site.key: site.tensors for site in missing}, batches)
     for group in {site.group for site in missing}:
         members = [seen[site.key] for site in missing if site.group == group]
@@ -382,11 +384,11 @@ def _grids_by_group(
     return grids
 
 
-def _sample(lowered: Lowered, dataset: data.Dataset) -> Mapping[str, np.ndarray]:
+def _sample(lowered: Lowered, source: data.Source | None) -> Mapping[str, np.ndarray]:
     """A few inputs by name, to tell tensors apart by: real ones, or noise of the right range."""
     model = lowered.model
-    if dataset is not None:
-        return next(_named_batches(lowered, dataset, limit=_MATCHING_SAMPLES))
+    if source is not None:
+        return next(_named_batches(lowered, source, limit=_MATCHING_SAMPLES))
     rng = np.random.default_rng(0)
     sample = {}
     for tensor in model.inputs:
@@ -399,10 +401,10 @@ def _sample(lowered: Lowered, dataset: data.Dataset) -> Mapping[str, np.ndarray]
 
 
 def _named_batches(
-    lowered: Lowered, dataset: data.Dataset, limit: int | None = None
+    lowered: Lowered, source: data.Source, limit: int = CALIBRATION_SAMPLES
 ) -> Iterator[Mapping[str, Any]]:
     names = [tensor.name for tensor in lowered.model.inputs]
-    for batch in data.batches(dataset, lowered.model, limit=limit):
+    for batch in source.batches(lowered.model, limit=limit):
         yield dict(zip(names, batch, strict=True))
 
 
