@@ -224,9 +224,9 @@ class _Spec:
     def fit(self, value: Any, where: str) -> NDArray[Any]:
         """`value` as an array with a batch axis, or `ValueError`."""
         array = _array(value, where)
-        is_text = array.dtype.kind in "USO"
-        if is_text != (self.dtype == "string") or array.dtype.kind not in "USObiuf":
-            wanted = "strings" if self.dtype == "string" else "numbers"
+        is_text = self.dtype == "string"
+        if not (_holds_text(array) if is_text else array.dtype.kind in "biuf"):
+            wanted = "strings" if is_text else "numbers"
             raise ValueError(
                 f"{where} must be {wanted}, but has dtype {array.dtype}, for input {self.name!r}."
             )
@@ -259,10 +259,12 @@ class _Spec:
 
 
 def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """The least and the largest number of `dtype`."""
     if dtype.kind == "b":
         return 0, 1
-    limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-    return limits.min.item() if dtype.kind == "f" else limits.min, limits.max
+    if dtype.kind == "f":
+        return float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
 
 
 def _matches(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
@@ -300,7 +302,11 @@ def _has_a_form(dataset: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__") or _is_ragged(value) or _is_sparse(value)
+    return hasattr(value, "__array__") or _has_no_rows(value)
+
+
+def _has_no_rows(value: Any) -> bool:
+    return _is_ragged(value) or _is_sparse(value)
 
 
 def _is_ragged(value: Any) -> bool:
@@ -352,7 +358,7 @@ def _whole(dataset: Any, specs: Sequence[_Spec]) -> list[Any] | None:
         arrays = dataset[:1]
     else:
         return None
-    if arrays is None or len(arrays) != len(specs):
+    if arrays is None or len(arrays) != len(specs) or any(map(_has_no_rows, arrays)):
         return None  # an error that `_fit` describes
     lengths = set()
     for spec, array in zip(specs, arrays, strict=True):
@@ -380,12 +386,16 @@ def _may_have_labels(value: Any) -> bool:
 
 
 def _is_nested(value: Any, specs: Sequence[_Spec]) -> bool:
-    """Whether `value` is `(inputs, ...)` with several inputs, or a dict of them."""
-    return (
-        _may_have_labels(value)
-        and (isinstance(value[0], Mapping) or (len(specs) > 1 and _are_parts(value[0], specs)))
-        and _parts(value[0], specs) is not None
-    )
+    """Whether `value` is `(inputs, ...)` with a dict of inputs, or a list of arrays."""
+    if not _may_have_labels(value):
+        return False
+    inputs = value[0]
+    if not isinstance(inputs, Mapping):
+        # A list of numbers may be the only input itself.
+        listed = _are_parts(inputs, specs) and (len(specs) > 1 or _is_array(inputs[0]))
+        if not listed:
+            return False
+    return _parts(inputs, specs) is not None
 
 
 def _are_parts(value: Any, specs: Sequence[_Spec]) -> bool:
@@ -470,7 +480,7 @@ def _shape(value: Any) -> tuple[int | None, ...] | None:
 
 
 def _array(value: Any, where: str) -> NDArray[Any]:
-    """`value` as a NumPy array: of numbers, strings (object), or something else."""
+    """`value` as a NumPy array, of numbers if it holds nothing else."""
     ragged = ValueError(
         f"{where} is ragged: its samples have different lengths. Pad them to one length, with"
         " keras.utils.pad_sequences or the to_tensor() of a tf.RaggedTensor, or give batches of"
@@ -495,11 +505,15 @@ def _array(value: Any, where: str) -> NDArray[Any]:
     values = array.ravel().tolist()
     if all(isinstance(v, numbers.Number) for v in values):
         return np.array(values).reshape(array.shape)
-    if any(np.ndim(v) for v in values if isinstance(v, (list, tuple, np.ndarray))):
+    if any(isinstance(v, (list, tuple, np.ndarray)) for v in values):
         raise ragged
-    if not all(isinstance(v, (str, bytes)) for v in values):
-        raise ValueError(f"{where} must be numbers, but has dtype object.")
     return array
+
+
+def _holds_text(array: NDArray[Any]) -> bool:
+    if array.dtype.kind == "O":
+        return all(isinstance(value, (str, bytes)) for value in array.ravel())
+    return array.dtype.kind in "US"
 
 
 def _copied(element: Any) -> Any:
