@@ -75,7 +75,7 @@ def watched(graph: Graph, batches: Iterator[Batch], name: str) -> Iterator[Batch
         if equal[i] and not is_meant and (zero or count > 1):
             what = "zero" if zero else "the same"
             _warn(
-                f"all {count} samples of `{name}` are {what} at input {tensor.name!r}. Give the"
+                f"all {count} samples of `{name}` are {what} at input {_name(tensor)!r}. Give the"
                 " inputs that the model is going to see, as various as they are."
             )
 
@@ -93,15 +93,17 @@ def _check_scale(graph: Graph, batch: Batch, name: str) -> None:
     told = set()
     for (node, source, known), values in zip(found, outputs, strict=True):
         ratio = _ratio(values, node.layer, *known)
+        array = batch[source]
         if source in told or ratio is None or 1 / _FACTOR <= ratio <= _FACTOR:
             continue
+        if len(array) > 1 and (array == array[:1]).all():
+            continue  # which is told at the end
         told.add(source)
-        array = batch[source]
         often = f"{ratio:.3g} times" if ratio > 1 else f"1/{1 / ratio:.3g} of"
         _warn(
             f"`{name}` holds values from {array.min():.4g} to {array.max():.4g} at input"
-            f" {model.inputs[source].name!r}, which seem to be scaled otherwise than what the model"
-            f" was trained on: behind it, at {node.layer.name!r}, their standard deviation is"
+            f" {_name(model.inputs[source])!r}, which seem to be scaled otherwise than what the"
+            f" model was trained on: behind it, at {node.layer.name!r}, their standard deviation is"
             f" {often} that of the training data. Preprocess them as in training (pixels of"
             " 0 .. 255 are often divided by 255, or by 127.5 minus 1)."
         )
@@ -161,6 +163,10 @@ def _ratio(
     if not deviations.any():
         return None  # one sample's worth: told otherwise
     return float(np.median(deviations / np.sqrt(variance[alive])))
+
+
+def _name(tensor: Any) -> str:
+    return str(tensor._keras_history.operation.name)
 
 
 def _warn(message: str) -> None:

@@ -184,10 +184,16 @@ def _read_arrays(path: pathlib.Path, model: Any) -> dict[str, Any]:
             f" {', '.join(names)}."
         )
     return {
-        str(tensor.name): array[None] if array.ndim < len(tensor.shape) else array
+        str(tensor.name): array[None] if _is_sample(array, tensor) else array
         for tensor in model.inputs
         for array in [arrays[str(tensor.name)]]
     }
+
+
+def _is_sample(array: Any, tensor: Any) -> bool:
+    """Whether `array` has no batch axis; a last axis of size 1 may be missing instead."""
+    lacks_last = tensor.shape[-1] == 1 and array.shape[-1:] != (1,)
+    return array.ndim < len(tensor.shape) - bool(lacks_last and len(tensor.shape) > 1)
 
 
 def _image_shape(model: Any) -> tuple[int, int, int]:
