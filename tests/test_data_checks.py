@@ -58,6 +58,9 @@ def test_data_of_another_scale() -> None:
     assert "Preprocess them as in training" in message
     (message,) = found(with_norm(layers.Rescaling(1 / 255)), pixels() / 255)
     assert "1/255 of that" in message
+    # A single picture may have little contrast.
+    (message,) = found(with_norm(layers.Rescaling(1 / 255)), pixels(1) / 255)
+    assert "1 samples only" in message
 
 
 def test_data_of_another_scale_than_a_normalization() -> None:
@@ -69,14 +72,15 @@ def test_data_of_another_scale_than_a_normalization() -> None:
     assert "at 'normalization'" in message
 
 
-def test_a_few_values_say_nothing_of_the_scale() -> None:
+@pytest.mark.parametrize(("rows", "factor", "warned"), [(10, 9, 0), (40, 9, 1), (40, 1 / 99, 0)])
+def test_rows_of_a_table(rows: int, factor: float, warned: int) -> None:
+    """A few say nothing of the scale; many that are alike may follow each other."""
     inputs = keras.Input((3,))
     norm = layers.BatchNormalization()
-    model = keras.Model(inputs, norm(layers.Dense(4)(inputs)))
-    norm.moving_variance.assign([1e-4] * 4)
-    few, many = np.random.default_rng(0).normal(size=(10, 3)), np.ones((40, 1))
-    assert found(model, few) == []
-    assert "scaled otherwise" in found(model, many * few[0] * np.arange(40)[:, None])[0]
+    model = keras.Model(inputs, norm(layers.Dense(4, kernel_initializer="ones")(inputs)))
+    norm.moving_variance.assign([3.0] * 4)  # of the sum of three
+    data = factor * np.random.default_rng(0).normal(size=(rows, 3))
+    assert ["scaled otherwise" in message for message in found(model, data)] == [True] * warned
 
 
 @pytest.mark.parametrize("value", [0, 3.5])
