@@ -236,6 +236,8 @@ def _scales(
     if not config.equalizes_activations or source is None:
         return scales
     places = [chain.joined for chain in chains(graph).values() if chain.joined is not None]
+    if not places:
+        return scales
     limit = _at_most(_MAGNITUDE_SAMPLES, config.calibration_samples)
     stream = source.batches(graph.model, limit=limit)
     bar = tqdm(

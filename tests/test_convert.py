@@ -364,7 +364,8 @@ def test_endless_data_are_read_to_the_default_limit() -> None:
 def test_data_that_do_not_fit_fail_before_the_work(
     bits: int | None, model: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ocs_tf.convert.plan_kernels", None)
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["ocs_tf.convert"], "plan_kernels", None)
     with pytest.raises(ValueError, match=r"has shape \(9, 2\), but input 'image'"):
         ocs_tf.convert(model, activation_bits=bits, representative_dataset=np.ones((9, 2)))
 
