@@ -32,8 +32,10 @@ COMPILE_ARGS = {
 }
 
 DEMO = ["scikit-learn"]
+IMAGES = ["pillow"]  # folders of them as calibration data of the command
 TEST = [
     *DEMO,
+    *IMAGES,
     "hypothesis",
     "ipykernel",
     "matplotlib",
@@ -103,7 +105,7 @@ setup(
         "tensorflow>=2.16",
         "tqdm",
     ],
-    extras_require={"demo": DEMO, "test": TEST, "dev": DEV},
+    extras_require={"demo": DEMO, "images": IMAGES, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["ocs_tf = ocs_tf_command:main"]},
     # The default, "build", is Bazel's file BUILD where file names ignore case.
     options={"build": {"build_base": "dist/build"}},

@@ -8,17 +8,19 @@ import pathlib
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
-from ocs_tf.config import Config, Override
+from ocs_tf.config import CALIBRATION_SAMPLES, Config, Override
 from ocs_tf.export.int4 import ACTIVATIONS
 from ocs_tf.export.tflite import TARGETS
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.files import (
     PREPROCESS,
+    Pictures,
     UsageError,
     check_data,
     check_distinct,
@@ -64,7 +66,7 @@ _CONFIG_HELP = {
     "first_layer_bits": "weight bits of the first layers; none, or same as the others",
     "last_layer_bits": "weight bits of the last layers; none, or same as the others",
     "activation_scope": "all, or inputs: only what quantized layers read",
-    "calibration_samples": "use at most this many samples of --data",
+    "calibration_samples": "use at most this many samples of --data, the first ones; none: all",
 }
 _CONFIG_SWITCHES = {
     "activation_equalization": "scale channels of what is concatenated to share a grid better",
@@ -113,7 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, values, positional = _parse(arguments)
         if command is None:
             return 0
-        with contextlib.nullcontext() if debug else held_stderr(_MISTAKES):
+        quiet = contextlib.nullcontext() if debug else held_stderr(_MISTAKES)
+        with quiet, warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = _show_warning
             command.run(values, positional)
     except _MISTAKES as error:
         if debug:
@@ -336,7 +341,8 @@ def _convert(values: Flags, arguments: Arguments) -> None:
     import ocs_tf
 
     model = load_keras(source)
-    dataset = read_data(values.data, values.preprocess, model)
+    samples = config.calibration_samples
+    dataset = read_data(values.data, values.preprocess, model, samples)
     if values.from_plan:
         plan = _from_json(ocs_tf.Plan, values.from_plan)
         if plan.needs_data and dataset is None:
@@ -350,7 +356,7 @@ def _convert(values: Flags, arguments: Arguments) -> None:
         model,
         plan,
         representative_dataset=dataset,
-        calibration_samples=config.calibration_samples,
+        calibration_samples=samples,
     )
     report = ocs_tf.report(quantized)
     print(report)
@@ -365,6 +371,7 @@ def _convert(values: Flags, arguments: Arguments) -> None:
             print(f"Wrote {path} ({_size(path)}).")
     if values.tflite:
         _write_tflite(quantized, values.tflite, values, dataset)
+    _tell_skipped(dataset)
 
 
 def _report(values: Flags, arguments: Arguments) -> None:
@@ -383,7 +390,9 @@ def _export(values: Flags, arguments: Arguments) -> None:
     source = existing(arguments[0], "model", _KERAS_SUFFIXES)
     check_data(values.data)
     model = load_keras(source)
-    _write_tflite(model, values.output, values, read_data(values.data, values.preprocess, model))
+    dataset = read_data(values.data, values.preprocess, model, CALIBRATION_SAMPLES)
+    _write_tflite(model, values.output, values, dataset)
+    _tell_skipped(dataset)
 
 
 def _compare(values: Flags, arguments: Arguments) -> None:
@@ -398,9 +407,11 @@ def _compare(values: Flags, arguments: Arguments) -> None:
         TFLiteModel(path) if path.suffix.lower() == ".tflite" else load_keras(path)
         for path in paths
     )
-    results = compare(reference, other, read_data(values.data, values.preprocess, reference))
+    dataset = read_data(values.data, values.preprocess, reference, None)
+    results = compare(reference, other, dataset)
     print(f"{paths[1]} against {paths[0]}")
     print("\n".join(map(str, results)))
+    _tell_skipped(dataset)
 
 
 def _demo(values: Flags, arguments: Arguments) -> None:
@@ -483,6 +494,17 @@ def _write_tflite(model: Any, path: str, values: Flags, dataset: Any) -> None:
 
 
 # Messages --------------------------------------------------------------------------------------
+
+
+def _tell_skipped(dataset: Any) -> None:
+    text = dataset.describe_skipped() if isinstance(dataset, Pictures) else ""
+    if text:
+        print(f"ocs_tf: {text}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *rest: Any, **options: Any) -> None:
+    """A Python warning in one line, as errors are told."""
+    print(f"ocs_tf: warning: {one_line(Warning(message))}", file=sys.stderr)
 
 
 def _version() -> str:

@@ -99,7 +99,7 @@ def compare(reference: Any, other: Any, dataset: data.Dataset) -> list[Closeness
 
     Arguments:
         reference, other: a `keras.Model` or `TFLiteModel` each.
-        dataset: inputs of `reference`, in any form that `convert` takes.
+        dataset: inputs of `reference`, in any form that `convert` takes; all are used.
 
     Returns:
         One `Closeness` per output. Outputs of the two are paired by name if the names are the
@@ -116,7 +116,7 @@ def compare(reference: Any, other: Any, dataset: data.Dataset) -> list[Closeness
     if len(output_order) != len(names):
         raise ValueError(f"the models have {len(names)} and {len(output_order)} outputs.")
     tallies = [Tally(*pair) for pair in zip(names, _parts(reference), strict=True)]
-    for batch in data.batches(dataset, reference, name="data"):
+    for batch in data.Source(dataset, "data").batches(reference, fill=False):
         expected = _outputs(reference, batch)
         got = _outputs(other, [batch[i] for i in input_order])
         for tally, first, i in zip(tallies, expected, output_order, strict=True):
@@ -132,7 +132,17 @@ def _parts(model: Any) -> list[dict[str, Any]]:
 
 
 def _outputs(model: Any, arrays: Sequence[Array]) -> list[Array]:
-    outputs = model.predict_on_batch(list(arrays) if len(arrays) > 1 else arrays[0])
+    size = len(arrays[0])
+    batch = data.fixed_batch_size(model) or size
+    parts = [
+        _predicted(model, [_padded(array[i : i + batch], batch) for array in arrays])
+        for i in range(0, size, batch)
+    ]
+    return [np.concatenate(column)[:size] for column in zip(*parts, strict=True)]
+
+
+def _predicted(model: Any, arrays: list[Array]) -> list[Array]:
+    outputs = model.predict_on_batch(arrays if len(arrays) > 1 else arrays[0])
     return [np.asarray(output) for output in keras.tree.flatten(outputs)]
 
 

@@ -24,6 +24,7 @@ ALLOCATION_COSTS = ("size", "macs")
 SPLIT_BUDGETS = ("layer", "network")
 # What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
 AUTO_EXPAND_RATIO = 0.02
+CALIBRATION_SAMPLES = 1024
 _SWITCHES = (
     "activation_equalization",
     "exact_outputs",
@@ -218,7 +219,8 @@ class Config:
         activation_symmetric: activation grids are symmetric about 0 (always so at 16 bits).
         overrides: `Override`s; the first that matches a layer wins. A mapping from selectors to
             dicts of options is accepted, too: `{"conv1": {"weight_bits": 4}}`.
-        calibration_samples: use at most this many samples of the calibration data.
+        calibration_samples: use at most this many samples of the calibration data, the first ones;
+            so many are enough for ranges. `None` uses all, which must then have an end.
         strict: raise `ValueError` if a layer with a kernel would stay in float although the
             options ask for it to be quantized.
 
@@ -254,7 +256,7 @@ class Config:
     activation_scope: str = "all"
     activation_symmetric: bool = False
     overrides: Sequence[Override] | Mapping[Selector, Mapping[str, Any]] = ()
-    calibration_samples: int | None = None
+    calibration_samples: int | None = CALIBRATION_SAMPLES
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -300,7 +302,8 @@ class Config:
         if samples is not None:
             if not _is_integer(samples) or samples < 1:
                 raise ValueError(
-                    f"`calibration_samples` (={samples!r}) must be a positive integer."
+                    f"`calibration_samples` (={samples!r}) must be a positive integer, or None for"
+                    " all."
                 )
             _keep(self, "calibration_samples", int(samples))
         _keep(self, "overrides", _as_overrides(self.overrides))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import gc
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +19,7 @@ from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
 from ocs_tf.calibration import Statistics, calibrate, channel_magnitudes
 from ocs_tf.compensation import compensate, compensate_blind, sample_limit
 from ocs_tf.config import Config, Override
+from ocs_tf.data_checks import watched
 from ocs_tf.graph.activations import Site, all_sites, input_sites
 from ocs_tf.graph.chains import chains
 from ocs_tf.graph.copies import why_not_loaded
@@ -43,6 +45,7 @@ _COARSE = (
     "Give them similar ranges (scale the small one up, and the kernel that reads it down), or leave"
     " activations in float (activation_bits=None)."
 )
+_CHECKED_SAMPLES = 256  # where activations stay in float, and nothing is measured on data
 _BATCHES = 8  # of the most samples that memory allows; of more, calls would cost more than work
 
 
@@ -64,7 +67,9 @@ def convert(
         config: a `Config`; or give its fields as keyword `options`, e.g. `weight_bits=4`.
         representative_dataset: calibration inputs: an array, a dict of arrays by input name, a
             `tf.data.Dataset`, a `keras.utils.PyDataset`, or a callable that yields lists or dicts
-            of arrays. Without it activations stay in float.
+            of arrays; labels, in tuples, are left out. See `data.Source` for all forms. It is read
+            several times; what can be read only once, a generator, is kept in memory as far as it
+            is read. Without it activations stay in float.
         verbose: show progress of what takes longer than two seconds.
 
     Returns:
@@ -75,13 +80,14 @@ def convert(
         ValueError: the model, an option or the data is not usable; see `Config`, `plan`, `apply`.
     """
     config = _config(config, options)
-    plan_ = plan(model, config, representative_dataset=representative_dataset, verbose=verbose)
+    source = data.Source.of(representative_dataset)
+    plan_ = plan(model, config, representative_dataset=source, verbose=verbose)
     if plan_.equalization:
         gc.collect()  # Keras models are circular; the copy that was planned on must not stay
     return apply(
         model,
         plan_,
-        representative_dataset=representative_dataset,
+        representative_dataset=source,
         calibration_samples=config.calibration_samples,
         verbose=verbose,
     )
@@ -103,27 +109,33 @@ def plan(
             can be quantized; an option is out of range or an override matches nothing;
             an option needs data, and there are none; the data do not fit the model; a kernel
             or an activation holds NaN or infinity.
+
+    Warns of data that look wrong: of another scale than the training data, by what batch norms
+    know of those; all the same; fewer than 8 samples.
     """
-    config = _config(config, options).resolve(with_data=representative_dataset is not None)
+    source = data.Source.of(representative_dataset)
+    config = _config(config, options).resolve(with_data=source is not None)
     bits = config.activation_bits
     assert bits != "auto"
     graph = Graph(model, config.fold_batch_norm)
-    batches = []
-    if bits is not None:
-        # The first batch is read before the slow part, so that data that do not fit fail at once.
-        stream = data.batches(representative_dataset, graph.model, limit=config.calibration_samples)
-        batches = [next(stream)]
-    scales = _scales(graph, config, representative_dataset, verbose)
+    stream: Iterator[data.Batch] = iter(())
+    if source is not None:
+        # Before the slow part, so that data that do not fit fail at once.
+        limit = config.calibration_samples
+        limit = limit if bits is not None else _at_most(_CHECKED_SAMPLES, limit)
+        stream = watched(graph, source.batches(graph.model, limit=limit), source.name)
+    scales = _scales(graph, config, source, verbose)
     if scales:
         # A copy of the float model, for as long as it takes.
         config = config.for_copies_of(node.layer for node in graph.nodes)
         graph = Graph(equalized(graph, scales), config.fold_batch_norm)
-    by_layer = _layer_options(graph, config, representative_dataset, verbose)
+    by_layer = _layer_options(graph, config, source, verbose)
     result = dataclasses.replace(
         plan_kernels(graph, config, by_layer, verbose),
         equalization={name: values.tolist() for name, values in scales.items()},
     )
     if bits is None:
+        collections.deque(stream, maxlen=0)  # to its end, for the warnings
         return result
     tables = _table_grids(graph, result, bits)
     if config.activation_scope == "all":
@@ -134,15 +146,11 @@ def plan(
     through = {site.key: site.through for site in sites if site.through is not None}
     spans = {site.key: site.span for site in sites if site.span is not None}
 
-    def progress() -> Any:
-        yield from batches
-        yield from stream
-
     split: set[str] = set()
     if config.activation_expand_ratio:
         split, unsplit = splittable_sites(graph, sites, set(result.layers))
         result = dataclasses.replace(result, unsplit_activations=unsplit)
-    bar = progress_bar(progress(), "Calibrating", verbose, unit="batch")
+    bar = progress_bar(stream, "Calibrating", verbose, unit="batch")
     histogram = config.activation_clip != "none"
     statistics = calibrate(
         graph.model,
@@ -153,17 +161,22 @@ def plan(
         histogram=histogram,
         channels=split,
     )
-    sites = [site for site in sites if site.fixed or site.key in statistics]
+    sites = _rounded(sites, statistics)
     grids = activation_grids(sites, statistics, config, bits, split, tables)
     coarse = coarse_parts(graph, _ranges(sites, statistics, grids), grids)
     exact = set(coarse) & output_concatenations(graph) if config.exact_outputs else set()
     if exact and config.activation_scope == "all":
-        sites = all_sites(graph, set(result.layers), tables, exact)
+        sites = _rounded(all_sites(graph, set(result.layers), tables, exact), statistics)
         grids = activation_grids(sites, statistics, config, bits, split, tables)
         coarse = {site: parts for site, parts in coarse.items() if site not in exact}
     for site, parts in coarse.items():
         warnings.warn(f"{describe(site, parts, 2**bits)}. {_COARSE}", stacklevel=2)
     return dataclasses.replace(result, activations=grids, coarse_parts=coarse)
+
+
+def _rounded(sites: Sequence[Site], statistics: Mapping[str, Statistics]) -> list[Site]:
+    """The sites whose values turned out to be floats, or have a prescribed grid."""
+    return [site for site in sites if site.fixed or site.key in statistics]
 
 
 def _ranges(
@@ -210,7 +223,8 @@ def apply(
     graph = Graph(model, plan.fold_batch_norm)
     check_not_quantized(graph)
     _check_fits(plan, graph)
-    batches = _batches(plan, graph, representative_dataset, calibration_samples)
+    source = data.Source.of(representative_dataset)
+    batches = _batches(plan, graph, source, calibration_samples)
     scaled: set[str] = set()
     if plan.equalization:
         known = chains(graph)
@@ -269,15 +283,17 @@ def _table_grids(graph: Graph, plan: Plan, bits: int) -> dict[str, ActivationGri
 
 
 def _scales(
-    graph: Graph, config: Config, dataset: data.Dataset, verbose: bool
+    graph: Graph, config: Config, source: data.Source | None, verbose: bool
 ) -> dict[str, NDArray[np.float64]]:
     """What channels are divided by, by the name of the layer that makes them."""
     scales = choose_scales(graph, config.granularity) if config.equalization else {}
-    if not config.equalizes_activations:
+    if not config.equalizes_activations or source is None:
         return scales
     places = [chain.joined for chain in chains(graph).values() if chain.joined is not None]
-    samples = min(_MAGNITUDE_SAMPLES, config.calibration_samples or _MAGNITUDE_SAMPLES)
-    stream = data.batches(dataset, graph.model, limit=samples)
+    if not places:
+        return scales
+    limit = _at_most(_MAGNITUDE_SAMPLES, config.calibration_samples)
+    stream = source.batches(graph.model, limit=limit)
     bar = progress_bar(stream, "Measuring channels", verbose, unit="batch")
     tensors = {id(place.tensor): (place.tensor, place.axis) for place in places}
     magnitudes = channel_magnitudes(graph.model, tensors, bar)
@@ -285,16 +301,16 @@ def _scales(
 
 
 def _layer_options(
-    graph: Graph, config: Config, dataset: data.Dataset, verbose: bool
+    graph: Graph, config: Config, source: data.Source | None, verbose: bool
 ) -> dict[str, Override]:
     """The options of each layer with a kernel, those that depend on all layers included."""
     options = layer_options(graph, config)
     if config.allocates:
         samples: list[list[Any]] = []
-        if config.allocation == "measured":
+        if config.allocation == "measured" and source is not None:
             limit = min(sample_limit(graph), MEASURED_SAMPLES)
-            limit = min(limit, config.calibration_samples or limit)
-            samples = list(data.batches(dataset, graph.model, limit=limit))
+            limit = _at_most(limit, config.calibration_samples)
+            samples = list(source.batches(graph.model, limit=limit))
         options = allocate_bits(graph, options, config, samples, verbose)
     if config.split_budget == "network":
         options = allocate_copies(graph, options, config, verbose)
@@ -302,20 +318,24 @@ def _layer_options(
 
 
 def _batches(
-    plan: Plan, graph: Graph, dataset: data.Dataset, samples: int | None
-) -> list[list[Any]]:
+    plan: Plan, graph: Graph, source: data.Source | None, samples: int | None
+) -> list[data.Batch]:
     """The data that `plan` needs, in memory; none if it needs none."""
     if not plan.needs_data:
         return []
-    if dataset is None:
+    if source is None:
         raise ValueError(
             f"the plan has rounding={plan.rounding!r} and bias_correction={plan.bias_correction},"
             " which need `representative_dataset`; give it to `apply`, too."
         )
     limit = sample_limit(graph)
     batch_size = max(data.BATCH_SIZE, limit // _BATCHES)
-    limit = min(limit, samples or limit)
-    return list(data.batches(dataset, graph.model, batch_size=batch_size, limit=limit))
+    limit = _at_most(limit, samples)
+    return list(source.batches(graph.model, batch_size=batch_size, limit=limit))
+
+
+def _at_most(limit: int, samples: int | None) -> int:
+    return limit if samples is None else min(limit, samples)
 
 
 def _check_fits(plan: Plan, graph: Graph) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_MOST_UNREADABLE = 0.1  # of the pictures in a folder
+_NAMED = 10  # files in one message, at most
+_IN_MEMORY = 1 << 28  # bytes of decoded pictures; more are kept on the disk
 _BATCH = 32
 # The statistics of ImageNet that Keras' applications and others are trained with.
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -118,6 +124,11 @@ def check_data(data: str | None) -> None:
         return
     path = pathlib.Path(data)
     if path.is_dir():
+        if importlib.util.find_spec("PIL") is None:
+            raise UsageError(
+                f"--data {path} is a folder of images, which Pillow reads: pip install pillow, or"
+                " ocs_tf[images]."
+            )
         if not _images(path):
             kinds = ", ".join(_IMAGE_SUFFIXES)
             raise UsageError(f"--data folder {path} holds no images ({kinds}).")
@@ -126,18 +137,36 @@ def check_data(data: str | None) -> None:
 
 
 def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    """What has the name of a picture in `folder` and those within it, in a fixed order.
+
+    Hidden files and folders are left out; folders that cannot be read are among the results.
+    """
+    found: list[pathlib.Path] = []
+    seen: set[str] = set()
+
+    def unreadable(error: OSError) -> None:
+        found.append(pathlib.Path(error.filename))
+
+    for place, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(f for f in folders if f[0] != ".")
+        if real not in seen:
+            names = [pathlib.Path(place, name) for name in files if name[0] != "."]
+            found += [path for path in names if path.suffix.lower() in _IMAGE_SUFFIXES]
+        seen.add(real)
+    return sorted(found)
 
 
 def read_data(
-    data: str | None, preprocessing: str, model: Any
+    data: str | None, preprocessing: str, model: Any, samples: int | None
 ) -> Callable[[], Iterator[Any]] | None:
-    """The inputs at `--data` as a callable that yields batches, by input name.
+    """The inputs at `--data` as a callable that yields samples, or batches by input name.
 
     Arguments:
         data: an .npy or .npz file or a folder of images; nothing gives `None`.
         preprocessing: one of `PREPROCESS`.
         model: gives the names and shapes of the inputs.
+        samples: how many are going to be read, the first ones; `None` for all.
 
     Raises:
         UsageError: the data cannot be read, or do not suit the model.
@@ -147,8 +176,7 @@ def read_data(
     preprocess = PREPROCESS[preprocessing][1]
     path = pathlib.Path(data)
     if path.is_dir():
-        shape = _image_shape(model)
-        return lambda: (preprocess(_read_image(image, shape)) for image in _images(path))
+        return Pictures(path, model, preprocess, samples)
     arrays = _read_arrays(path, model)
     length = max(map(len, arrays.values()))
 
@@ -177,10 +205,16 @@ def _read_arrays(path: pathlib.Path, model: Any) -> dict[str, Any]:
             f" {', '.join(names)}."
         )
     return {
-        str(tensor.name): array[None] if array.ndim < len(tensor.shape) else array
+        str(tensor.name): array[None] if _is_sample(array, tensor) else array
         for tensor in model.inputs
         for array in [arrays[str(tensor.name)]]
     }
+
+
+def _is_sample(array: Any, tensor: Any) -> bool:
+    """Whether `array` has no batch axis; a last axis of size 1 may be missing instead."""
+    lacks_last = tensor.shape[-1] == 1 and array.shape[-1:] != (1,)
+    return array.ndim < len(tensor.shape) - bool(lacks_last and len(tensor.shape) > 1)
 
 
 def _image_shape(model: Any) -> tuple[int, int, int]:
@@ -193,20 +227,109 @@ def _image_shape(model: Any) -> tuple[int, int, int]:
     return shapes[0]
 
 
+class Pictures:
+    """The pictures in a folder, as inputs of a model: a callable that yields them.
+
+    Those that cannot be read are left out. Each is decoded once, if it is known how many are
+    going to be read: they are kept in a temporary file.
+
+    Arguments:
+        folder: with pictures, in folders of classes, say.
+        model: takes one picture of known size.
+        preprocess: of arrays 0..255, RGB.
+        samples: how many are going to be read, the first ones; `None` for all.
+
+    Raises:
+        UsageError: `model` does not take pictures, or, while they are read, more than 10 % of them
+            cannot be.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        model: Any,
+        preprocess: Callable[[Any], Any],
+        samples: int | None,
+    ) -> None:
+        self._shape = _image_shape(model)
+        self._whole_numbers = np.dtype(model.inputs[0].dtype).kind in "iu"
+        self._preprocess = preprocess
+        self._paths = _images(folder)
+        self._keep = samples or 0
+        self._wanted = min(len(self._paths), samples or len(self._paths))
+        self._kept: dict[pathlib.Path, int] = {}
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  closed with self
+        self._skipped: dict[pathlib.Path, str] = {}
+
+    def __call__(self) -> Iterator[Any]:
+        for path in self._paths:
+            if path not in self._skipped:
+                try:
+                    picture = self._picture(path)
+                except Exception as error:  # Pillow raises whatever a broken file leads to
+                    self._skip(path, error)
+                else:
+                    yield self._preprocess(picture)
+
+    def describe_skipped(self) -> str:
+        """Which pictures were left out, and why; nothing if there are none."""
+        if not self._skipped:
+            return ""
+        named = [f"{path} ({reason})" for path, reason in self._skipped.items()]
+        more = f", and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        return (
+            f"{len(named)} of {self._wanted} pictures of --data cannot be read:"
+            f" {', '.join(named[:_NAMED])}{more}."
+        )
+
+    def _picture(self, path: pathlib.Path) -> Any:
+        if path in self._kept:
+            size = 4 * math.prod(self._shape)
+            self._file.seek(self._kept[path] * size)
+            return np.frombuffer(self._file.read(size), np.float32).reshape(self._shape)
+        picture = _read_image(path, self._shape)
+        if self._whole_numbers:
+            picture = np.rint(picture)
+        if len(self._kept) < self._keep:
+            self._file.seek(0, os.SEEK_END)
+            self._file.write(picture.tobytes())
+            self._kept[path] = len(self._kept)
+        return picture
+
+    def _skip(self, path: pathlib.Path, error: Exception) -> None:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        self._skipped[path] = text.replace(f" {str(path)!r}", "").rstrip(".")
+        if len(self._skipped) > _MOST_UNREADABLE * self._wanted:
+            raise UsageError(
+                f"{self.describe_skipped()} That is more than {_MOST_UNREADABLE:.0%}."
+            ) from error
+
+
 def _read_image(path: pathlib.Path, shape: tuple[int, int, int]) -> Any:
     """The image, float32 0..255, cut to the model's proportions and scaled to its size."""
     import keras
-    import tensorflow as tf
+    from PIL import Image, ImageOps
 
-    try:
-        image = tf.io.decode_image(path.read_bytes(), shape[2], expand_animations=False)
-    except tf.errors.InvalidArgumentError as error:
-        raise UsageError(f"--data: {path} is not an image that can be read.") from error
-    return np.asarray(keras.preprocessing.image.smart_resize(image, shape[:2]), np.float32)
+    if not path.is_file():  # to open a pipe would wait for somebody to write to it
+        raise ValueError("not a regular file")
+    with Image.open(path) as image:
+        pixels = _pixels(ImageOps.exif_transpose(image), shape[2])
+    return np.asarray(keras.preprocessing.image.smart_resize(pixels, shape[:2]), np.float32)
+
+
+def _pixels(image: Any, channels: int) -> Any:
+    """A picture of any mode as float32 0..255 `[height, width, channels]`; alpha is left out."""
+    if image.mode.startswith("I"):  # 16 bits of grey
+        grey = np.asarray(image, np.float32)[..., None] / 257
+        return np.repeat(grey, channels, axis=2)
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.float32)
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def one_line(error: BaseException) -> str:
     """An error's message on one line, in the words of the command."""
+    if isinstance(error.__cause__, UsageError):
+        error = error.__cause__  # raised while the library read data
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"

@@ -17,6 +17,7 @@ FLOORS = (
     ("config", "layers", "tflite"),
     ("graph",),
     ("data", "calibration"),
+    ("data_checks",),
     ("planning", "activation_planning"),
     ("compensation",),
     ("allocation",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -38,7 +39,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
     np.savez(folder / "other.npz", a=scaled, b=scaled)
     np.save(folder / "wrong.npy", np.zeros((4, 5, 5, 3), np.float32))
     (folder / "pictures" / "class_a").mkdir(parents=True)
-    for i, image in enumerate(images[:3]):
+    for i, image in enumerate(images):
         keras.utils.save_img(folder / f"pictures/class_a/{i}.png", image, scale=False)
     (folder / "empty").mkdir()
     (folder / "broken.keras").write_bytes(b"not a zip file")
@@ -206,6 +207,33 @@ class TestConvert:
         grid = keras.models.load_model("out.keras").get_layer("image_quantizer").grid
         assert grid.minimum == pytest.approx(-1, abs=0.05)
         assert grid.maximum == pytest.approx(1, abs=0.05)
+
+    def test_pictures_that_cannot_be_read_are_named(self, run, tmp_path, folder):
+        pictures = shutil.copytree(folder / "pictures", tmp_path / "some")
+        for i in range(10):
+            shutil.copy(pictures / "class_a" / f"{i}.png", pictures / f"{i}.png")
+        (pictures / "class_a" / "2.png").write_bytes(b"no picture")
+        code, _, err = run("convert {}/model.keras --data some --output out.keras")
+        assert code == 0
+        assert err.startswith(
+            "ocs_tf: 1 of 20 pictures of --data cannot be read: some/class_a/2.png"
+        )
+        assert err.count("\n") == 1
+        for i in range(3):
+            (pictures / f"{i}.png").write_bytes(b"")
+        code, out, err = run("compare {}/model.keras {}/quantized.keras --data some")
+        assert (code, out) == (2, "")
+        assert err.startswith("ocs_tf: 3 of 20 pictures of --data cannot be read:")
+        assert err.endswith("That is more than 10%.\n")
+
+    def test_suspicious_data_are_told_in_one_line(self, run):
+        np.save("zeros.npy", np.zeros((9, *SHAPE), np.float32))
+        code, _, err = run("convert {}/model.keras --data zeros.npy --output out.keras")
+        assert code == 0
+        assert err == (
+            "ocs_tf: warning: all 9 samples of --data are zero at input 'image'. Give the inputs"
+            " that the model is going to see, as various as they are.\n"
+        )
 
     def test_archive_by_input_name(self, run):
         assert run("convert {}/model.keras --data {}/named.npz --output out.keras")[0] == 0

@@ -46,6 +46,17 @@ def test_batches_add_up():
     assert whole.sqnr_db == pytest.approx(parts.sqnr_db)
 
 
+def test_models_of_a_fixed_batch_size():
+    """The last batch is filled up for the models; what is compared are the samples."""
+    kernel = [[1.0, 2], [3, 4]]
+    fixed = keras.Sequential([keras.Input((2,), batch_size=4), keras.layers.Dense(2)])
+    fixed.layers[0].set_weights([np.array(kernel), np.zeros(2)])
+    x = np.arange(12, dtype=np.float32).reshape(6, 2)
+    for pair in ((fixed, dense(kernel)), (dense(kernel), fixed)):
+        (result,) = compare(*pair, x)
+        assert (result.samples, result.sqnr_db) == (6, math.inf)
+
+
 def test_equal_models_and_a_single_number():
     (result,) = compare(dense([[1.0]]), dense([[1.0]]), np.ones((3, 1), np.float32))
     assert (result.sqnr_db, result.agreement) == (math.inf, None)

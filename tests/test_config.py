@@ -210,6 +210,7 @@ CONFIGS: dict[str, Config] = {
         strict=True,
     ),
     "on data": Config(rounding="error_compensated", bias_correction=True),
+    "on all data": Config(calibration_samples=None),
     "overrides": Config(
         overrides=[
             Override("head", weight_bits=None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
 import subprocess
@@ -311,9 +312,73 @@ def test_the_form_of_the_data_does_not_matter(
 
     plans = [
         ocs_tf.plan(model, representative_dataset=d, activation_scope=scope, verbose=False)
-        for d in (images, {"image": images}, singles)
+        for d in (images, {"image": images}, singles, singles(), (images, images[:, 0, 0, 0]))
     ]
-    assert plans[0] == plans[1] == plans[2]
+    assert all(plan == plans[0] for plan in plans)
+
+
+def test_a_generator_gives_the_model_that_an_array_does(
+    model: keras.Model, images: np.ndarray
+) -> None:
+    """It is read for widths, for ranges and for codes."""
+    options = {"average_bits": 4, "verbose": False}
+    expected = ocs_tf.convert(model, representative_dataset=images, **options)
+    got = ocs_tf.convert(model, representative_dataset=(image for image in images), **options)
+    for one, other in zip(expected.get_weights(), got.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_callable_is_called_once_per_pass(model: keras.Model, images: np.ndarray) -> None:
+    calls: list[int] = []
+
+    def stream() -> Iterator[np.ndarray]:
+        calls.append(1)
+        return iter(images)
+
+    ocs_tf.convert(model, weight_bits=4, representative_dataset=stream, verbose=False)
+    assert len(calls) == 2  # for ranges, and for codes
+
+
+def test_a_used_up_generator_is_refused(model: keras.Model, images: np.ndarray) -> None:
+    used = (image for image in images)
+    options = {"weight_bits": 4, "verbose": False}
+    plan = ocs_tf.plan(model, representative_dataset=used, **options)
+    with pytest.raises(ValueError, match=r"nothing left to read.* Pass a callable"):
+        ocs_tf.apply(model, plan, representative_dataset=used, verbose=False)
+
+
+def test_endless_data_are_read_to_the_default_limit() -> None:
+    """The 1,024th sample is the last."""
+    inputs = keras.Input((2,), name="x")
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    rows = (np.full(2, min(count, 1026), np.float32) for count in itertools.count(1))
+    plan = ocs_tf.plan(model, representative_dataset=rows, verbose=False)
+    assert plan.activations["x"].maximum == pytest.approx(1024, rel=1e-6)
+    data = np.arange(1, 1027, dtype=np.float32)[:, None].repeat(2, 1)
+    options = {"calibration_samples": None, "verbose": False}
+    plan = ocs_tf.plan(model, representative_dataset=data, **options)
+    assert plan.activations["x"].maximum == pytest.approx(1026, rel=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, None])
+def test_data_that_do_not_fit_fail_before_the_work(
+    bits: int | None, model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["ocs_tf.convert"], "plan_kernels", None)
+    with pytest.raises(ValueError, match=r"has shape \(9, 2\), but input 'image'"):
+        ocs_tf.convert(model, activation_bits=bits, representative_dataset=np.ones((9, 2)))
+
+
+def test_a_model_of_a_fixed_batch_size(images: np.ndarray) -> None:
+    """It, too, can only be called on batches of that size."""
+    inputs = keras.Input((6,), batch_size=4, name="x")
+    x = keras.ops.reshape(layers.Dense(4, activation="relu")(inputs), (2, 8))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    data = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32)
+    quantized = ocs_tf.convert(model, weight_bits=8, representative_dataset=data, verbose=False)
+    expected = model.predict_on_batch(data[:4])
+    np.testing.assert_allclose(quantized.predict_on_batch(data[:4]), expected, atol=0.05)
 
 
 # Saving, determinism ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 
 from ocs_tf import data
 from ocs_tf.calibration import calibrate, observe
+from ocs_tf.config import CALIBRATION_SAMPLES
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import attention, float_regions, matching, writer
 from ocs_tf.export.lowering import Lowered
@@ -48,7 +49,7 @@ class Activations:
 
 
 def find_activations(
-    content: bytes, lowered: Lowered, sample: Mapping[str, np.ndarray], dataset: data.Dataset
+    content: bytes, lowered: Lowered, sample: Mapping[str, np.ndarray], source: data.Source | None
 ) -> Activations:
     """The grids of a float file's tensors.
 
@@ -56,7 +57,7 @@ def find_activations(
         content: what the converter made of the lowered model, its batch size fixed.
         lowered: the same with an open batch size.
         sample: a few inputs by name.
-        dataset: representative data, or `None`.
+        source: representative data, or `None`.
 
     Raises:
         ValueError: a range is not known, and there are no data to measure it.
@@ -67,7 +68,7 @@ def find_activations(
     graph = Graph(lowered.model)
     exact = exact_concatenations(graph, lowered.grids)
     sites = all_sites(graph, quantized=set(), tables=tables, exact=exact)
-    by_group = _grids_by_group([site for site in sites if not site.fixed], lowered, dataset)
+    by_group = _grids_by_group([site for site in sites if not site.fixed], lowered, source)
     known = _known_tensors(graph, sites)
     tensors = [tensor for _, tensor in known.values()]
     (values,) = observe(lowered.model, tensors, [list(sample.values())]) if known else ([],)
@@ -99,7 +100,7 @@ def find_activations(
     ranges = {name: masks[name] for name in missing & set(masks)}
     missing -= set(ranges)
     if missing:
-        ranges |= _measured(limited, sorted(missing), lowered, dataset)
+        ranges |= _measured(limited, sorted(missing), lowered, source)
     for name in attention.symmetric_factors(model) & set(ranges):
         ranges[name] = attention.symmetric(*ranges[name])
     return Activations(grids, ranges, left, unrounded, [note for note in notes if note])
@@ -138,19 +139,19 @@ def _known_tensors(graph: Graph, sites: list[Site]) -> dict[str, tuple[Site, Any
 
 
 def _measured(
-    content: bytes, missing: list[str], lowered: Lowered, dataset: data.Dataset
+    content: bytes, missing: list[str], lowered: Lowered, source: data.Source | None
 ) -> dict[str, tuple[float, float]]:
-    if dataset is None:
+    if source is None:
         raise ValueError(
             f"the range of {missing[0]!r} (and {len(missing) - 1} more tensors inside of layers)"
             " is not known; pass representative_dataset."
         )
-    measured = matching.measure_ranges(content, _named_batches(lowered, dataset))
+    measured = matching.measure_ranges(content, _named_batches(lowered, source))
     return {name: measured[name] for name in missing}
 
 
 def _grids_by_group(
-    sites: list[Site], lowered: Lowered, dataset: data.Dataset
+    sites: list[Site], lowered: Lowered, source: data.Source | None
 ) -> dict[str, ActivationGrid]:
     """One grid per group of sites: the model's own, or a measured one where it has none."""
     grids: dict[str, ActivationGrid] = {}
@@ -164,7 +165,7 @@ def _grids_by_group(
     missing = [site for site in sites if site.group not in grids]
     if not missing:
         return grids
-    if dataset is None:
+    if source is None:
         raise ValueError(
             f"the activations of `model` have no grid at {missing[0].key!r}"
             f" ({len(missing)} such places): pass representative_dataset to measure them, or"
@@ -173,7 +174,7 @@ def _grids_by_group(
     seen = calibrate(
         lowered.model,
         {site.key: site.tensors for site in missing},
-        data.batches(dataset, lowered.model),
+        source.batches(lowered.model, limit=CALIBRATION_SAMPLES),
         through={site.key: site.through for site in missing if site.through is not None},
         spans={site.key: site.span for site in missing if site.span is not None},
     )
@@ -184,14 +185,14 @@ def _grids_by_group(
     return grids
 
 
-def sample_inputs(lowered: Lowered, dataset: data.Dataset) -> dict[str, np.ndarray]:
+def sample_inputs(lowered: Lowered, source: data.Source | None) -> dict[str, np.ndarray]:
     """A few inputs of a lowered model, by name: real ones, or drawn ones that fit.
 
     Numbers are drawn from all of the input's grid; indices from the rows of the smallest table that
     they are looked up in, and other integers from 0 and 1.
     """
-    if dataset is not None:
-        return dict(next(_named_batches(lowered, dataset, limit=_SAMPLES)))
+    if source is not None:
+        return dict(next(_named_batches(lowered, source, limit=_SAMPLES)))
     graph = Graph(lowered.model)
     rng = np.random.default_rng(0)
     sample = {}
@@ -209,8 +210,8 @@ def sample_inputs(lowered: Lowered, dataset: data.Dataset) -> dict[str, np.ndarr
 
 
 def _named_batches(
-    lowered: Lowered, dataset: data.Dataset, limit: int | None = None
+    lowered: Lowered, source: data.Source, limit: int = CALIBRATION_SAMPLES
 ) -> Iterator[Mapping[str, Any]]:
     names = [tensor.name for tensor in lowered.model.inputs]
-    for batch in data.batches(dataset, lowered.model, limit=limit):
+    for batch in source.batches(lowered.model, limit=limit):
         yield dict(zip(names, batch, strict=True))

@@ -127,8 +127,8 @@ def export_tflite(
         model: what `convert` returned.
         path: of the file to write.
         target: `"int8"`, `"int4"`, `"packed"` or `"float"`.
-        representative_dataset: inputs, in any form that `convert` takes and can be read twice;
-            needed for int8 activations where those of `model` have no grid.
+        representative_dataset: inputs, in any form that `convert` takes; needed for int8
+            activations where those of `model` have no grid. At most 1,024 samples are used.
         activations: with `"int8"` and `"int4"`. `"int8"`: on the grids of `model`, or measured
             ones, which makes recurrent layers straight (unrolled); `"float"`:
             kernels are turned into floats again, exactly; `"dynamic"`: the runtime quantizes them
@@ -167,8 +167,9 @@ def export_tflite(
     path = pathlib.Path(path)
     _check(path, target, activations, io_dtype, fused_dense, overwrite)
     batch_size = None if dynamic_batch else 1
+    source = data.Source.of(representative_dataset)
     if target == "int4" and activations == "auto":
-        known = representative_dataset is not None or _has_grids(model)
+        known = source is not None or _has_grids(model)
         activations = "int8" if known else "float"
     form = _form(target, activations)
     if form.integer:
@@ -178,11 +179,11 @@ def export_tflite(
         int4.check(lowered.kernels, activations)
     original = without_barriers(in_keras_order(convert_float(lowered.model), lowered.model))
     content = original
-    samples = sample_inputs(lowered, representative_dataset)
+    samples = sample_inputs(lowered, source)
     ops: list[edge_tpu.OpReport] = []
     if form.integer:
         open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
-        found = find_activations(content, open_batch, samples, representative_dataset)
+        found = find_activations(content, open_batch, samples, source)
         if found.notes and strict:
             reasons = " ".join(found.notes)
             raise VerificationError(f"{reasons} Replace them, or export with strict=False.")

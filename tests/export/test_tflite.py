@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import pathlib
 import warnings
@@ -292,6 +293,18 @@ def test_channels_first_is_refused(tmp_path):
 def test_missing_ranges_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"have no grid at 'x'.*pass representative_dataset"):
         ocs_tf.export_tflite(quantized_model(activation_bits=None), tmp_path / "model.tflite")
+
+
+def test_data_without_an_end_that_can_be_read_once(tmp_path):
+    """1,024 samples are used: the next one would stretch the range."""
+    inputs = keras.Input((2,), name="x")
+    quantized = ocs_tf.convert(keras.Model(inputs, layers.Dense(2)(inputs)), verbose=False)
+    rows = (np.full(2, min(count, 1026), np.float32) for count in itertools.count(1))
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, representative_dataset=rows)
+    (detail,) = ocs_tf.tflite.Interpreter(path).get_input_details()
+    scale, zero_point = detail["quantization"]
+    assert scale * (127 - zero_point) == pytest.approx(1024, rel=1e-3)
 
 
 def test_ranges_inside_of_a_layer_are_named(tmp_path):
