@@ -24,11 +24,13 @@ from ocs_tf.graph.activations import Site, all_sites, input_sites
 from ocs_tf.graph.chains import chains
 from ocs_tf.graph.copies import why_not_loaded
 from ocs_tf.graph.equalization import choose_scales, equalized, joined_scales
+from ocs_tf.graph.indices import graph_on
 from ocs_tf.graph.moments import channel_moments
 from ocs_tf.graph.parts import coarse_parts, describe, output_concatenations
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rewrite import Replacement, rewrite
 from ocs_tf.graph.splittable import splittable_sites
+from ocs_tf.graph.tracing import has_graph, inputs_of
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 from ocs_tf.planning import (
     Plan,
@@ -117,7 +119,7 @@ def plan(
     config = _config(config, options).resolve(with_data=source is not None)
     bits = config.activation_bits
     assert bits != "auto"
-    graph = Graph(model, config.fold_batch_norm)
+    graph = _read(model, config.fold_batch_norm, source)
     stream: Iterator[data.Batch] = iter(())
     if source is not None:
         # Before the slow part, so that data that do not fit fail at once.
@@ -174,6 +176,14 @@ def plan(
     return dataclasses.replace(result, activations=grids, coarse_parts=coarse)
 
 
+def _read(model: keras.Model, fold_batch_norm: bool, source: data.Source | None) -> Graph:
+    """The graph of `model`; Keras does not know of what dtype inputs of a `call` are, data do."""
+    if source is None or not isinstance(model, keras.Model) or has_graph(model):
+        return Graph(model, fold_batch_norm)
+    inputs = keras.tree.flatten(inputs_of(model))
+    return graph_on(model, fold_batch_norm, source.dtypes(inputs))
+
+
 def _rounded(sites: Sequence[Site], statistics: Mapping[str, Statistics]) -> list[Site]:
     """The sites whose values turned out to be floats, or have a prescribed grid."""
     return [site for site in sites if site.fixed or site.key in statistics]
@@ -220,10 +230,10 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise ValueError(f"`plan` must be an ocs_tf.Plan, but is a {type(plan).__name__}.")
-    graph = Graph(model, plan.fold_batch_norm)
+    source = data.Source.of(representative_dataset)
+    graph = _read(model, plan.fold_batch_norm, source)
     check_not_quantized(graph)
     _check_fits(plan, graph)
-    source = data.Source.of(representative_dataset)
     batches = _batches(plan, graph, source, calibration_samples)
     scaled: set[str] = set()
     if plan.equalization:

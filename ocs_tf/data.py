@@ -94,8 +94,28 @@ class Source:
         self._was_read = True
         return itertools.chain([first], stream)
 
+    def dtypes(self, inputs: Sequence[Any]) -> list[str]:
+        """Of the first sample, for each of symbolic `inputs` in order, before anything is cast.
+
+        Raises:
+            ValueError: as `batches`.
+        """
+        specs = [_Spec(tensor, str(tensor.name)) for tensor in inputs]
+        element = next(self._raw(specs, limit=1), None)
+        if element is None:
+            raise ValueError(self._empty())
+        self._was_read = True
+        parts = _parts(element, specs) or _misfits(element, specs, f"`{self.name}` (element 0)")
+        found = [np.asarray(part).dtype for part in parts]
+        return ["string" if dtype.kind in "OSU" else dtype.name for dtype in found]
+
     def _fitted(self, specs: Sequence[_Spec], limit: int | None) -> Iterator[Batch]:
         """The elements of the dataset, as arrays with a batch axis."""
+        for index, element in enumerate(self._raw(specs, limit)):
+            yield _fit(element, specs, f"`{self.name}` (element {index})")
+
+    def _raw(self, specs: Sequence[_Spec], limit: int | None) -> Iterator[Any]:
+        """The elements of the dataset, as they are."""
         elements = self._elements(self._dataset, specs, limit)
         for index in itertools.count():
             try:
@@ -106,7 +126,7 @@ class Source:
                 raise ValueError(
                     f"`{self.name}` raised {error!r} after {index} elements."
                 ) from error
-            yield _fit(element, specs, f"`{self.name}` (element {index})")
+            yield element
 
     def _elements(
         self, dataset: Dataset, specs: Sequence[_Spec], limit: int | None

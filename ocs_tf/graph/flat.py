@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -33,7 +33,7 @@ from ocs_tf.layers import KernelLayer, QuantizedCell
 Path = tuple[str, ...]  # names of the models that a layer is in, from the outside in
 
 
-def flat(model: Any, open_quantized: bool = True) -> keras.Model:
+def flat(model: Any, open_quantized: bool = True, dtypes: Sequence[str] = ()) -> keras.Model:
     """A functional model without models inside that computes what `model` does, on its variables.
 
     A functional model that has nothing to be put in its place is returned as it is. Names of
@@ -43,6 +43,7 @@ def flat(model: Any, open_quantized: bool = True) -> keras.Model:
 
     Arguments:
         open_quantized: also put nested models in their places that hold quantized layers.
+        dtypes: of the inputs of a model with a `call` of its own, flattened; float32 by default.
 
     Raises:
         ValueError: not a Keras 3 model, not built, or it cannot be traced; the message says what
@@ -50,7 +51,7 @@ def flat(model: Any, open_quantized: bool = True) -> keras.Model:
     """
     _check(model)
     if not has_graph(model):
-        return _Flattener(open_quantized).traced(model)
+        return _Flattener(open_quantized).traced(model, dtypes)
     whole = _functional(model)
     if not any(_is_replaced(node) for node in nodes_in_order(whole) if not node.is_input):
         return whole
@@ -125,9 +126,9 @@ class _Flattener:
         )
         return self._finish(inputs, outputs, model.name)
 
-    def traced(self, model: keras.Model) -> keras.Model:
+    def traced(self, model: keras.Model, dtypes: Sequence[str]) -> keras.Model:
         """`model`, which has a `call` of its own, flat."""
-        inputs = inputs_of(model)
+        inputs = inputs_of(model, dtypes)
         for tensor in keras.tree.flatten(inputs):
             self._add(_maker(tensor), _maker(tensor).name, ())
         found = trace(model, (inputs,), {}, self._is_own)

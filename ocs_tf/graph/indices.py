@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from ocs_tf.graph import adapters
 from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.graph.tracing import UntraceableError
 
 _LOOKS_UP = (
     keras.layers.CategoryEncoding,
@@ -37,6 +39,36 @@ def index_tensors(graph: Graph) -> set[int]:
             if is_free and readers and all(_reads_index(r, tensor, found) for r in readers):
                 found.add(id(tensor))
     return {i for i in found if "float" in str(_tensor(graph, i).dtype)}
+
+
+def graph_on(model: Any, fold_batch_norm: bool, dtypes: Sequence[str]) -> Graph:
+    """The graph of a model with a `call` of its own, given the dtypes of the data for it.
+
+    Integers are taken as such where they say which, and where nothing else will do. Otherwise they
+    are numbers like others, and the input is float32.
+
+    Arguments:
+        dtypes: of the inputs, flattened.
+
+    Raises:
+        ValueError: as `flat`.
+    """
+    taken = ["float32" if "float" in dtype else dtype for dtype in dtypes]
+    try:
+        graph = Graph(model, fold_batch_norm)
+    except UntraceableError:
+        if set(taken) == {"float32"}:
+            raise
+        return Graph(model, fold_batch_norm, dtypes=taken)
+    indices = index_tensors(graph)
+    tensors = graph.model.inputs
+    exact = [
+        dtype if id(tensor) in indices else "float32"
+        for tensor, dtype in zip(tensors, taken, strict=True)
+    ]
+    if exact == [str(tensor.dtype) for tensor in tensors]:
+        return graph
+    return Graph(model, fold_batch_norm, dtypes=exact)
 
 
 def table_rows(graph: Graph, tensor: Any) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -87,9 +87,14 @@ class Graph:
     """
 
     def __init__(
-        self, model: Any, fold_batch_norm: bool = True, *, open_quantized: bool = False
+        self,
+        model: Any,
+        fold_batch_norm: bool = True,
+        *,
+        open_quantized: bool = False,
+        dtypes: Sequence[str] = (),
     ) -> None:
-        self.model = flat(model, open_quantized)
+        self.model = flat(model, open_quantized, dtypes)
         self.nodes = list(_nodes(self.model))
         self.producer = {id(t): n for n in self.nodes for t in n.outputs}
         self.consumers: dict[int, list[Node]] = {id(t): [] for n in self.nodes for t in n.outputs}

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -112,10 +112,13 @@ def trace(
     return Trace(nodes, outputs, {id(operation) for operation in made})
 
 
-def inputs_of(model: keras.Model) -> Any:
+def inputs_of(model: keras.Model, dtypes: Sequence[str] = ()) -> Any:
     """New symbolic inputs, in the structure in which `model`, with its own `call`, takes them.
 
-    Keras remembers the shapes of what a model was called on, but no dtypes: they are float32.
+    Keras remembers the shapes of what a model was called on, but no dtypes.
+
+    Arguments:
+        dtypes: of the inputs, flattened; float32 where they are not given.
 
     Raises:
         UntraceableError: the model was never called.
@@ -129,7 +132,14 @@ def inputs_of(model: keras.Model) -> Any:
         reason = "it has not been called, so the shapes of its inputs are not known"
         raise _untraceable(model, reason, " Call it on data once.")
     name = next(iter(inspect.signature(model.call).parameters), "inputs")
-    return _inputs_from(next(iter(shapes.values())), name)
+    inputs = _inputs_from(next(iter(shapes.values())), name)
+    if not dtypes:
+        return inputs
+    made = [
+        keras.Input(tensor.shape[1:], dtype=dtype, name=tensor.name)
+        for tensor, dtype in zip(keras.tree.flatten(inputs), dtypes, strict=True)
+    ]
+    return keras.tree.pack_sequence_as(inputs, made)
 
 
 def _untraceable(model: keras.Model, reason: str, remedy: str) -> UntraceableError:

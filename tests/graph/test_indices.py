@@ -95,12 +95,66 @@ class Text(keras.Model):
         return self.head(ops.mean(self.table(inputs), 1))
 
 
-def test_lookups_of_a_subclassed_model_find_their_rows(rng: np.random.Generator) -> None:
-    data = rng.integers(0, ROWS, (64, 6)).astype("int32")
+FORMS: dict[str, Callable[[np.ndarray], Any]] = {
+    "array": lambda x: x,
+    "labels": lambda x: (x, np.zeros(len(x))),
+    "generator": lambda x: ([row] for row in x),
+    "callable": lambda x: lambda: ([row] for row in x),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
+def test_lookups_of_a_subclassed_model_find_their_rows(
+    dtype: str, form: str, rng: np.random.Generator
+) -> None:
+    data = rng.integers(0, ROWS, (64, 6)).astype(dtype)
     model = Text()
     wanted = np.asarray(model(data))
-    found = ocs_tf.convert(model, representative_dataset=data, verbose=False)(data)
-    assert np.square(wanted - found).sum() < 1e-3 * np.square(wanted).sum()
+    quantized = ocs_tf.convert(model, representative_dataset=FORMS[form](data), verbose=False)
+    assert quantized.inputs[0].dtype == dtype
+    assert np.square(wanted - quantized(data)).sum() < 1e-3 * np.square(wanted).sum()
+
+
+class OneHot(keras.Model):
+    """Cannot be called on anything but integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = layers.Dense(3)
+
+    def call(self, inputs: Any) -> Any:
+        if "int" not in str(inputs.dtype):
+            raise TypeError("these are no categories")
+        return self.head(ops.one_hot(ops.mod(inputs, 8), 8))
+
+
+def test_integers_where_nothing_else_will_do(rng: np.random.Generator) -> None:
+    data = rng.integers(0, 100, (64,)).astype("int32")
+    model = OneHot()
+    wanted = np.asarray(model(data))
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    assert np.square(wanted - quantized(data)).sum() < 1e-3 * np.square(wanted).sum()
+
+
+class Picture(keras.Model):
+    """Reads numbers, which happen to be whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = layers.Rescaling(1 / 255)
+        self.head = layers.Dense(3)
+
+    def call(self, inputs: Any) -> Any:
+        return self.head(self.scale(inputs))
+
+
+def test_whole_numbers_are_numbers(rng: np.random.Generator) -> None:
+    data = rng.integers(0, 256, (64, 5)).astype("uint8")
+    model = Picture()
+    model(data)
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    assert quantized.inputs[0].dtype == "float32"
 
 
 def test_rows_of_the_smallest_table() -> None:
