@@ -191,7 +191,8 @@ class _Search:
         self, operator: str, argument: Any, ways: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         if operator in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            return self._repeat(*argument, ways)
+            least, most, repeated = argument
+            return self._repeat(int(least), int(most), repeated, ways)
         if operator == "SUBPATTERN":
             return self.walk(argument[-1], ways)
         if operator == "ATOMIC_GROUP":
@@ -216,7 +217,7 @@ class _Search:
         behind = ways if least == 0 else np.zeros_like(ways)
         times = 0
         # What matches nothing is not repeated without end.
-        for times in range(1, min(int(most), 2 * len(ways)) + 1):
+        for times in range(1, min(most, 2 * len(ways)) + 1):
             ways = self.walk(elements, ways)
             if times >= least:
                 behind = behind + ways

@@ -24,8 +24,8 @@ from ocs_tf.numerics import (
     symmetric_step,
 )
 from ocs_tf.numerics.checks import (
-    LARGEST_INT32,
     check_choice,
+    check_counts,
     check_number,
     check_switch,
     check_text,
@@ -153,7 +153,7 @@ class Plan:
             ("activations", _checked_grid),
             ("equalization", _checked_scales),
             ("unsplit_activations", lambda reason: check_text("reason", reason)),
-            ("coarse_parts", _checked_parts),
+            ("coarse_parts", lambda parts: check_counts("codes", parts)),
         ):
             _keep(self, name, _each(name, getattr(self, name), check))
 
@@ -272,15 +272,6 @@ def _checked_scales(scales: Any) -> list[float]:
         raise ValueError(f"it must be a list of positive numbers, not {shown(scales)}.")
     # Kernels are multiplied and divided by them, in float32.
     return [check_number("scale", value, _SMALLEST_SCALE, 1 / _SMALLEST_SCALE) for value in values]
-
-
-def _checked_parts(parts: Any) -> dict[str, float]:
-    if not isinstance(parts, Mapping):
-        raise ValueError(f"it must be a dict of numbers by layer, not {shown(parts)}.")
-    return {
-        check_text("layer", layer): check_number("codes", codes, 0, LARGEST_INT32)
-        for layer, codes in parts.items()
-    }
 
 
 def _keep(target: Any, name: str, value: Any) -> None:

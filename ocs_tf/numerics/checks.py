@@ -7,7 +7,7 @@ as good as Python's.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -83,6 +83,17 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
     if not is_number(value) or not low <= value <= high:
         raise ValueError(f"`{name}` (={shown(value)}) must be a number from {low:g} to {high:g}.")
     return float(value)
+
+
+def check_counts(name: str, values: Any) -> dict[str, float]:
+    """`values` if it is a dict of numbers from 0 by name.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"`{name}` (={shown(values)}) must be a dict of numbers by name.")
+    return {str(k): check_number(name, v, 0, LARGEST_INT32) for k, v in values.items()}
 
 
 def check_text(name: str, value: Any) -> str:
