@@ -131,15 +131,14 @@ def check_kernel(layer: Any, kernel: QuantizedKernel) -> None:
         raise ValueError("`scale` must be finite and positive, in normal float32 numbers.")
     if scale.ndim != (layer.granularity == "channel"):
         raise ValueError(f"`scale` of shape {scale.shape} is not of a {layer.granularity}.")
-    channels = codes.shape[-2] - layer.copies
-    mapping = np.asarray(kernel.channel_map)
-    if channels < 1 or mapping.shape != codes.shape[-2:-1]:
-        raise ValueError(
-            f"`channel_map` has {mapping.shape} entries for {layer.copies} copies among"
-            f" {codes.shape[-2]} rows of `codes`."
-        )
+    if (layer.channel_map is None) != (layer.copies == 0):
+        raise ValueError(f"`copies` (={layer.copies}) is not what the layer was built with.")
     if layer.channel_map is not None:
+        channels = codes.shape[-2] - layer.copies
+        mapping = np.asarray(kernel.channel_map)
         _check_array("channel_map", mapping, layer.channel_map)
+        if channels < 1 or len(mapping) != codes.shape[-2]:
+            raise ValueError(f"`copies` (={layer.copies}) is not of {len(mapping)} channels.")
         check_channel_map(mapping, channels)
 
 

@@ -147,8 +147,14 @@ class KernelLayer(FromConfig, keras.layers.Layer):
         return kernel_shape[-1]
 
     def build(self, input_shape: Any) -> None:
-        shape = self.kernel_shape(input_shape)
-        self.output_channels = self.count_outputs(shape)
+        try:
+            shape = self.kernel_shape(input_shape)
+            self.output_channels = self.count_outputs(shape)
+        except Exception as error:  # options that Keras looks at later, or not at all
+            raise ValueError(
+                f"layer {self.name!r}: its options give no kernel for inputs of shape"
+                f" {tuple(input_shape)}: {error}"
+            ) from error
         add_kernel(self, shape, self.output_channels)
         has_bias = self.use_bias
         self.bias = (

@@ -133,7 +133,10 @@ class QuantizedOutput(FromConfig, keras.layers.Wrapper):
         self.supports_masking = layer.supports_masking
 
     def call(self, inputs: Any) -> Any:
-        return fake_quantize(self.layer(inputs), self.grid)
+        outputs = self.layer(inputs)
+        if isinstance(outputs, (list, tuple, dict)):
+            raise ValueError(f"layer {self.name!r} has several outputs, and one grid.")
+        return fake_quantize(outputs, self.grid)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
