@@ -281,8 +281,8 @@ def _value(name: str, text: Any) -> Any:
     """A flag's text as the value of option `name`; `Config` decides whether it is allowed."""
     if text == "none" and name in _MAY_BE_NONE:
         return None
-    if name in ("bias_correction", "equalization") and text in ("true", "false"):
-        return text == "true"
+    if name in ("bias_correction", "equalization") and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for kind in (int, float):
         with contextlib.suppress(ValueError, TypeError):
             return text if isinstance(text, bool) else kind(text)
@@ -299,12 +299,14 @@ def _override(text: str) -> Override:
         raise UsageError(
             f"--override {text!r} has the unknown key {unknown[0]!r}; known: {', '.join(known)}."
         )
+    if len({key for key, _, _ in items}) < len(items):
+        raise UsageError(f"--override {text!r} gives a key twice.")
     names = known[:3]
     try:
         return Override.from_dict(
             {key: value if key in names else _value(key, value) for key, _, value in items}
         )
-    except (ValueError, re.error) as error:
+    except ValueError as error:
         raise UsageError(f"--override {text!r}: {error}") from error
 
 
@@ -464,10 +466,10 @@ COMMANDS: Mapping[str, Command] = {
 
 def _from_json(kind: Any, path: str) -> Any:
     """The `Config` or `Plan` in a file."""
-    text = existing(path, "file", (".json",)).read_text(encoding="utf-8")
+    content = existing(path, "file", (".json",)).read_bytes()
     try:
-        return kind.from_json(text)
-    except (ValueError, TypeError, KeyError) as error:
+        return kind.from_json(content)
+    except ValueError as error:
         raise UsageError(f"{path} does not hold a {kind.__name__}: {one_line(error)}") from error
 
 

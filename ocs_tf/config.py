@@ -6,11 +6,21 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-import numpy as np
-
+from ocs_tf import documents
 from ocs_tf.numerics.activation_splitting import SPLIT_RULES
+from ocs_tf.numerics.checks import (
+    LARGEST_INT64,
+    check_choice,
+    check_integer,
+    check_switch,
+    check_text,
+    is_integer,
+    is_number,
+    refuse,
+    shown,
+)
 from ocs_tf.numerics.clipping import CLIP_METHODS, DEFAULT_PERCENTILE
 from ocs_tf.numerics.grid import check_bits
 from ocs_tf.numerics.kernel import GRANULARITIES, MAX_WEIGHT_BITS, WEIGHT_CLIPS
@@ -35,6 +45,19 @@ _SWITCHES = (
     "activation_symmetric",
     "strict",
 )
+_CHOICES: Mapping[str, Sequence[Any]] = {
+    "granularity": GRANULARITIES,
+    "weight_clip": WEIGHT_CLIPS,
+    "rounding": ROUNDINGS,
+    "bias_correction": BIAS_CORRECTIONS,
+    "equalization": ("auto", True, False),
+    "split_budget": SPLIT_BUDGETS,
+    "allocation": ALLOCATIONS,
+    "allocation_cost": ALLOCATION_COSTS,
+    "activation_clip": CLIP_METHODS,
+    "activation_scope": ACTIVATION_SCOPES,
+    "activation_split": SPLIT_RULES,
+}
 
 Selector = str | re.Pattern[str] | type | Callable[[Any], bool]
 
@@ -64,23 +87,31 @@ class Override:
         of_bytes = isinstance(self.select, re.Pattern) and not isinstance(self.select.pattern, str)
         if not (isinstance(self.select, (str, re.Pattern)) or callable(self.select)) or of_bytes:
             raise ValueError(
-                f"`select` (={self.select!r}) must be a layer name, a compiled regular expression,"
-                " a layer class or a callable."
+                f"`select` (={shown(self.select)}) must be a layer name, a compiled regular"
+                " expression, a layer class or a callable."
             )
-        if self.weight_bits is not None and self.weight_bits != "unset":
+        if self.weight_bits is not None and not _is_text(self.weight_bits, "unset"):
             _keep(self, "weight_bits", _check_weight_bits("weight_bits", self.weight_bits))
         if self.granularity is not None:
-            _check_choice("granularity", self.granularity, GRANULARITIES)
+            _keep_choice(self, "granularity", GRANULARITIES)
         if self.weight_clip is not None:
-            _check_choice("weight_clip", self.weight_clip, WEIGHT_CLIPS)
+            _keep_choice(self, "weight_clip", WEIGHT_CLIPS)
         if self.expand_ratio is not None:
             _keep(self, "expand_ratio", _check_ratio(self.expand_ratio))
 
     def matches(self, layer: Any, kernel: str = "") -> bool:
-        """Whether `layer` (a Keras layer), or its kernel of this name, is selected."""
+        """Whether `layer` (a Keras layer), or its kernel of this name, is selected.
+
+        Raises:
+            ValueError: it would take too long to tell whether a regular expression matches; see
+                `documents.check_pattern`. Only names of more than 128 characters are looked at.
+        """
         if isinstance(self.select, str):
             return self.select in (layer.name, kernel or layer.name)
         if isinstance(self.select, re.Pattern):
+            for name in (layer.name, kernel):
+                if len(name) > documents.LONGEST_NAME:
+                    documents.check_pattern(self.select, len(name))
             return any(self.select.fullmatch(name) for name in (layer.name, kernel))
         if isinstance(self.select, type):
             return isinstance(layer, self.select)
@@ -115,28 +146,37 @@ class Override:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Override:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Regular expressions are limited to those that match any name in no time; see
+        `documents.compiled`.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a value out of range.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"an override (={shown(values)}) must be an object.")
         options = dict(values)
         select: Selector
         if "name" in options:
-            select = str(options.pop("name"))
+            select = check_text("name", options.pop("name"))
         elif "regex" in options:
-            select = re.compile(options.pop("regex"), options.pop("flags", 0))
+            select = documents.compiled(options.pop("regex"), options.pop("flags", 0))
         elif "class" in options:
-            select = _ClassName(options.pop("class"))
+            select = _ClassName(check_text("class", options.pop("class")))
         else:
-            raise ValueError(f"an override (={values!r}) needs one of the keys name, regex, class.")
+            raise ValueError(
+                f"an override (={shown(values)}) needs one of the keys name, regex, class."
+            )
         return _override_of(select, options)
 
     def _selector_dict(self) -> dict[str, Any]:
         if isinstance(self.select, str):
             return {"name": self.select}
         if isinstance(self.select, re.Pattern):
-            plain = self.select.flags == re.UNICODE
-            return {
-                "regex": self.select.pattern,
-                **({} if plain else {"flags": self.select.flags}),
-            }
+            flags = self.select.flags & documents.FLAGS
+            plain = flags == re.UNICODE
+            return {"regex": self.select.pattern, **({} if plain else {"flags": flags})}
         if isinstance(self.select, type):
             return {"class": self.select.__name__}
         if isinstance(self.select, _ClassName):
@@ -262,32 +302,24 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("weight_bits", "first_layer_bits", "last_layer_bits"):
             value = getattr(self, name)
-            if value is not None and not (value in ("auto", "same") and name != "weight_bits"):
+            words = () if name == "weight_bits" else ("auto", "same")
+            if value is not None and not _is_text(value, *words):
                 _keep(self, name, _check_weight_bits(name, value))
         bits = self.activation_bits
-        if bits is not None and bits != "auto":
-            if isinstance(bits, bool) or bits not in ACTIVATION_BITS:
-                _refuse("activation_bits", bits, (None, "auto", *ACTIVATION_BITS))
+        if bits is not None and not _is_text(bits, "auto"):
+            if not is_number(bits) or bits not in ACTIVATION_BITS:
+                refuse("activation_bits", bits, (None, "auto", *ACTIVATION_BITS))
             _keep(self, "activation_bits", int(bits))
         for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                _refuse(name, getattr(self, name), (True, False))
-        _check_choice("granularity", self.granularity, GRANULARITIES)
-        _check_choice("weight_clip", self.weight_clip, WEIGHT_CLIPS)
-        _check_choice("rounding", self.rounding, ROUNDINGS)
-        _check_choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
-        _check_choice("equalization", self.equalization, ("auto", True, False))
+            _keep(self, name, check_switch(name, getattr(self, name)))
+        for name, choices in _CHOICES.items():
+            _keep_choice(self, name, choices)
         if self.rounding in ("error_balanced", "error_compensated") and not self.quantization_aware:
             raise ValueError(
                 f"`rounding` (={self.rounding!r}) chooses codes of whole weights, which only the"
                 " copies of quantization_aware=True add up to."
             )
-        _check_choice("split_budget", self.split_budget, SPLIT_BUDGETS)
-        _check_choice("allocation", self.allocation, ALLOCATIONS)
-        _check_choice("allocation_cost", self.allocation_cost, ALLOCATION_COSTS)
         self._check_budget()
-        _check_choice("activation_clip", self.activation_clip, CLIP_METHODS)
-        _check_choice("activation_scope", self.activation_scope, ACTIVATION_SCOPES)
         if self.activation_clip == "aciq" and self.activation_bits == 16:
             raise ValueError(
                 "`activation_clip` (='aciq') is defined for activation_bits 2..8, not 16; choose"
@@ -295,29 +327,24 @@ class Config:
             )
         _keep(self, "expand_ratio", _check_ratio(self.expand_ratio))
         self._check_activation_split()
-        if not (_is_number(self.percentile) and 0 <= self.percentile <= 100):
-            raise ValueError(f"`percentile` (={self.percentile!r}) must be a number in 0 .. 100.")
+        if not (is_number(self.percentile) and 0 <= self.percentile <= 100):
+            raise ValueError(
+                f"`percentile` (={shown(self.percentile)}) must be a number in 0 .. 100."
+            )
         _keep(self, "percentile", float(self.percentile))
         samples = self.calibration_samples
         if samples is not None:
-            if not _is_integer(samples) or samples < 1:
-                raise ValueError(
-                    f"`calibration_samples` (={samples!r}) must be a positive integer, or None for"
-                    " all."
-                )
-            _keep(self, "calibration_samples", int(samples))
+            _keep(self, "calibration_samples", check_count("calibration_samples", samples))
         _keep(self, "overrides", _as_overrides(self.overrides))
 
     def _check_budget(self) -> None:
         average, size = self.average_bits, self.weight_bytes
         if average is not None:
-            if not (_is_number(average) and 2 <= average <= 8):
-                raise ValueError(f"`average_bits` (={average!r}) must be a number in 2 .. 8.")
+            if not (is_number(average) and 2 <= average <= 8):
+                raise ValueError(f"`average_bits` (={shown(average)}) must be a number in 2 .. 8.")
             _keep(self, "average_bits", float(average))
         if size is not None:
-            if not _is_integer(size) or size < 1:
-                raise ValueError(f"`weight_bytes` (={size!r}) must be a positive integer.")
-            _keep(self, "weight_bytes", int(size))
+            _keep(self, "weight_bytes", check_count("weight_bytes", size))
         if average is not None and size is not None:
             raise ValueError(
                 f"`average_bits` (={average!r}) and `weight_bytes` (={size!r}) are two ways to say"
@@ -342,12 +369,11 @@ class Config:
 
     def _check_activation_split(self) -> None:
         ratio = self.activation_expand_ratio
-        if not _is_number(ratio) or not 0 <= ratio <= 1:
+        if not is_number(ratio) or not 0 <= ratio <= 1:
             raise ValueError(
-                f"`activation_expand_ratio` (={ratio!r}) must be a number from 0 to 1."
+                f"`activation_expand_ratio` (={shown(ratio)}) must be a number from 0 to 1."
             )
         _keep(self, "activation_expand_ratio", float(ratio))
-        _check_choice("activation_split", self.activation_split, SPLIT_RULES)
         if ratio and self.activation_bits is None:
             raise ValueError(
                 f"`activation_expand_ratio` (={ratio}) splits channels of rounded activations, but"
@@ -471,16 +497,24 @@ class Config:
         return json.dumps(values, indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> Config:
-        """The inverse of `to_json`; unknown fields are a `ValueError`."""
-        values = json.loads(text)
+    def from_json(cls, text: str | bytes) -> Config:
+        """The inverse of `to_json`; fields that are not given have their defaults.
+
+        Raises:
+            ValueError: `text` is not JSON as `documents.read_json` has it, a field is unknown, or a
+                value out of range.
+        """
+        values = documents.read_json(text)
         if not isinstance(values, dict):
             raise ValueError(f"a configuration is a JSON object, not a {type(values).__name__}.")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}.")
-        values["overrides"] = tuple(Override.from_dict(o) for o in values.get("overrides", ()))
+        overrides = values.get("overrides", [])
+        if not isinstance(overrides, list):
+            raise ValueError(f"`overrides` (={shown(overrides)}) must be a list of objects.")
+        values["overrides"] = tuple(map(Override.from_dict, overrides))
         return cls(**values)
 
 
@@ -495,8 +529,8 @@ def _as_overrides(
     for override in overrides:
         if not isinstance(override, Override):
             raise ValueError(
-                f"`overrides` holds {override!r}; it must hold `Override`s, or map selectors to"
-                " dicts of options."
+                f"`overrides` holds {shown(override)}; it must hold `Override`s, or map selectors"
+                " to dicts of options."
             )
         if isinstance(override.select, str):
             if override.select in names:
@@ -509,9 +543,9 @@ def _override_of(select: Selector, options: Mapping[str, Any]) -> Override:
     known = [f.name for f in dataclasses.fields(Override) if f.name != "select"]
     if not isinstance(options, Mapping):
         raise ValueError(
-            f"`overrides` maps {select!r} to {options!r}; it must map it to a dict of options."
+            f"`overrides` maps {select!r} to {shown(options)}; it must map it to a dict of options."
         )
-    unknown = sorted(set(options) - set(known))
+    unknown = sorted(set(options) - set(known), key=str)
     if unknown:
         raise ValueError(
             f"`overrides` has unknown option {unknown[0]!r} for {select!r};"
@@ -520,16 +554,17 @@ def _override_of(select: Selector, options: Mapping[str, Any]) -> Override:
     return Override(select, **options)
 
 
-def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    if value not in choices:
-        _refuse(name, value, choices)
+def _keep_choice(target: Any, name: str, choices: Sequence[Any]) -> None:
+    _keep(target, name, check_choice(name, getattr(target, name), choices))
 
 
 def _check_ratio(value: Any) -> Any:
-    if isinstance(value, str) and value == "auto":
-        return value
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"`expand_ratio` (={value!r}) must be a number from 0 to 1, or 'auto'.")
+    if _is_text(value, "auto"):
+        return "auto"
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError(
+            f"`expand_ratio` (={shown(value)}) must be a number from 0 to 1, or 'auto'."
+        )
     return float(value)
 
 
@@ -541,18 +576,18 @@ def _check_weight_bits(name: str, value: Any) -> int:
         raise ValueError(f"{str(error)[:-1]} ({choices}).") from None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+def check_count(name: str, value: Any) -> int:
+    """`value` if it is a positive integer, of 64 bits at most; else `ValueError`."""
+    if not is_integer(value) or value < 1:
+        every = ", or None for all" if name == "calibration_samples" else ""
+        raise ValueError(f"`{name}` (={shown(value)}) must be a positive integer{every}.")
+    return check_integer(name, value, 1, LARGEST_INT64)
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+def _is_text(value: Any, *words: str) -> bool:
+    return isinstance(value, str) and value in words
 
 
 def _keep(target: Any, name: str, value: Any) -> None:
     """Set an attribute of a frozen dataclass while it is made."""
     object.__setattr__(target, name, value)
-
-
-def _refuse(name: str, value: Any, choices: Sequence[Any]) -> NoReturn:
-    raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(map(repr, choices))}.")

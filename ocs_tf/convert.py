@@ -18,21 +18,25 @@ from ocs_tf.activation_planning import activation_grids
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
 from ocs_tf.calibration import Statistics, calibrate, channel_magnitudes
 from ocs_tf.compensation import compensate, compensate_blind, sample_limit
-from ocs_tf.config import Config, Override
+from ocs_tf.config import Config, Override, check_count
 from ocs_tf.data_checks import watched
 from ocs_tf.graph.activations import Site, all_sites, input_sites
 from ocs_tf.graph.chains import chains
 from ocs_tf.graph.copies import why_not_loaded
-from ocs_tf.graph.equalization import choose_scales, equalized, joined_scales
+from ocs_tf.graph.equalization import check_scales, choose_scales, equalized, joined_scales
 from ocs_tf.graph.indices import graph_on
 from ocs_tf.graph.moments import channel_moments
 from ocs_tf.graph.parts import coarse_parts, describe, output_concatenations
-from ocs_tf.graph.reader import Graph
+from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.graph.rewrite import Replacement, rewrite
 from ocs_tf.graph.splittable import splittable_sites
 from ocs_tf.graph.tracing import has_graph, inputs_of
 from ocs_tf.numerics import ActivationGrid, OracleGrid
+from ocs_tf.numerics.checks import check_switch
+from ocs_tf.numerics.kernel import check_kernel
+from ocs_tf.numerics.splitting import check_finite
 from ocs_tf.planning import (
+    LayerPlan,
     Plan,
     check_not_quantized,
     layer_options,
@@ -82,6 +86,7 @@ def convert(
         ValueError: the model, an option or the data is not usable; see `Config`, `plan`, `apply`.
     """
     config = _config(config, options)
+    _check_options(verbose)
     source = data.Source.of(representative_dataset)
     plan_ = plan(model, config, representative_dataset=source, verbose=verbose)
     if plan_.equalization:
@@ -115,6 +120,7 @@ def plan(
     Warns of data that look wrong: of another scale than the training data, by what batch norms
     know of those; all the same; fewer than 8 samples.
     """
+    _check_options(verbose)
     source = data.Source.of(representative_dataset)
     config = _config(config, options).resolve(with_data=source is not None)
     bits = config.activation_bits
@@ -223,13 +229,16 @@ def apply(
             fewer are used if their activations would take more than two GiB.
 
     Raises:
-        ValueError: the plan names a layer that the model does not have, or does not fit a kernel;
-            what codes of a kernel stand for is too large for float32;
-            it splits activations of which nobody could read or make copies; it needs data and
-            there are none, or they do not fit the model.
+        ValueError: the plan is not valid; it names a layer that the model does not have, or does
+            not fit a kernel, or a chain of channels to be scaled; it splits activations of which
+            nobody could read or make copies; a kernel or bias holds NaN or infinity, or what its
+            codes stand for is too large for float32; the plan needs data and there are none, or
+            they do not fit the model.
     """
     if not isinstance(plan, Plan):
         raise ValueError(f"`plan` must be an ocs_tf.Plan, but is a {type(plan).__name__}.")
+    plan = dataclasses.replace(plan)  # checked anew: what is in it may have been edited
+    _check_options(verbose, calibration_samples)
     source = data.Source.of(representative_dataset)
     graph = _read(model, plan.fold_batch_norm, source)
     check_not_quantized(graph)
@@ -245,7 +254,10 @@ def apply(
     bar = progress_bar(plan.layers.items(), "Quantizing", verbose)
     for name, layer_plan in bar:
         site = graph.kernels[name]
-        kernel, _ = site.weights()
+        kernel, bias = site.weights()
+        check_kernel(kernel, f"kernel of layer {name}")
+        if bias is not None:
+            check_finite(bias, f"bias of layer {name}")
         quantized, bias = compensate_blind(
             site,
             layer_plan,
@@ -355,6 +367,8 @@ def _check_fits(plan: Plan, graph: Graph) -> None:
                 f"the plan quantizes layer {name!r}, which `model` {graph.model.name!r} does not"
                 f" have; layers with a kernel: {', '.join(graph.kernels)}."
             )
+        _check_kernel_fits(plan.layers[name], graph.kernels[name])
+    check_scales(graph, plan.equalization)
     names = {node.layer.name for node in graph.nodes} - graph.folded
     inputs = {f"{name}:input" for name in graph.kernels}
     preactivations = {f"{name}:preactivation" for name in plan.layers}
@@ -365,6 +379,25 @@ def _check_fits(plan: Plan, graph: Graph) -> None:
                 " not have, or does not quantize."
             )
     _check_splits(plan, graph)
+
+
+def _check_kernel_fits(plan: LayerPlan, site: KernelSite) -> None:
+    *_, channels, outputs = site.shape
+    if isinstance(plan.threshold, list) and len(plan.threshold) != outputs:
+        raise ValueError(
+            f"the plan has {len(plan.threshold)} thresholds for {site.name!r}, which has {outputs}"
+            " output channels."
+        )
+    if not plan.copies:
+        return
+    if max(plan.copies) >= channels:
+        raise ValueError(
+            f"the plan splits channel {max(plan.copies)} of {site.name!r}, whose channels are 0 .."
+            f" {channels - 1}."
+        )
+    reason = site.adapter.why_not_split(site.layer)
+    if reason is not None:
+        raise ValueError(f"the plan splits channels of {site.name!r}, but {reason}.")
 
 
 def _check_splits(plan: Plan, graph: Graph) -> None:
@@ -380,6 +413,8 @@ def _check_splits(plan: Plan, graph: Graph) -> None:
         if isinstance(grid, OracleGrid) and not key.endswith(":input"):
             reason = "an oracle is for what single layers read (activation_scope='inputs')"
         channels = sites[key].tensors[0].shape[-1] if reason is None else 0
+        if isinstance(grid, OracleGrid) and reason is None and grid.count > channels:
+            reason = f"it has {channels} channels, which is less than {grid.count} copies"
         if isinstance(grid, ActivationGrid) and reason is None and max(grid.copies) >= channels:
             reason = f"it has {channels} channels, so not all of the copies {list(grid.copies)}"
         if reason is not None:
@@ -414,6 +449,12 @@ def _compile_like(model: keras.Model, result: keras.Model) -> None:
             f" {model.name!r} cannot be copied ({error}); call compile() on it before evaluate().",
             stacklevel=4,
         )
+
+
+def _check_options(verbose: Any, samples: Any = None) -> None:
+    check_switch("verbose", verbose)
+    if samples is not None:
+        check_count("calibration_samples", samples)
 
 
 def _config(config: Config | None, options: dict[str, Any]) -> Config:

@@ -14,6 +14,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ocs_tf"
 FLOORS = (
     ("process", "progress", "writing"),
     ("numerics", "kernels", "closeness"),
+    ("documents",),
     ("config", "layers", "tflite"),
     ("graph",),
     ("data", "calibration"),
@@ -79,7 +80,7 @@ def test_no_circle_within_a_room() -> None:
         graph = {name: needs for name, needs in graph.items() if name not in free}
 
 
-@pytest.mark.parametrize("room", ["numerics", "config", "kernels"])
+@pytest.mark.parametrize("room", ["numerics", "documents", "config", "kernels"])
 def test_the_arithmetic_knows_no_framework(room: str) -> None:
     for path in (path for path in MODULES if room_of(path) == room):
         frameworks = {name.split(".")[0] for name in imported_modules(path)} & FRAMEWORKS

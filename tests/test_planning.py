@@ -218,10 +218,9 @@ def test_a_badly_edited_plan(change: dict[str, Any], message: str, model: keras.
     ("layer_plan", "message"),
     [
         (LayerPlan(4, [1.0, 2.0]), "plan has 2 thresholds for 'middle', which has 20"),
-        (LayerPlan(4, 1.0, [10]), r"channel outside 0 \.\. 9"),
-        (LayerPlan(4, -1.0), r"`threshold` \(=-1.0\) must be finite and not negative"),
+        (LayerPlan(4, 1.0, [10]), r"splits channel 10 of 'middle', whose channels are 0 \.\. 9"),
     ],
-    ids=["thresholds", "copies", "negative"],
+    ids=["thresholds", "copies"],
 )
 def test_a_plan_that_does_not_fit(layer_plan: LayerPlan, message: str, model: keras.Model) -> None:
     with pytest.raises(ValueError, match=message):

@@ -48,6 +48,7 @@ from ocs_tf.graph.copies import clone_layer
 from ocs_tf.graph.flat import flat
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.rewrite import clone
+from ocs_tf.layers.checks import check_floats, check_grid, of_layer
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
 from ocs_tf.numerics.activation_splitting import copy_parts, repeat_inputs, split_outputs
 from ocs_tf.numerics.grid import code_limit
@@ -129,8 +130,9 @@ def lower(
         batch_size: of the inputs; `None` leaves it open.
 
     Raises:
-        ValueError: `model` holds no quantized layer, or a `channels_first` one; or it splits
-            activations where the form has no way to make the copies.
+        ValueError: `model` holds no quantized layer, or a `channels_first` one, or one whose
+            options or weights are not those of a quantized layer; or it splits activations where
+            the form has no way to make the copies.
     """
     return _Lowering(model, form, merge_copies, batch_size).run()
 
@@ -181,6 +183,8 @@ class _Lowering:
         return Lowered(flat(model), self.kernels, self.grids, self.notes)
 
     def _check(self) -> None:
+        for node in self.graph.nodes:
+            self._check_stored(layers.unwrapped(node.layer), node.layer)
         quantized = [n.layer for n in self.graph.nodes if isinstance(n.layer, layers.KernelLayer)]
         if not quantized and not any(self._inside(node.layer) for node in self.graph.nodes):
             raise ValueError(
@@ -207,6 +211,20 @@ class _Lowering:
                     " integers. Convert with activation_scope='all' or activation_expand_ratio=0,"
                     " or export with target='packed'."
                 )
+
+    def _check_stored(self, layer: Any, wrapper: Any) -> None:
+        """Refuse what no conversion makes, from a damaged file or of weights that were set."""
+        with of_layer(layer.name):
+            if isinstance(wrapper, (layers.FakeQuantize, layers.QuantizedOutput)):
+                check_grid("grid", wrapper.grid)
+            inside = self._inside(layer)
+            for path, stored in inside.items():
+                with of_layer(path):
+                    stored.check_state()
+            if inside:
+                check_floats(layer)
+        if isinstance(layer, layers.KernelLayer):
+            layer.check_state()
 
     def _check_length(self, layer: Any) -> None:
         if not (self.form.integer and self._inside(layer)):

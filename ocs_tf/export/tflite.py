@@ -32,6 +32,7 @@ from ocs_tf.graph.flat import flat
 from ocs_tf.graph.parts import describe
 from ocs_tf.kernels import NativeLibraryError
 from ocs_tf.numerics import ActivationGrid
+from ocs_tf.numerics.checks import check_choice, check_switch
 from ocs_tf.process import quiet, restores_state
 from ocs_tf.writing import exists, write
 
@@ -165,6 +166,15 @@ def export_tflite(
             left behind.
     """
     path = pathlib.Path(path)
+    for name, value in (
+        ("dynamic_batch", dynamic_batch),
+        ("merge_copies", merge_copies),
+        ("fused_dense", fused_dense),
+        ("strict", strict),
+        ("overwrite", overwrite),
+        ("verify", verify),
+    ):
+        check_switch(name, value)
     _check(path, target, activations, io_dtype, fused_dense, overwrite)
     batch_size = None if dynamic_batch else 1
     source = data.Source.of(representative_dataset)
@@ -266,8 +276,7 @@ def _check(
         ("activations", activations, _ACTIVATIONS),
         ("io_dtype", io_dtype, IO_DTYPES),
     ):
-        if value not in choices:
-            raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(choices)}.")
+        check_choice(name, value, choices)
     if activations != "auto" and target not in ("int8", "int4"):
         raise ValueError(
             f"`activations` (={activations!r}) is a choice of targets 'int8' and 'int4', not of"
@@ -299,7 +308,7 @@ def _grids(model: keras.Model) -> Iterator[tuple[str, ActivationGrid]]:
     for layer in model._flatten_layers():
         for attribute in ("grid", "output_grid", "preactivation_grid"):
             grid = getattr(layer, attribute, None)
-            if grid is not None:
+            if isinstance(grid, ActivationGrid):
                 yield layer.name, grid
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from ocs_tf import layers
 from ocs_tf.graph import adapters
 from ocs_tf.graph.adapters import KernelAdapter
+from ocs_tf.layers.attention import PROJECTIONS
 from ocs_tf.layers.recurrent import CELL_KERNELS
 from ocs_tf.numerics import QuantizedKernel
 
@@ -41,7 +42,6 @@ _RNN_OPTIONS = (
     "unroll",
     "zero_output_for_mask",
 )
-_PROJECTIONS = ("query", "key", "value", "attention_output", "gate")
 COMPOSITES: tuple[type, ...] = (
     *_RECURRENT[:-1],
     _LAYERS.Bidirectional,
@@ -254,7 +254,7 @@ def _children(layer: Any) -> dict[str, Any]:
 
 
 def _projections(layer: Any) -> dict[str, Any]:
-    found = {name: getattr(layer, f"_{_attribute(name)}_dense", None) for name in _PROJECTIONS}
+    found = {name: getattr(layer, f"_{_attribute(name)}_dense", None) for name in PROJECTIONS}
     return {name: projection for name, projection in found.items() if projection is not None}
 
 

@@ -151,6 +151,14 @@ def equalized(graph: Graph, scales: Mapping[str, Any]) -> keras.Model:
     return model
 
 
+def check_scales(graph: Graph, scales: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if `scales` are not those of chains of the model."""
+    if scales:
+        known = chains(graph)
+        for name, values in scales.items():
+            _checked(graph, known, name, values)
+
+
 def _scaled_weights(
     layer: Any, made: NDArray[np.float64] | None, read: NDArray[np.float64] | None
 ) -> list[NDArray[np.float32]]:

@@ -7,11 +7,14 @@ from typing import Any
 
 import keras
 
+from ocs_tf.layers.checks import FromConfig, of_layer, options_by_name
 from ocs_tf.layers.dense import QuantizedEinsumDense
 from ocs_tf.layers.quantizers import PACKAGE
 
+PROJECTIONS = ("query", "key", "value", "attention_output", "gate")
 
-class QuantizedAttention(keras.layers.Layer):
+
+class QuantizedAttention(FromConfig, keras.layers.Layer):
     """Mixed into a Keras attention class, in front of it, to give it quantized projections.
 
     Activations inside of the layer stay in float.
@@ -20,11 +23,15 @@ class QuantizedAttention(keras.layers.Layer):
         kernels: by name of a projection (`"query"`, `"key"`, `"value"`, `"attention_output"`, with
             `use_gate` also `"gate"`), the options of a `KernelLayer`. A projection without options
             stays in float.
+
+    Raises:
+        ValueError: `kernels` has another name, or an option is out of range.
     """
 
     def __init__(self, *args: Any, kernels: Mapping[str, Mapping[str, Any]], **kwargs: Any) -> None:
         # Set first: attributes are looked at from here on.
-        self.kernel_options = {name: dict(options) for name, options in kernels.items()}
+        with of_layer(str(kwargs.get("name"))):
+            self.kernel_options = options_by_name(kernels, PROJECTIONS)
         super().__init__(*args, **{**kwargs, "trainable": False})
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -91,6 +91,8 @@ class QuantizedConv3DTranspose(_Transposed, keras.layers.Conv3DTranspose):
 class _Depthwise(KernelLayer):
     """A depthwise convolution, never split; its codes are `[..., C, M]` for M outputs a channel."""
 
+    may_split = False
+
     def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
         return *self.kernel_size, _channels(self, input_shape), self.depth_multiplier
 

@@ -54,6 +54,7 @@ class QuantizedEmbedding(KernelLayer, keras.layers.Embedding):
     """`keras.layers.Embedding` with a quantized table; see `KernelLayer`."""
 
     use_bias = False
+    may_split = False
 
     def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
         return self.input_dim, self.output_dim

@@ -16,8 +16,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from ocs_tf.layers.checks import (
+    FromConfig,
+    check_copies_of,
+    check_floats,
+    check_grid,
+    kernel_options,
+    of_layer,
+)
 from ocs_tf.layers.quantizers import (
-    as_grid,
     exact_float32,
     fake_quantize,
     grid_config,
@@ -29,17 +36,18 @@ from ocs_tf.layers.stored import (
     add_weight,
     assign_kernel,
     effective_codes,
+    load_kernel,
     quantized_kernel,
 )
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
+from ocs_tf.numerics.checks import check_switch
 
+_GRIDS = ("input_grid", "output_grid", "preactivation_grid")
 QUANTIZATION_OPTIONS = (
     "weight_bits",
     "granularity",
     "copies",
-    "input_grid",
-    "output_grid",
-    "preactivation_grid",
+    *_GRIDS,
     "kernel_sqnr_db",
     "equalized",
 )
@@ -48,7 +56,7 @@ _MODERATE = 2.0**20
 _LARGEST_POWER = 2.0**127  # of float32
 
 
-class KernelLayer(keras.layers.Layer):
+class KernelLayer(FromConfig, keras.layers.Layer):
     """Mixed into a Keras layer class, in front of it, to give it a quantized kernel.
 
     Arguments (besides those of the Keras layer, all keyword only):
@@ -65,7 +73,12 @@ class KernelLayer(keras.layers.Layer):
 
     Weights, none trainable: `codes` int8 in the kernel's layout with `copies` more input channels;
     `scale` float32, `()` or `[F]`; `channel_map` int32 `[C']` if there are copies; `bias` float32.
+
+    Raises:
+        ValueError: an argument is out of range. Weights that are loaded are checked, too.
     """
+
+    may_split = True  # input channels
 
     def __init__(
         self,
@@ -84,11 +97,42 @@ class KernelLayer(keras.layers.Layer):
         self.weight_bits = weight_bits
         self.granularity = granularity
         self.copies = copies
-        self.input_grid = as_grid(input_grid)
-        self.output_grid = as_grid(output_grid)
-        self.preactivation_grid = as_grid(preactivation_grid)
+        self.input_grid: Any = input_grid
+        self.output_grid: Any = output_grid
+        self.preactivation_grid: Any = preactivation_grid
         self.kernel_sqnr_db = kernel_sqnr_db
         self.equalized = equalized
+        self.check_config()
+
+    def check_config(self) -> None:
+        """Bring the options into their usual form.
+
+        Raises:
+            ValueError: one of them is out of range.
+        """
+        with of_layer(self.name):
+            options = {name: getattr(self, name) for name in QUANTIZATION_OPTIONS}
+            grids = {name: options.pop(name) for name in _GRIDS}
+            self.equalized = check_switch("equalized", options.pop("equalized"))
+            for name, value in kernel_options(**options).items():
+                setattr(self, name, value)
+            for name, grid in grids.items():
+                setattr(self, name, None if grid is None else check_grid(name, grid))
+            if self.copies and not self.may_split:
+                raise ValueError(f"`copies` (={self.copies}) must be 0: it cannot be split.")
+
+    def check_state(self) -> None:
+        """Look at options and weights again; the layer must be built.
+
+        Raises:
+            ValueError: they are not those of a quantized kernel.
+        """
+        self.check_config()
+        self.quantized_kernel()
+        with of_layer(self.name):
+            check_floats(self)
+            for name in ("output_grid", "preactivation_grid"):
+                check_copies_of(name, getattr(self, name), self.output_channels)
 
     def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
         """Shape of the unexpanded codes `[..., C, F]`: input channels on axis -2."""
@@ -103,8 +147,14 @@ class KernelLayer(keras.layers.Layer):
         return kernel_shape[-1]
 
     def build(self, input_shape: Any) -> None:
-        shape = self.kernel_shape(input_shape)
-        self.output_channels = self.count_outputs(shape)
+        try:
+            shape = self.kernel_shape(input_shape)
+            self.output_channels = self.count_outputs(shape)
+        except Exception as error:  # options that Keras looks at later, or not at all
+            raise ValueError(
+                f"layer {self.name!r}: its options give no kernel for inputs of shape"
+                f" {tuple(input_shape)}: {error}"
+            ) from error
         add_kernel(self, shape, self.output_channels)
         has_bias = self.use_bias
         self.bias = (
@@ -185,13 +235,20 @@ class KernelLayer(keras.layers.Layer):
         return values
 
     def quantized_kernel(self) -> QuantizedKernel:
-        """The stored kernel as NumPy arrays, in the layout of `codes`."""
+        """The stored kernel as NumPy arrays, in the layout of `codes`.
+
+        Raises:
+            ValueError: what is stored is not a quantized kernel.
+        """
         return quantized_kernel(self)
 
     def assign(self, kernel: QuantizedKernel, bias: np.ndarray | None) -> None:
         """Store `kernel` (in the layout of `codes`) and `bias`; the layer must be built.
 
         Where the input's grid is known, the bias is rounded to the step of the integer sums.
+
+        Raises:
+            ValueError: the layer cannot hold the kernel.
         """
         assign_kernel(self, kernel)
         if self.bias is not None:
@@ -206,7 +263,7 @@ class KernelLayer(keras.layers.Layer):
         keras.layers.Layer.save_own_variables(self, store)
 
     def load_own_variables(self, store: Any) -> None:
-        keras.layers.Layer.load_own_variables(self, store)
+        load_kernel(self, store)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -9,7 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from ocs_tf.layers.checks import FromConfig, check_grid, of_layer
 from ocs_tf.numerics import ActivationGrid, OracleGrid, code_limit
+from ocs_tf.numerics.checks import check_counts
 
 PACKAGE = "ocs_tf"
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -65,19 +67,17 @@ def grid_config(grid: ActivationGrid | None) -> dict[str, Any] | None:
     return None if grid is None else grid.to_dict()
 
 
-def as_grid(grid: ActivationGrid | dict[str, Any] | None) -> ActivationGrid | None:
-    """The inverse of `grid_config`; a grid passes through."""
-    return ActivationGrid(**grid) if isinstance(grid, dict) else grid
-
-
 @keras.saving.register_keras_serializable(PACKAGE)
-class FakeQuantize(keras.layers.Layer):
+class FakeQuantize(FromConfig, keras.layers.Layer):
     """Rounds its input to an activation grid and back: `(clip(round(x/s) + z) - z) * s`.
 
     Arguments:
         grid: the `numerics.ActivationGrid`, or its `to_dict()`.
         coarse_parts: how many codes the parts of the input span that span few, by the name of the
             layer that makes them; for reports.
+
+    Raises:
+        ValueError: an argument is of another type or out of range.
     """
 
     def __init__(
@@ -88,8 +88,9 @@ class FakeQuantize(keras.layers.Layer):
     ) -> None:
         kwargs["trainable"] = False
         super().__init__(**kwargs)
-        self.grid = ActivationGrid(**grid) if isinstance(grid, dict) else grid
-        self.coarse_parts = dict(coarse_parts or {})
+        with of_layer(self.name):
+            self.grid: ActivationGrid = check_grid("grid", grid)
+            self.coarse_parts = check_counts("coarse_parts", coarse_parts or {})
         self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:
@@ -104,7 +105,7 @@ class FakeQuantize(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class QuantizedOutput(keras.layers.Wrapper):
+class QuantizedOutput(FromConfig, keras.layers.Wrapper):
     """A layer without a quantized kernel whose output is rounded to an activation grid.
 
     It carries the wrapped layer's name, so that a converted model keeps its layer and output names.
@@ -113,6 +114,9 @@ class QuantizedOutput(keras.layers.Wrapper):
         layer: the wrapped Keras layer, with one output.
         grid: the `numerics.ActivationGrid` of the output, or its `to_dict()`.
         coarse_parts: as in `FakeQuantize`.
+
+    Raises:
+        ValueError: an argument is of another type or out of range.
     """
 
     def __init__(
@@ -123,12 +127,16 @@ class QuantizedOutput(keras.layers.Wrapper):
         **kwargs: Any,
     ) -> None:
         super().__init__(layer, **kwargs)
-        self.grid = ActivationGrid(**grid) if isinstance(grid, dict) else grid
-        self.coarse_parts = dict(coarse_parts or {})
+        with of_layer(self.name):
+            self.grid: ActivationGrid = check_grid("grid", grid)
+            self.coarse_parts = check_counts("coarse_parts", coarse_parts or {})
         self.supports_masking = layer.supports_masking
 
     def call(self, inputs: Any) -> Any:
-        return fake_quantize(self.layer(inputs), self.grid)
+        outputs = self.layer(inputs)
+        if isinstance(outputs, (list, tuple, dict)):
+            raise ValueError(f"layer {self.name!r} has several outputs, and one grid.")
+        return fake_quantize(outputs, self.grid)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
@@ -139,19 +147,23 @@ class QuantizedOutput(keras.layers.Wrapper):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class OracleQuantize(keras.layers.Layer):
+class OracleQuantize(FromConfig, keras.layers.Layer):
     """Rounds each batch to a grid of its own, with the channels split that need it most.
 
     For simulation only; see `numerics.OracleGrid`. Channels are on the last axis.
 
     Arguments:
         grid: the `OracleGrid`, or its `to_dict()`.
+
+    Raises:
+        ValueError: `grid` is neither.
     """
 
     def __init__(self, grid: OracleGrid | dict[str, Any], **kwargs: Any) -> None:
         kwargs["trainable"] = False
         super().__init__(**kwargs)
-        self.grid = OracleGrid(**grid) if isinstance(grid, dict) else grid
+        with of_layer(self.name):
+            self.grid: OracleGrid = check_grid("grid", grid, OracleGrid)
         self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:

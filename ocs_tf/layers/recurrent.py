@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from ocs_tf.layers.checks import FromConfig, check_floats, of_layer, options_by_name
 from ocs_tf.layers.quantizers import PACKAGE
 from ocs_tf.layers.stored import StoredKernel
 
@@ -37,12 +38,15 @@ def _kernel(name: str) -> Any:
     return property(get, put, doc="The effective kernel, a float tensor.")
 
 
-class QuantizedCell(keras.layers.Layer):
+class QuantizedCell(FromConfig, keras.layers.Layer):
     """Mixed into a Keras cell class, in front of it, to give it quantized kernels.
 
     Arguments (besides those of the Keras cell, keyword only):
         kernels: by name (`"kernel"`, `"recurrent_kernel"`), the options of a `StoredKernel`. A
             kernel without options is a float weight.
+
+    Raises:
+        ValueError: `kernels` has another name, or an option is out of range.
     """
 
     kernel = _kernel("kernel")
@@ -50,7 +54,8 @@ class QuantizedCell(keras.layers.Layer):
 
     def __init__(self, *args: Any, kernels: Mapping[str, Mapping[str, Any]], **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "trainable": False})
-        self.kernel_options = {name: dict(options) for name, options in kernels.items()}
+        with of_layer(self.name):
+            self.kernel_options = options_by_name(kernels, CELL_KERNELS)
         self.unpacked_kernels: dict[str, Any] = {}
 
     def add_weight(self, *args: Any, **kwargs: Any) -> Any:
@@ -78,6 +83,11 @@ class QuantizedCell(keras.layers.Layer):
         finally:
             self.unpacked_kernels.clear()
 
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables(store)
+        with of_layer(self.name):
+            check_floats(self)
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "kernels": self.kernel_options}
 
@@ -98,7 +108,7 @@ class QuantizedSimpleRNNCell(QuantizedCell, keras.layers.SimpleRNNCell):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class QuantizedRNN(keras.layers.RNN):
+class QuantizedRNN(FromConfig, keras.layers.RNN):
     """`keras.layers.RNN` over quantized cells: what a quantized LSTM, GRU or SimpleRNN becomes."""
 
     def inner_loop(self, *args: Any, **kwargs: Any) -> Any:

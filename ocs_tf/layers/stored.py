@@ -14,8 +14,17 @@ import keras
 import numpy as np
 from keras import ops
 
+from ocs_tf.layers.checks import (
+    FromConfig,
+    check_file,
+    check_floats,
+    check_kernel,
+    kernel_options,
+    of_layer,
+)
 from ocs_tf.layers.quantizers import PACKAGE
 from ocs_tf.numerics import QuantizedKernel
+from ocs_tf.numerics.checks import LARGEST_INT32, check_integer, shown
 
 
 def add_weight(layer: Any, name: str, shape: Any, dtype: str, initializer: str = "zeros") -> Any:
@@ -53,18 +62,45 @@ def effective_codes(codes: Any, channel_map: Any, copies: int) -> Any:
 
 
 def quantized_kernel(layer: Any) -> QuantizedKernel:
-    """What `layer` stores, as NumPy arrays."""
+    """What `layer` stores, as NumPy arrays.
+
+    Raises:
+        ValueError: it is not a quantized kernel: weights were set, or loaded from a bad file.
+    """
     if layer.channel_map is None:
         mapping = np.arange(layer.codes.shape[-2], dtype=np.int32)
     else:
         mapping = np.asarray(layer.channel_map)
-    return QuantizedKernel(
+    kernel = QuantizedKernel(
         np.asarray(layer.codes), np.asarray(layer.scale), mapping, layer.weight_bits
     )
+    with of_layer(layer.name):
+        check_kernel(layer, kernel)
+    return kernel
+
+
+def load_kernel(layer: Any, store: Any) -> None:
+    """Load the weights of `layer` from `store`, as Keras does, but check them.
+
+    Raises:
+        ValueError: they are not what a layer of this configuration stores.
+    """
+    with of_layer(layer.name):
+        check_file(layer, store)
+    keras.layers.Layer.load_own_variables(layer, store)
+    quantized_kernel(layer)
+    with of_layer(layer.name):
+        check_floats(layer)
 
 
 def assign_kernel(layer: Any, kernel: QuantizedKernel) -> None:
-    """Store `kernel` in `layer`."""
+    """Store `kernel` in `layer`.
+
+    Raises:
+        ValueError: the layer cannot hold it.
+    """
+    with of_layer(layer.name):
+        check_kernel(layer, kernel)
     layer.codes.assign(kernel.codes)
     layer.scale.assign(kernel.scale)
     if layer.channel_map is not None:
@@ -72,7 +108,7 @@ def assign_kernel(layer: Any, kernel: QuantizedKernel) -> None:
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class StoredKernel(keras.layers.Layer):
+class StoredKernel(FromConfig, keras.layers.Layer):
     """A quantized kernel by itself, for layers that have several.
 
     Arguments:
@@ -91,11 +127,20 @@ class StoredKernel(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**{**kwargs, "trainable": False})
-        self.shape = tuple(shape)
-        self.weight_bits = weight_bits
-        self.granularity = granularity
-        self.copies = copies
-        self.kernel_sqnr_db = kernel_sqnr_db
+        with of_layer(self.name):
+            if not isinstance(shape, (list, tuple)) or len(shape) != 2:
+                raise ValueError(f"`shape` (={shown(shape)}) must be two integers.")
+            self.shape = tuple(check_integer("shape", n, 1, LARGEST_INT32) for n in shape)
+            options = kernel_options(
+                weight_bits=weight_bits,
+                granularity=granularity,
+                copies=copies,
+                kernel_sqnr_db=kernel_sqnr_db,
+            )
+        self.weight_bits: int = options["weight_bits"]
+        self.granularity: str = options["granularity"]
+        self.copies: int = options["copies"]
+        self.kernel_sqnr_db: float | None = options["kernel_sqnr_db"]
 
     def build(self, input_shape: Any = None) -> None:
         add_kernel(self, self.shape, self.shape[-1])
@@ -110,9 +155,20 @@ class StoredKernel(keras.layers.Layer):
         """The stored kernel as NumPy arrays."""
         return quantized_kernel(self)
 
+    def check_state(self) -> None:
+        """Raise `ValueError` if options and weights are not those of a quantized kernel."""
+        quantized_kernel(self)
+
     def assign(self, kernel: QuantizedKernel) -> None:
-        """Store `kernel`; the layer must be built."""
+        """Store `kernel`; the layer must be built.
+
+        Raises:
+            ValueError: it is not one that the layer can hold.
+        """
         assign_kernel(self, kernel)
+
+    def load_own_variables(self, store: Any) -> None:
+        load_kernel(self, store)
 
     def get_config(self) -> dict[str, Any]:
         return {

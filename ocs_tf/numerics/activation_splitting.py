@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ocs_tf.numerics.checks import check_integer, check_switch
 from ocs_tf.numerics.grid import ActivationGrid, check_bits, code_counts
 from ocs_tf.numerics.kernel import QuantizedKernel
 
@@ -55,8 +56,8 @@ class OracleGrid:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", check_bits(self.bits))
-        if not isinstance(self.count, (int, np.integer)) or self.count < 0:
-            raise ValueError(f"`count` (={self.count!r}) must be an integer from 0.")
+        object.__setattr__(self, "count", check_integer("count", self.count, 0))
+        object.__setattr__(self, "symmetric", check_switch("symmetric", self.symmetric))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; `OracleGrid(**grid.to_dict())` is the grid again."""

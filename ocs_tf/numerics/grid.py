@@ -11,11 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from ocs_tf.numerics.checks import (
+    LARGEST_INT32,
+    check_integer,
+    check_switch,
+    is_integer,
+    is_number,
+    shown,
+)
 
 MIN_BITS, MAX_BITS = 2, 16
 # Below this a float32 step would be denormal, and its reciprocal infinite.
@@ -38,10 +47,7 @@ def check_bits(
     bits: int, name: str = "bits", smallest: int = MIN_BITS, largest: int = MAX_BITS
 ) -> int:
     """Return `bits` if it is an integer in `smallest .. largest`, else raise `ValueError`."""
-    integral = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
-    if not integral or not smallest <= bits <= largest:
-        raise ValueError(f"`{name}` (={bits!r}) must be an integer from {smallest} to {largest}.")
-    return int(bits)
+    return check_integer(name, bits, smallest, largest)
 
 
 def code_limit(bits: int) -> int:
@@ -120,13 +126,48 @@ def fake_quantize(values: ArrayLike, step: ArrayLike, bits: int) -> NDArray[np.f
     return dequantize(quantize(values, step, bits), step)
 
 
-def check_copies(copies: Iterable[Any]) -> tuple[int, ...]:
+def check_copies(copies: Any) -> tuple[int, ...]:
     """`copies` as a tuple of channel numbers, else `ValueError`."""
-    given = tuple(copies)
-    whole = all(isinstance(c, (int, np.integer)) and not isinstance(c, bool) for c in given)
-    if not whole or min(given, default=0) < 0:
-        raise ValueError(f"`copies` (={given!r}) must be channel numbers: integers from 0.")
+    given = tuple(copies) if isinstance(copies, (list, tuple, np.ndarray)) else (None,)
+    if not all(is_integer(c) and 0 <= c <= LARGEST_INT32 for c in given):
+        raise ValueError(
+            f"`copies` (={shown(copies)}) must be channel numbers: integers from 0 to"
+            f" {LARGEST_INT32}."
+        )
     return tuple(int(c) for c in given)
+
+
+def smallest_threshold(bits: int) -> float:
+    """The smallest clip threshold but 0 whose step is a normal float32."""
+    return _SMALLEST_STEP * code_limit(bits)
+
+
+def check_threshold(threshold: Any, bits: int, power_of_two: bool = False) -> float | list[float]:
+    """A clip threshold, or a list of one per output channel, as plain numbers.
+
+    Raises:
+        ValueError: it holds something else than numbers, or none; or one of them is negative, NaN,
+            infinite, or not 0 and has no step that is a normal float32.
+    """
+    several = isinstance(threshold, (list, tuple)) or np.ndim(threshold) == 1
+    values = list(threshold) if several else [threshold]
+    if not values or not all(map(is_number, values)):
+        raise ValueError(
+            f"`threshold` (={shown(threshold)}) must be a number, or a list of one per output"
+            " channel."
+        )
+    for value in values:
+        if not 0 <= value < np.inf:
+            raise ValueError(f"`threshold` (={shown(value)}) must be finite and not negative.")
+        if 0 < value < smallest_threshold(bits) or value > _LARGEST_STEP * code_limit(bits):
+            raise ValueError(
+                f"`threshold` (={shown(value)}) must be 0, or from {smallest_threshold(bits):.4g}"
+                f" to {_LARGEST_STEP * code_limit(bits):.4g} at {bits} bits, so that the step is a"
+                " normal float32."
+            )
+    plain = [float(value) for value in values]
+    symmetric_step(plain, bits, power_of_two)  # rounded up to a power of two, it may be too large
+    return plain if several else plain[0]
 
 
 def code_counts(copies: Sequence[int], channels: int) -> NDArray[np.int64]:
@@ -170,13 +211,17 @@ class ActivationGrid:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", check_bits(self.bits))
-        if not _SMALLEST_STEP <= self.scale <= _LARGEST_STEP:
-            raise ValueError(f"`scale` (={self.scale!r}) must be finite and positive, in float32.")
-        object.__setattr__(self, "scale", float(np.float32(self.scale)))
-        low, high = (0, 0) if self.symmetric else (self.code_min, self.code_max)
-        if not (low <= self.zero_point <= high and self.zero_point == int(self.zero_point)):
+        if not (is_number(self.scale) and _SMALLEST_STEP <= self.scale <= _LARGEST_STEP):
             raise ValueError(
-                f"`zero_point` (={self.zero_point!r}) must be an integer from {low} to {high}."
+                f"`scale` (={shown(self.scale)}) must be finite and positive, in float32."
+            )
+        object.__setattr__(self, "scale", float(np.float32(self.scale)))
+        object.__setattr__(self, "symmetric", check_switch("symmetric", self.symmetric))
+        low, high = (0, 0) if self.symmetric else (self.code_min, self.code_max)
+        zero = self.zero_point
+        if not (is_number(zero) and low <= zero <= high and zero == int(zero)):
+            raise ValueError(
+                f"`zero_point` (={shown(zero)}) must be an integer from {low} to {high}."
             )
         object.__setattr__(self, "zero_point", int(self.zero_point))
         object.__setattr__(self, "copies", check_copies(self.copies))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ocs_tf.numerics import clipping, grid, search, splitting
+from ocs_tf.numerics.checks import check_switch
 
 MAX_WEIGHT_BITS = 8
 WEIGHT_CLIPS = (*clipping.CLIP_METHODS, "joint")
@@ -113,6 +114,9 @@ def quantize_kernel(
             holds NaN or infinity (the message says where).
     """
     kernel = check_kernel(kernel)
+    power_of_two = check_switch("power_of_two", power_of_two)
+    quantization_aware = check_switch("quantization_aware", quantization_aware)
+    full_range = check_switch("full_range", full_range)
     count = splitting.copy_count(expand_ratio, kernel.shape[-2])
     threshold, channels = choose_splits(
         kernel,

@@ -267,8 +267,11 @@ def test_activations_that_int8_cannot_hold_are_refused(bits, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "int7"}, r"`target` \(='int7'\) must be one of int8, int4, packed, float"),
-        ({"io_dtype": "uint8"}, r"`io_dtype` \(='uint8'\) must be one of int8, float32"),
+        (
+            {"target": "int7"},
+            r"`target` \(='int7'\) must be one of 'int8', 'int4', 'packed', 'float'",
+        ),
+        ({"io_dtype": "uint8"}, r"`io_dtype` \(='uint8'\) must be one of 'int8', 'float32'"),
     ],
     ids=["target", "io_dtype"],
 )
