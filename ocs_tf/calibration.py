@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ocs_tf.numerics import clip_threshold
 from ocs_tf.numerics.grid import code_counts
+from ocs_tf.process import no_tracing_warnings
 
 HALF_BINS = 1024
 _LEAST_EXPONENT = -148
@@ -272,7 +273,8 @@ def observe(
     for batch in batches:
         # Called, not predicted: TensorFlow's graph optimizer (oneDNN, 2.21) crashes the process on
         # some networks without batch norms when it is asked for what lies between their layers.
-        outputs = observer(list(batch), training=False)
+        with no_tracing_warnings():
+            outputs = observer(list(batch), training=False)
         yield [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
 
 

@@ -16,7 +16,7 @@ from ocs_tf.graph.flat import flat
 from ocs_tf.graph.parts import output_parts
 from ocs_tf.graph.reader import Graph
 from ocs_tf.kernels import NativeLibraryError
-from ocs_tf.process import quiet, restores_state
+from ocs_tf.process import no_tracing_warnings, quiet, restores_state
 
 Array = NDArray[Any]
 
@@ -142,13 +142,21 @@ def _outputs(model: Any, arrays: Sequence[Array]) -> list[Array]:
 
 
 def _predicted(model: Any, arrays: list[Array]) -> list[Array]:
-    outputs = model.predict_on_batch(arrays if len(arrays) > 1 else arrays[0])
+    if isinstance(model, TFLiteModel):
+        outputs = model.predict_on_batch(arrays)
+    else:
+        # Not traced: within functions TensorFlow does not take every name of a layer.
+        with no_tracing_warnings():
+            outputs = model(arrays, training=False)
     return [np.asarray(output) for output in keras.tree.flatten(outputs)]
 
 
 def _with_names(model: Any) -> Any:
-    """`model`, as a functional one if it is from Keras: others have no output names."""
-    return model if isinstance(model, TFLiteModel) else flat(model)
+    """`model`, as a functional one that takes a list if it is from Keras."""
+    if isinstance(model, TFLiteModel):
+        return model
+    functional = flat(model)  # others have no output names
+    return keras.Model(functional.inputs, functional.outputs)
 
 
 def _input_names(model: Any) -> list[str]:

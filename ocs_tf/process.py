@@ -164,6 +164,23 @@ _less_logging = _Shared(_errors_only)
 
 
 @contextlib.contextmanager
+def _tracing_unsaid() -> Iterator[None]:
+    def is_other(record: logging.LogRecord) -> bool:
+        return "triggered tf.function retracing" not in record.getMessage()
+
+    logger = logging.getLogger("tensorflow")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+# Keras makes a function of each call of a grouped convolution; TensorFlow warns of the fifth.
+no_tracing_warnings = _Shared(_tracing_unsaid)
+
+
+@contextlib.contextmanager
 def held_stderr(mistakes: tuple[type[BaseException], ...]) -> Iterator[None]:
     """Keep what C++ libraries write to file descriptor 2 from the user, unless there is a bug.
 

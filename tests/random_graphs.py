@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,7 +16,28 @@ from keras import layers, ops
 SAMPLES = 12
 LARGEST = 96  # numbers in a sample of a tensor
 MOST_OUTPUTS = 3
-VOCABULARY = 7
+TABLES = (7, 300)  # rows; 300 are more than 8 bits tell apart
+WIDE = (100.0, 300.0, 1000.0)
+# Names that are no identifiers, are keywords, differ in case only, or become the same identifier.
+NAMES = (
+    "in",
+    "class",
+    "my layer",
+    "a:b",
+    "a b",
+    "a_b",
+    "d,e",
+    "d(1)",
+    "größe",
+    "_hidden",
+    "In",
+    "a;b",
+    "1st",
+    "x[0]",
+    "%s",
+    "層",
+)
+INPUT_NAMES = ("in0", "in1", "z", "b", "a", "in10", "in2", *NAMES)
 _KERNELS = ("kernel", "depthwise_kernel", "embeddings")
 ACTIVATIONS = (None, "relu", "relu6", "sigmoid", "tanh", "softmax", "leaky_relu")
 MORE_ACTIVATIONS = ("gelu", "silu", "elu", "hard_sigmoid", "hard_silu", "softplus", "selu")
@@ -36,7 +57,11 @@ class Drawn:
     def outputs(self, model: keras.Model | None = None) -> list[np.ndarray]:
         """Of another model on the inputs of this one."""
         model = model or self.model
-        found = model.predict_on_batch([self.inputs[t.name] for t in self.model.inputs])
+        given: Any = [self.inputs[t.name] for t in self.model.inputs]
+        if isinstance(model.input, dict):
+            given = self.inputs
+        # Not traced: TensorFlow takes some names of layers only outside of functions.
+        found = model(given, training=False)
         return [np.asarray(value) for value in keras.tree.flatten(found)]
 
 
@@ -45,19 +70,26 @@ def models(draw: Any, steps: int = 6) -> Drawn:
     """Functional models of up to `steps` steps, with random weights."""
     source = _Source(draw)
     body = _Body(source, depth=0)
-    for index in range(draw(st.integers(1, 2))):
-        body.tensors.append(body.input(index))
+    for _ in range(draw(st.sampled_from((1, 2, 2, 3)))):
+        body.tensors.append(body.input())
     for _ in range(draw(st.integers(2, steps))):
         body.step()
     weights = [weight for name in source.layers for weight in source[name].weights]
     if not any(weight.name in _KERNELS for weight in weights):
         body.step(_kernel_layer)
-    outputs = body.leaves()
-    inputs = body.inputs
-    source.line(f"model = keras.Model([{', '.join(inputs)}], [{', '.join(outputs)}])")
+    inputs = draw(st.permutations(body.inputs))
+    outputs = draw(st.permutations(body.leaves()))
+    source.line(f"model = keras.Model({_ends(source, inputs)}, [{', '.join(outputs)}])")
     seed = draw(st.integers(0, 9))
     fill(source["model"], seed)
-    return Drawn(source["model"], source.text(), samples(source["model"], seed))
+    return Drawn(source["model"], source.text(), samples(source["model"], seed, source.contents))
+
+
+def _ends(source: _Source, tensors: Sequence[str]) -> str:
+    """Tensors as a list, or as a dict by their names."""
+    if source.number(0, 3) == 3:
+        return f"{{{', '.join(f'{source[t].name!r}: {t}' for t in tensors)}}}"
+    return f"[{', '.join(tensors)}]"
 
 
 def fill(model: keras.Model, seed: int) -> None:
@@ -80,16 +112,40 @@ def fill(model: keras.Model, seed: int) -> None:
         weight.assign(values)
 
 
-def samples(model: keras.Model, seed: int, count: int = SAMPLES) -> dict[str, np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What an input holds that is no normally distributed number.
+
+    Attributes:
+        rows: of the table in which its first numbers are looked up; 0: there are none.
+        indices: how many of the last axis are looked up; `None`: all.
+        padded: the last steps are 0.
+    """
+
+    rows: int = 0
+    indices: int | None = None
+    padded: bool = False
+
+
+def samples(
+    model: keras.Model, seed: int, contents: Mapping[str, Contents], count: int = SAMPLES
+) -> dict[str, np.ndarray]:
     """Inputs by name: normally distributed, or rows of a table."""
     rng = np.random.default_rng(100 + seed)
     found = {}
     for tensor in model.inputs:
+        content = contents.get(tensor.name, Contents())
         shape = (count, *tensor.shape[1:])
-        if "int" in str(tensor.dtype):
-            found[tensor.name] = rng.integers(0, VOCABULARY, shape).astype(np.int32)
-        else:
-            found[tensor.name] = rng.normal(size=shape).astype(np.float32)
+        values = rng.normal(size=shape)
+        if content.rows:
+            rows = rng.integers(0, content.rows, shape)
+            rows[::2, shape[1] // 2 :] = 0  # padding
+            rows[:, 0] = rng.integers(1, content.rows, rows[:, 0].shape)
+            values[..., : content.indices] = rows[..., : content.indices]
+        if content.padded:
+            for sample in range(count):
+                values[sample, 1 + sample % shape[1] :] = 0
+        found[tensor.name] = values.astype(tensor.dtype)
     return found
 
 
@@ -101,6 +157,8 @@ class _Source:
         self.lines: list[str] = []
         self.names: dict[str, Any] = {"keras": keras, "layers": layers, "ops": ops}
         self.layers: list[str] = []
+        self.contents: dict[str, Contents] = {}
+        self.free = {"layer": list(NAMES), "input": list(INPUT_NAMES)}
 
     def __getitem__(self, name: str) -> Any:
         return self.names[name]
@@ -119,10 +177,20 @@ class _Source:
         return name
 
     def layer(self, expression: str) -> str:
-        """A new name for a layer."""
+        """A new name for a layer, which is called by a name of its own now and then."""
+        if self.free["layer"] and self.number(0, 5) == 5:
+            comma = "" if expression.endswith("()") else ", "
+            expression = f"{expression[:-1]}{comma}name={self.name('layer')!r})"
         name = self.let(expression)
         self.layers.append(name)
         return name
+
+    def name(self, kind: str) -> str:
+        """One that no other layer has."""
+        name = self.one_of(*self.free[kind])
+        for names in self.free.values():
+            names[:] = [other for other in names if other != name]
+        return str(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor, without the batch."""
@@ -151,22 +219,54 @@ class _Body:
         self.inputs: list[str] = []
         self.tensors: list[str] = []
         self.read: set[str] = set()
+        self.indices: list[str] = []  # of tables; 0 is padding
 
     # Inputs and outputs
 
-    def input(self, index: int) -> str:
+    def input(self) -> str:
         s = self.source
-        kind = s.one_of("image", "vector", "sequence", "tokens")
+        kind = s.one_of("image", "vector", "sequence", "tokens", "tokens", "padded", "mixed")
         if kind == "tokens":
-            tokens = s.let(f"keras.Input(({s.number(2, 5)},), dtype='int32', name='in{index}')")
-            self.inputs.append(tokens)
-            options = ", mask_zero=True" if s.maybe() else ""
-            table = s.layer(f"layers.Embedding({VOCABULARY}, {s.number(2, 5)}{options})")
-            return s.let(f"{table}({tokens})")
+            return self.tokens(s.one_of(*TABLES))
+        if kind == "mixed":  # indices beside numbers
+            rows, indices = s.one_of(*TABLES), s.number(1, 2)
+            both = self.named((indices + s.number(1, 3),), Contents(rows, indices))
+            table = s.layer(f"layers.Embedding({rows}, {s.number(2, 3)})")
+            looked_up = s.let(f"{table}({both}[:, :{indices}])")
+            flat = s.let(f"layers.Flatten()({looked_up})")
+            return s.let(f"layers.Concatenate()([{flat}, {both}[:, {indices}:]])")
+        if kind == "padded":  # one channel's numbers may be rounded to 0, which is the padding
+            steps = self.named((s.number(2, 6), s.number(3, 5)), Contents(padded=True))
+            return s.let(f"layers.Masking()({steps})")
         sizes = {"image": (3, 6), "vector": (2, 8), "sequence": (2, 6)}[kind]
         rank = {"image": 3, "vector": 1, "sequence": 2}[kind]
-        shape = [*(s.number(*sizes) for _ in range(rank - 1)), s.channels()]
-        return self.given(shape, f", name='in{index}'")
+        return self.named([*(s.number(*sizes) for _ in range(rank - 1)), s.channels()])
+
+    def tokens(self, rows: int) -> str:
+        """Indices of a table, as integers or floats, maybe behind layers that move them."""
+        s = self.source
+        count, dtype = s.number(2, 5), s.one_of("int32", "float32")
+        move = s.one_of(
+            "{}",
+            "{}",
+            f"layers.Reshape(({count},))({{}})",
+            "layers.Flatten()({})",
+            "ops.squeeze({}, axis=-1)",
+            "ops.cast({}[:, :, 0], 'int32')",
+        )
+        shape = (count,) if move == "{}" else (count, 1)
+        given = self.named(shape, Contents(rows), f", dtype={dtype!r}")
+        indices = given if move == "{}" else s.let(move.format(given))
+        self.indices.append(indices)
+        options = ", mask_zero=True" if s.maybe() else ""
+        table = s.layer(f"layers.Embedding({rows}, {s.number(2, 5)}{options})")
+        return s.let(f"{table}({indices})")
+
+    def named(self, shape: Any, contents: Contents | None = None, options: str = "") -> str:
+        name = self.source.name("input")
+        if contents:
+            self.source.contents[name] = contents
+        return self.given(shape, f"{options}, name={name!r}")
 
     def given(self, shape: Any, options: str = "") -> str:
         name = self.source.let(f"keras.Input({tuple(shape)}{options})")
@@ -192,6 +292,9 @@ class _Body:
         x = self.tensors[-1 - s.number(0, min(2, len(self.tensors) - 1))]
         if make is None:
             makers = [*_of_rank(len(s.shape(x))), self.merged, self.shared, self.residual]
+            makers.append(self.wide)
+            if len(s.shape(x)) == 2:
+                makers += [self.masked, self.masked]
             if self.depth < 2:
                 makers.append(self.nested)
             make = s.one_of(*makers)
@@ -228,6 +331,53 @@ class _Body:
             text = form.format(x, other)
         self.read.add(other)
         return s.let(text)
+
+    def wide(self, s: _Source, x: str) -> str:
+        """Of two tensors whose ranges differ much."""
+        same = [t for t in self.tensors if s.shape(t) == s.shape(x)]
+        stacked = [t for t in self.tensors if s.shape(t)[:-1] == s.shape(x)[:-1]]
+        form, others = s.one_of(
+            ("layers.Concatenate()([{}, {}])", stacked),
+            ("ops.concatenate([{}, {}], axis=-1)", stacked),
+            ("layers.Maximum()([{}, {}])", same),
+            ("ops.minimum({}, {})", same),
+            ("layers.Add()([{}, {}])", same),
+            ("{} + {}", same),
+        )
+        other = s.one_of(*others)
+        self.read.add(other)
+        factor = s.one_of(*WIDE)
+        scaled = s.one_of(f"{other} * {factor}", f"layers.Rescaling({factor})({other})")
+        return s.let(form.format(*s.draw(st.permutations([x, s.let(scaled)]))))
+
+    def masked(self, s: _Source, x: str) -> str:
+        """Attention or a recurrent layer with a mask: that of indices, or of later steps."""
+        length = s.shape(x)[0]
+        found = [t for t in self.indices if s.shape(t) == (length,)]
+        padding = s.let(f"ops.not_equal({s.one_of(*found)}, 0)") if found else ""
+        kind = s.one_of("layer", "recurrent", "bare", "bare", "dot")
+        if kind == "recurrent" and padding:
+            return s.let(f"{s.layer(_recurrent_layer(s, s.maybe()))}({x}, mask={padding})")
+        if kind == "dot":
+            options = s.one_of("", "dropout=0.5", "use_scale=True")
+            layer = s.layer(f"layers.{s.one_of('Attention', 'AdditiveAttention')}({options})")
+            mask = f", mask=[{padding}, {padding}]" if padding else ""
+            causal = s.one_of("", ", use_causal_mask=True")
+            return s.let(f"{layer}([{x}, {x}]{mask}{causal})")
+        if kind == "bare":
+            scores = s.let(f"ops.matmul({x}, ops.transpose({x}, (0, 2, 1))) * 0.5")
+            kept = f"ops.cast({padding}, 'float32')[:, None, :]"
+            kept = kept if padding else f"ops.tril(ops.ones(({length}, {length})))"
+            form = s.one_of(
+                "ops.softmax({} + (1.0 - {}) * -1e9)",
+                "layers.Softmax()({} - (1.0 - {}) * 1e4)",
+                "ops.softmax(ops.where({1} > 0.5, {0}, -1e9))",
+            )
+            weights = s.let(form.format(scores, s.let(kept)))
+            return s.let(f"ops.matmul({weights}, {x})")
+        layer = s.layer(_attention_layer(s))
+        mask = f", attention_mask={padding}[:, None, :]" if padding else ", use_causal_mask=True"
+        return s.let(f"{layer}({x}, {x}{mask})")
 
     def residual(self, s: _Source, x: str) -> str:
         y = s.let(f"{s.layer(_keeping_shape(s, x))}({x})")
@@ -444,7 +594,11 @@ def _swapped(s: _Source, x: str) -> str:
 
 
 def _dropout(s: _Source, x: str) -> str:
-    return _call(s, x, s.one_of("layers.Dropout(0.5)", "layers.GaussianNoise(0.5)"))
+    forms = ["layers.Dropout(0.5)", "layers.GaussianNoise(0.5)", "layers.GaussianDropout(0.3)"]
+    forms += ["layers.AlphaDropout(0.2)", "layers.ActivityRegularization(0.1)"]
+    if len(s.shape(x)) in (2, 3):
+        forms.append(f"layers.SpatialDropout{len(s.shape(x)) - 1}D(0.5)")
+    return _call(s, x, s.one_of(*forms))
 
 
 def _flatten(s: _Source, x: str) -> str:
@@ -482,9 +636,19 @@ def _pad(s: _Source, x: str) -> str:
     if min(s.shape(x)[:-1]) > 2:
         forms.append(f"layers.Cropping{rank}D(1)")
     if rank == 2:
-        forms.append("layers.UpSampling2D(2, interpolation='bilinear')")
         forms.append("layers.ZeroPadding2D(((0, 1), (1, 0)))")
     return _call(s, x, s.one_of(*forms))
+
+
+def _resize(s: _Source, x: str) -> str:
+    method = s.one_of("nearest", "bilinear")
+    size = (s.number(1, 5), s.number(1, 5))
+    forms = [
+        f"layers.UpSampling2D({s.one_of(2, (1, 2), (3, 2))}, interpolation={method!r})({x})",
+        f"layers.Resizing({size[0]}, {size[1]}, interpolation={method!r})({x})",
+        f"ops.image.resize({x}, {size}, interpolation={method!r})",
+    ]
+    return s.let(s.one_of(*forms))
 
 
 def _recurrent(s: _Source, x: str) -> str:
@@ -505,6 +669,7 @@ def _recurrent_layer(s: _Source, returns: bool, units: int | None = None) -> str
         options.append(", reset_after=False")
     if s.number(0, 3) == 3:
         options.append(", use_bias=False")
+    options.append(s.one_of("", "", ", dropout=0.5", ", recurrent_dropout=0.5"))
     return f"layers.{kind}({units or s.channels(4)}{''.join(options)})"
 
 
@@ -516,10 +681,16 @@ def _distributed(s: _Source, x: str) -> str:
 
 
 def _attention(s: _Source, x: str) -> str:
-    options = s.one_of("", "", ", value_dim=3", ", use_bias=False", ", output_shape=3")
-    layer = s.layer(f"layers.MultiHeadAttention({s.number(1, 2)}, {s.number(1, 3)}{options})")
     mask = s.one_of("", "", ", use_causal_mask=True")
-    return s.let(f"{layer}({x}, {x}{mask})")
+    return s.let(f"{s.layer(_attention_layer(s))}({x}, {x}{mask})")
+
+
+def _attention_layer(s: _Source) -> str:
+    if s.number(0, 3) == 3:
+        options = s.one_of("", ", dropout=0.5", ", use_bias=False")
+        return f"layers.GroupQueryAttention({s.number(1, 3)}, 2, {s.number(1, 2)}{options})"
+    options = s.one_of("", ", dropout=0.5", ", value_dim=3", ", use_bias=False", ", output_shape=3")
+    return f"layers.MultiHeadAttention({s.number(1, 2)}, {s.number(1, 3)}{options})"
 
 
 def _repeat(s: _Source, x: str) -> str:
@@ -566,5 +737,5 @@ def _of_rank(rank: int) -> tuple[Maker, ...]:
     if rank == 2:
         return (*_ANY, *_SEQUENCES, _recurrent, _recurrent, _distributed, _attention)
     if rank == 3:
-        return (*_ANY, *_SEQUENCES, _conv, _depthwise, _distributed)
+        return (*_ANY, *_SEQUENCES, _conv, _depthwise, _distributed, _resize, _resize)
     return (*_ANY, _flatten, _permute)

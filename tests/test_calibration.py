@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from ocs_tf.calibration import (
     calibrate,
     channel_magnitudes,
     merge,
+    observe,
 )
 from ocs_tf.numerics import clip_threshold
 
@@ -205,6 +207,20 @@ def test_values_can_go_through_a_layer_first(model: keras.Model) -> None:
     x = np.array([[1, -2, 3, -4, 5, -6]], np.float32)
     found = calibrate(model, {"in": model.inputs}, [[x]], through={"in": lambda v: -10 * v})
     assert (found["in"].minimum, found["in"].maximum) == (-50, 60)
+
+
+def test_grouped_convolutions_are_not_warned_of(
+    rng: np.random.Generator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keras traces each of their calls anew, of which TensorFlow warns at the fifth."""
+    x = keras.Input((4, 4))
+    model = keras.Model(x, layers.Conv1D(2, 1, groups=2)(x))
+    logger = logging.getLogger("tensorflow")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    batches = rng.normal(size=(7, 1, 1, 4, 4))
+    assert len(list(observe(model, model.outputs, batches))) == 7
+    assert not caplog.records
+    assert not logger.filters
 
 
 def test_nothing_to_measure(model: keras.Model) -> None:

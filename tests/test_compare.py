@@ -95,6 +95,18 @@ def test_inputs_and_outputs_are_paired_by_name():
     assert [(r.name, r.sqnr_db) for r in results] == [("a_out", math.inf), ("b_out", math.inf)]
 
 
+@pytest.mark.filterwarnings("error:The structure of")
+@pytest.mark.parametrize("form", [list, lambda inputs: {x.name: x for x in inputs}])
+def test_inputs_of_any_structure_and_layers_of_any_name(form):
+    x, y = keras.Input((2,), name="x"), keras.Input((2,), name="in")
+    outputs = [keras.layers.Dense(3, name="a:b")(y), keras.layers.Dense(2)(x)]
+    data = {name: np.ones((4, 2), "float32") for name in ("in", "x")}
+    model = keras.Model(form([y, x]), outputs)
+    assert [c.max_difference for c in compare(model, model, data)] == [0, 0]
+    alone = keras.Model(form([y]), outputs[0])
+    assert [c.name for c in compare(alone, alone, data["in"])] == ["a:b"]
+
+
 @pytest.fixture(scope="module")
 def model() -> keras.Model:
     keras.utils.set_random_seed(0)

@@ -49,7 +49,8 @@ def compare(
             than one step of their grid and `FLOOR_DB`. The message names the layer.
     """
     inputs = list(samples.values())
-    expected = [np.concatenate(o) for o in zip(*_model_outputs(model, inputs), strict=True)]
+    batches = observe(model, model.outputs, _batches(model, inputs))
+    expected = [np.concatenate(column) for column in zip(*batches, strict=True)]
     parts = output_parts(Graph(model, fold_batch_norm=False, open_quantized=True))
     tallies = [Tally(str(n), p) for n, p in zip(model.output_names, parts, strict=True)]
     steps = [_step(model, tensor) for tensor in model.outputs]
@@ -88,12 +89,6 @@ def _step(model: keras.Model, tensor: Any) -> float | None:
     layer = tensor._keras_history[0]
     grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
     return None if grid is None else float(grid.scale)
-
-
-def _model_outputs(model: keras.Model, inputs: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    for batch in _batches(model, inputs):
-        outputs = model(batch if len(batch) > 1 else batch[0], training=False)
-        yield [np.asarray(output) for output in keras.tree.flatten(outputs)]
 
 
 def _batches(model: keras.Model, inputs: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:

@@ -104,6 +104,17 @@ def test_floats_are_compared_with_what_is_not_rounded(target, tmp_path, rng):
     assert close.sqnr_db > 80
 
 
+@pytest.mark.parametrize("form", ["tensor", "list", "dict"])
+@pytest.mark.filterwarnings("error:The structure of")
+def test_inputs_of_any_structure(form, tmp_path):
+    """Those of a list of one, and of a dict, are called as Keras wants them."""
+    x = keras.Input((5,), name="x")
+    inputs = {"tensor": x, "list": [x], "dict": {"x": x}}[form]
+    model = ocs_tf.convert(keras.Model(inputs, layers.Dense(3)(x)), verbose=False)
+    (close,) = ocs_tf.export_tflite(model, tmp_path / "m.tflite", target="float").closeness
+    assert close.samples == 3
+
+
 def test_a_fixed_batch_and_an_open_one(tmp_path, rng):
     x = keras.Input((5,), name="x")
     model = keras.Model(x, layers.Dense(3)(x))
