@@ -25,6 +25,7 @@ from ocs_tf.graph.chains import chains
 from ocs_tf.graph.copies import why_not_loaded
 from ocs_tf.graph.equalization import check_scales, choose_scales, equalized, joined_scales
 from ocs_tf.graph.indices import graph_on
+from ocs_tf.graph.layouts import check_layouts
 from ocs_tf.graph.moments import channel_moments
 from ocs_tf.graph.parts import coarse_parts, describe, output_concatenations
 from ocs_tf.graph.reader import Graph, KernelSite
@@ -88,7 +89,7 @@ def convert(
     config = _config(config, options)
     _check_options(verbose)
     source = data.Source.of(representative_dataset)
-    plan_ = plan(model, config, representative_dataset=source, verbose=verbose)
+    plan_ = _plan(model, config, source, verbose, runs=source is not None or not _compiles(model))
     if plan_.equalization:
         gc.collect()  # Keras models are circular; the copy that was planned on must not stay
     return apply(
@@ -115,17 +116,27 @@ def plan(
         ValueError: `model` is not a built Keras 3 model, cannot be traced, or has no layer that
             can be quantized; an option is out of range or an override matches nothing;
             an option needs data, and there are none; the data do not fit the model; a kernel
-            or an activation holds NaN or infinity.
+            or an activation holds NaN or infinity; data are given, but TensorFlow cannot compute
+            a `channels_first` layer on this machine.
 
     Warns of data that look wrong: of another scale than the training data, by what batch norms
     know of those; all the same; fewer than 8 samples.
     """
     _check_options(verbose)
     source = data.Source.of(representative_dataset)
-    config = _config(config, options).resolve(with_data=source is not None)
+    return _plan(model, _config(config, options), source, verbose, runs=source is not None)
+
+
+def _plan(
+    model: keras.Model, config: Config, source: data.Source | None, verbose: bool, runs: bool
+) -> Plan:
+    """`plan`; with `runs`, the model or what becomes of it must be computable on this machine."""
+    config = config.resolve(with_data=source is not None)
     bits = config.activation_bits
     assert bits != "auto"
     graph = _read(model, config.fold_batch_norm, source)
+    if runs:
+        check_layouts(graph)
     stream: Iterator[data.Batch] = iter(())
     if source is not None:
         # Before the slow part, so that data that do not fit fail at once.
@@ -243,6 +254,8 @@ def apply(
     graph = _read(model, plan.fold_batch_norm, source)
     check_not_quantized(graph)
     _check_fits(plan, graph)
+    if plan.needs_data or not _compiles(model):
+        check_layouts(graph)
     batches = _batches(plan, graph, source, calibration_samples)
     scaled: set[str] = set()
     if plan.equalization:
@@ -291,6 +304,11 @@ def apply(
     if model.compiled:
         _compile_like(model, result)
     return result
+
+
+def _compiles(model: keras.Model) -> bool:
+    """Whether XLA computes `model` in `predict` and `evaluate`: it takes any layout of tensors."""
+    return isinstance(model, keras.Model) and model.compiled and bool(model.jit_compile)
 
 
 def _table_grids(graph: Graph, plan: Plan, bits: int) -> dict[str, ActivationGrid]:

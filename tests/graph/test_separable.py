@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 
 from ocs_tf.graph.separable import is_separable, parts
+from tests.channels_first import run
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -34,12 +35,12 @@ def test_the_parts_compute_what_the_whole_does(
     first = options.get("data_format") == "channels_first"
     shape = (2, 4, *[9] * rank) if first else (2, *[9] * rank, 4)
     x = rng.normal(size=shape).astype(np.float32)
-    want = layer(x)
+    want = run(layer, x)
     depthwise, pointwise = parts(layer)
     assert (depthwise.name, pointwise.name) == ("both_depthwise", "both")
-    got = pointwise(depthwise(x))
+    got = run(pointwise, run(depthwise, x))
     assert got.dtype == want.dtype
-    tolerance = 1e-6 if want.dtype == "float32" else 2**-6  # bfloat16 has 8 bits
+    tolerance = 1e-6 if want.dtype == np.float32 else 2**-6  # bfloat16 has 8 bits
     want, got = (np.asarray(y, np.float32) for y in (want, got))
     np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
 

@@ -13,6 +13,7 @@ from keras import layers
 import ocs_tf
 from ocs_tf.layers import KernelLayer
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel, quantize_kernel
+from tests.channels_first import is_channels_first, run
 
 Make = Callable[..., keras.layers.Layer]
 CASES: dict[str, tuple[Make, dict[str, Any], tuple[int, ...]]] = {
@@ -97,7 +98,10 @@ CASES: dict[str, tuple[Make, dict[str, Any], tuple[int, ...]]] = {
 
 def model_of(case: str, **options: Any) -> keras.Model:
     make, fixed, shape = CASES[case]
-    return keras.Sequential([keras.Input(shape), make(**{**fixed, **options}, name="layer")])
+    model = keras.Sequential([keras.Input(shape), make(**{**fixed, **options}, name="layer")])
+    if is_channels_first(model):
+        model.compile(jit_compile=True)  # so that it is computed on any CPU
+    return model
 
 
 def convert(model: keras.Model, **options: Any) -> keras.Model:
@@ -131,7 +135,7 @@ def with_kernel(layer: Any, kernel: np.ndarray, x: np.ndarray) -> np.ndarray:
     bias = [] if layer.bias is None else [np.asarray(layer.bias)]
     kernel = kernel.swapaxes(-1, -2) if is_transposed(layer) else kernel
     twin.set_weights([kernel.reshape(twin.kernel.shape), *bias])
-    return np.asarray(twin(x))
+    return run(twin, x)
 
 
 def inputs_for(case: str, rng: np.random.Generator) -> np.ndarray:
@@ -154,7 +158,7 @@ def test_is_the_keras_layer_with_the_effective_kernel(
         canonical(layer), 4, 0.3 if splits else 0.0, "none", granularity
     ).effective_kernel()
     want = with_kernel(layer, expected, x)
-    np.testing.assert_allclose(np.asarray(quantized(x)), want, atol=1e-5)
+    np.testing.assert_allclose(run(quantized, x), want, atol=1e-5)
     channels = canonical(layer).shape[-2]
     assert quantized.layers[0].copies == (np.ceil(0.3 * channels) if splits else 0)
 
@@ -169,7 +173,7 @@ def test_every_number_of_bits(
     quantized = convert(model, weight_bits=bits, expand_ratio=0.0, weight_clip="mse")
     kernel = quantize_kernel(canonical(layer), bits, 0.0, "mse", "channel")
     want = with_kernel(layer, kernel.effective_kernel(), x)
-    np.testing.assert_allclose(np.asarray(quantized(x)), want, atol=1e-5)
+    np.testing.assert_allclose(run(quantized, x), want, atol=1e-5)
     assert np.abs(np.asarray(quantized.layers[0].codes, np.int32)).max() <= 2 ** (bits - 1) - 1
 
 
@@ -188,7 +192,7 @@ def test_is_the_expanded_layer_on_a_gathered_input(
     groups = getattr(layer, "groups", 1)
     read = np.concatenate([kernel.channel_map + group * channels for group in range(groups)])
     want = with_kernel(layer, kernel.dequantize(), x.take(read, axis))
-    np.testing.assert_allclose(np.asarray(quantized(x)), want, atol=1e-5)
+    np.testing.assert_allclose(run(quantized, x), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6", "softmax", "swish", "tanh"])
@@ -200,7 +204,7 @@ def test_built_in_activation(
     layer, x = model.layers[0], 5 * inputs_for(case, rng)
     quantized = convert(model, weight_bits=8, expand_ratio=0.0)
     kernel = np.asarray(quantized.layers[0].kernel)
-    np.testing.assert_allclose(np.asarray(quantized(x)), with_kernel(layer, kernel, x), atol=1e-5)
+    np.testing.assert_allclose(run(quantized, x), with_kernel(layer, kernel, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("quantization_aware", [True, False], ids=["aware", "halves"])
@@ -248,7 +252,7 @@ def test_known_input_grid_adds_up_integers(
     )
     assert got.output_grid is not None
     want = got.output_grid.fake_quantize(real)
-    difference = np.abs(np.asarray(quantized(x)) - want)
+    difference = np.abs(run(quantized, x) - want)
     # float32 against float64 may round a tie the other way, rarely.
     assert difference.max() <= got.output_grid.scale * 1.001
     assert (difference > got.output_grid.scale / 2).mean() < 0.01
@@ -323,7 +327,7 @@ def test_integer_inputs(randomize: Any) -> None:
     model = keras.Sequential([keras.Input((4,), dtype="int32"), layers.Dense(3)])
     quantized = convert(randomize(model), weight_bits=8)
     x = np.arange(8, dtype=np.int32).reshape(2, 4)
-    np.testing.assert_allclose(np.asarray(quantized(x)), np.asarray(model(x)), atol=0.1)
+    np.testing.assert_allclose(run(quantized, x), np.asarray(model(x)), atol=0.1)
 
 
 def test_quantized_kernel_is_what_was_assigned(rng: np.random.Generator) -> None:
