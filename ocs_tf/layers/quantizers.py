@@ -130,6 +130,10 @@ class QuantizedOutput(keras.layers.Wrapper):
     def call(self, inputs: Any) -> Any:
         return fake_quantize(self.layer(inputs), self.grid)
 
+    def compute_output_spec(self, inputs: Any) -> Any:
+        # Not found out by tracing `call`: TensorFlow takes some names only outside of functions.
+        return self.layer.compute_output_spec(inputs)
+
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
 
