@@ -32,6 +32,8 @@ LONG = int(os.environ.get("OCS_TF_RANDOM_GRAPHS", 0))
 REFUSALS = (
     r"^kernel of layer '.*' .* equals no weight tensor of the float model; .*factor in front",
     r"^TensorFlow's converter fails at '.*': ",
+    # Of a query that is padding all is masked: Keras leaves the mean of all, -256 in int8 does not.
+    r"^the file does not compute .* They part at layer '.*attention",
 )
 # dB between a file and the Keras model. Inside of recurrent layers and of attention only int8 files
 # round; in packed ones a value lands on the neighbouring code now and then.
