@@ -105,7 +105,8 @@ def fill(model: keras.Model, seed: int) -> None:
         elif weight.name in ("moving_mean", "beta", "bias"):
             values = rng.normal(0, 0.2, weight.shape)
         else:
-            fan_in = max(1, int(np.prod(weight.shape[:-1])))
+            is_table = weight.name == "embeddings"
+            fan_in = 4 if is_table else max(1, int(np.prod(weight.shape[:-1])))
             values = rng.normal(0, fan_in**-0.5, weight.shape)
             if len(weight.shape) > 1:
                 values[..., weight.shape[-2] // 2, :] *= 3

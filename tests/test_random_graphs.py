@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import tempfile
+import warnings
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import ocs_tf
-from ocs_tf.compare import TFLiteModel
+from ocs_tf import tflite
 from ocs_tf.export.tflite import VerificationError
 from ocs_tf.graph.flat import flat
 from ocs_tf.graph.reader import Graph
@@ -30,8 +31,13 @@ LONG = int(os.environ.get("OCS_TF_RANDOM_GRAPHS", 0))
 # What the converter makes of a model that cannot be kept; the messages name the layer.
 REFUSALS = (
     r"^kernel of layer '.*' .* equals no weight tensor of the float model; .*factor in front",
-    r"^TensorFlow's converter fails .*Replace a layer",
+    r"^TensorFlow's converter fails at '.*': ",
+    # Of a query that is padding all is masked: Keras leaves the mean of all, -256 in int8 does not.
+    r"^the file does not compute .* They part at layer '.*attention",
 )
+# dB between a file and the Keras model. Inside of recurrent layers and of attention only int8 files
+# round; in packed ones a value lands on the neighbouring code now and then.
+CLOSE = {"int8": 15, "packed": 20}
 quick = settings(
     max_examples=LONG or 4,
     derandomize=not LONG,
@@ -41,6 +47,9 @@ quick = settings(
     phases=[Phase.generate, Phase.shrink] if LONG else [Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
+
+
+files = settings(quick, max_examples=LONG or 12)
 
 
 def assert_equal(found: Arrays, wanted: Arrays, tolerance: float = 1e-4) -> None:
@@ -122,15 +131,18 @@ def test_weights(drawn: Drawn) -> None:
 @quick
 @given(models())
 def test_weights_and_activations(drawn: Drawn) -> None:
-    quantized = ocs_tf.convert(
-        drawn.model,
-        weight_bits=8,
-        activation_bits=8,
-        representative_dataset=drawn.inputs,
-        verbose=False,
-    )
-    found = drawn.outputs(quantized)
-    assert_close(found, drawn.outputs(), 10)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quantized = ocs_tf.convert(
+            drawn.model,
+            weight_bits=8,
+            activation_bits=8,
+            representative_dataset=drawn.inputs,
+            verbose=False,
+        )
+    told = [str(warning.message) for warning in caught]
+    if not any("share one grid" in text for text in told):  # else what reads small parts is far
+        assert_close(drawn.outputs(quantized), drawn.outputs(), 10)
     described = ocs_tf.report(quantized)
     assert str(described)
     names = {row.name.partition("/")[0] for row in described.layers}
@@ -138,7 +150,7 @@ def test_weights_and_activations(drawn: Drawn) -> None:
         assert not layer.weights or layer.name in names, layer.name
 
 
-@quick
+@files
 @given(drawn=models(), activation_bits=st.sampled_from([None, 8]))
 @pytest.mark.parametrize("target", ["float", "packed", "int8"])
 def test_export(target: str, drawn: Drawn, activation_bits: int | None) -> None:
@@ -159,16 +171,37 @@ def test_export(target: str, drawn: Drawn, activation_bits: int | None) -> None:
             assert re.search("|".join(REFUSALS), str(error)), error  # noqa: PT017
             assert not path.exists()
             return
-        found = run(path, drawn)
-    if bits is None:
-        assert_equal(found, drawn.outputs(quantized))
-    else:
-        assert_close(found, drawn.outputs(quantized), 15)
+        by_position, by_name = run(path, drawn)
+    wanted = drawn.outputs(quantized)
+    for found in (by_position, by_name):
+        if bits is None:
+            assert_equal(found, wanted)
+        else:
+            assert_close(found, wanted, CLOSE[target])
 
 
-def run(path: pathlib.Path, drawn: Drawn) -> Arrays:
-    """Outputs of a file, in the order of the model's."""
-    file = TFLiteModel(path)
-    found = file.predict_on_batch([drawn.inputs[name] for name in file.input_names])
-    outputs = dict(zip(file.output_names, keras.tree.flatten(found), strict=True))
-    return [outputs[name] for name in sorted(outputs)]  # output_0, output_1, ...
+def run(path: pathlib.Path, drawn: Drawn) -> tuple[Arrays, Arrays]:
+    """Outputs of a file, its inputs and outputs taken in the order of Keras; and by their names."""
+    file = tflite.Interpreter(path)
+    given, made = file.get_input_details(), file.get_output_details()
+    names = [tensor.name for tensor in drawn.model.inputs]
+    by_position, by_name = [], []
+    for index in range(len(drawn.inputs[names[0]])):
+        for name, detail in zip(names, given, strict=True):
+            sample = drawn.inputs[name][index : index + 1]
+            file.set_tensor(detail["index"], tflite.to_codes(sample, detail))
+        file.invoke()
+        by_position.append([tflite.to_floats(file.get_tensor(d["index"]), d) for d in made])
+    runner = file.get_signature_runner()
+    inputs, outputs = runner.get_input_details(), runner.get_output_details()
+    assert sorted(outputs) == sorted(f"output_{number}" for number in range(len(made)))
+    for index in range(len(by_position)):
+        samples = {name: array[index : index + 1] for name, array in drawn.inputs.items()}
+        found = runner(**{n: tflite.to_codes(samples[n], detail) for n, detail in inputs.items()})
+        ordered = [f"output_{number}" for number in range(len(made))]
+        by_name.append([tflite.to_floats(found[name], outputs[name]) for name in ordered])
+    return _joined(by_position), _joined(by_name)
+
+
+def _joined(samples: list[Arrays]) -> Arrays:
+    return [np.concatenate(column) for column in zip(*samples, strict=True)]

@@ -192,7 +192,10 @@ def sample_inputs(lowered: Lowered, source: data.Source | None) -> dict[str, np.
     they are looked up in, and other integers from 0 and 1.
     """
     if source is not None:
-        return dict(next(_named_batches(lowered, source, limit=_SAMPLES)))
+        batches = list(_named_batches(lowered, source, limit=_SAMPLES))  # of one sample each, often
+        shapes = [{name: array.shape[1:] for name, array in batch.items()} for batch in batches]
+        alike = [b for b, shape in zip(batches, shapes, strict=True) if shape == shapes[0]]
+        return {name: np.concatenate([batch[name] for batch in alike]) for name in batches[0]}
     graph = Graph(lowered.model)
     rng = np.random.default_rng(0)
     sample = {}

@@ -22,7 +22,7 @@ import numpy as np
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 
 from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export import float_regions, int4
+from ocs_tf.export import float_regions, int4, signature
 from ocs_tf.export.assignment import (
     CODE_MAX,
     SMALLEST_RANGE,
@@ -116,6 +116,7 @@ def write_int8(
     float_regions.free_ends(model, quantized, unrounded)
     if left_float:
         float_regions.round_between(quantized, grids)
+    signature.follow(quantized, model)
     result = _finish(quantized, assigned)
     verify(model, fb.read(result), assigned, grids, float_io, left_float, unrounded)
     return result

@@ -28,15 +28,23 @@ _KEEPS = ("Cast", "ExpandDims", "Flatten", "GetItem", "Identity", "Reshape", "Sq
 def index_tensors(graph: Graph) -> set[int]:
     """Ids of the float tensors that only lookups read, or what makes integers or booleans of them.
 
-    Whatever is computed by a layer with a kernel is a number, not an index.
+    So are those of which a slice is looked up: the numbers beside it are rounded where they are cut
+    out. Whatever is computed by a layer
+    with a kernel is a number, not an index.
     """
     computed = _behind_kernels(graph)
     found: set[int] = set()
+    looked_up: set[int] = set()
     for node in reversed(graph.nodes):
         for tensor in node.outputs:
             readers = graph.consumers[id(tensor)]
             is_free = id(tensor) not in computed | graph.output_ids
-            if is_free and readers and all(_reads_index(r, tensor, found) for r in readers):
+            if any(_looks_up(r, tensor, looked_up) for r in readers):
+                looked_up.add(id(tensor))
+            sliced = [r for r in readers if type(r.layer).__name__ == "GetItem"]
+            beside = any(id(r.outputs[0]) in looked_up for r in sliced)
+            only = bool(readers) and all(_reads_index(r, tensor, found) for r in readers)
+            if is_free and (beside or only):
                 found.add(id(tensor))
     return {i for i in found if "float" in str(_tensor(graph, i).dtype)}
 
@@ -86,20 +94,27 @@ def table_rows(graph: Graph, tensor: Any) -> int | None:
 
 def _reads_index(reader: Node, tensor: Any, found: set[int]) -> bool:
     """Whether `reader` needs `tensor` exactly: its numbers say which, not how much."""
+    if _looks_up(reader, tensor, set()):
+        return True
+    if type(reader.layer).__name__ in _TAKES:
+        return False
+    exact = [id(out) in found or "float" not in str(out.dtype) for out in reader.outputs]
+    return bool(exact) and all(exact)
+
+
+def _looks_up(reader: Node, tensor: Any, looked_up: set[int]) -> bool:
+    """Whether `reader` looks `tensor` up, or passes it on to what does (`looked_up`)."""
     layer = reader.layer
     adapter = adapters.any_adapter(layer)
-    if adapter is not None and adapter.is_lookup:
+    if (adapter is not None and adapter.is_lookup) or isinstance(layer, _LOOKS_UP):
         return True
-    if isinstance(layer, _LOOKS_UP):
-        return True
+    kind = type(layer).__name__
     if not isinstance(layer, keras.layers.Layer):
-        kind = type(layer).__name__
         if kind in _ENCODES:
             return True
         if kind in _TAKES:
             return all(value is not tensor for value in reader.arguments.args[:1])
-    exact = [id(out) in found or "float" not in str(out.dtype) for out in reader.outputs]
-    return bool(exact) and all(exact)
+    return kind in _KEEPS and any(id(out) in looked_up for out in reader.outputs)
 
 
 def _behind_kernels(graph: Graph) -> set[int]:

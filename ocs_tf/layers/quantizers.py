@@ -138,6 +138,10 @@ class QuantizedOutput(FromConfig, keras.layers.Wrapper):
             raise ValueError(f"layer {self.name!r} has several outputs, and one grid.")
         return fake_quantize(outputs, self.grid)
 
+    def compute_output_spec(self, inputs: Any) -> Any:
+        # Not found out by tracing `call`: TensorFlow takes some names only outside of functions.
+        return self.layer.compute_output_spec(inputs)
+
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
 

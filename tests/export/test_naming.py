@@ -97,3 +97,19 @@ def test_dicts_of_inputs_and_outputs(tmp_path: pathlib.Path, rng) -> None:
         values = np.asarray(values)
         close = [v for v in got.values() if v.shape == values[:1].shape]
         np.testing.assert_allclose(close[0], values[:1], atol=1.01 / 255 * np.ptp(values))
+
+
+def test_signatures_name_outputs_that_are_read_too(tmp_path: pathlib.Path, rng) -> None:
+    """The output in the middle is a tensor of its own in an integer file."""
+    x = keras.Input((4,), name="x")
+    middle = layers.Reshape((2, 2))(x)
+    joined = layers.Concatenate()([middle, middle])
+    model = keras.Model(x, [layers.Dense(3)(layers.Flatten()(joined)), joined, middle])
+    data = rng.normal(size=(16, 4)).astype(np.float32)
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, representative_dataset=data)
+    interpreter = Interpreter(str(path))
+    outputs = interpreter.get_signature_runner().get_output_details()
+    by_name = [outputs[f"output_{number}"]["index"] for number in range(3)]
+    assert by_name == [detail["index"] for detail in interpreter.get_output_details()]

@@ -39,6 +39,7 @@ READ_AS_INDICES: dict[str, Callable[[Any], Any]] = {
     "category": lambda x: layers.CategoryEncoding(9, "multi_hot")(x),
     "taken": lambda x: layers.Flatten()(ops.take(np.ones((ROWS, 2), "float32"), x, axis=0)),
     "compared": lambda x: ops.cast(ops.equal(x, 3.0), "float32"),
+    "beside": lambda x: layers.Concatenate()([embedded(x[:, :2]), x[:, 2:]]),
     "bucket": lambda x: layers.Discretization([1.0, 2.0], output_mode="one_hot")(x[:, :1]),
 }
 
@@ -80,6 +81,16 @@ def test_lookups_of_float_ids_find_their_rows(scope: str, rng: np.random.Generat
         model, representative_dataset=data, activation_scope=scope, verbose=False
     )
     wanted, found = model.predict_on_batch(data), quantized.predict_on_batch(data)
+    assert np.square(wanted - found).sum() < 1e-3 * np.square(wanted).sum()
+
+
+def test_numbers_beside_indices_have_a_grid_of_their_own(rng: np.random.Generator) -> None:
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, layers.Dense(2)(READ_AS_INDICES["beside"](x)))
+    data = rng.normal(size=(64, 4)).astype("float32")
+    data[:, :2] = rng.integers(0, ROWS, (64, 2))
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    wanted, found = np.asarray(model(data)), np.asarray(quantized(data))
     assert np.square(wanted - found).sum() < 1e-3 * np.square(wanted).sum()
 
 

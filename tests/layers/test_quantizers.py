@@ -72,6 +72,13 @@ def test_wrapper_rounds_the_output_of_its_layer(rng: np.random.Generator) -> Non
     assert twin.layer.units == 3
 
 
+@pytest.mark.parametrize("name", ["d(1)", "a b", "in:0"])
+def test_wrapped_layers_may_have_any_name(name: str) -> None:
+    wrapped = QuantizedOutput(layers.GRU(3, name=name), GRIDS["8bit"], name=name)
+    output = wrapped(keras.Input((4, 2)))
+    assert (output.shape, output.dtype) == ((None, 3), "float32")
+
+
 def test_masks_pass_through() -> None:
     grid = ActivationGrid(8, 0.01)
     tokens = keras.Input((6,), dtype="int32")
