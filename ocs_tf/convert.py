@@ -21,6 +21,7 @@ from ocs_tf.config import Config, Override
 from ocs_tf.graph.activations import all_sites, input_sites
 from ocs_tf.graph.chains import chains
 from ocs_tf.graph.equalization import choose_scales, equalized, joined_scales
+from ocs_tf.graph.layouts import check_layouts
 from ocs_tf.graph.moments import channel_moments
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rewrite import Replacement, rewrite
@@ -67,7 +68,8 @@ def convert(
         ValueError: the model, an option or the data is not usable; see `Config`, `plan`, `apply`.
     """
     config = _config(config, options)
-    plan_ = plan(model, config, representative_dataset=representative_dataset, verbose=verbose)
+    runs = representative_dataset is not None or not _compiles(model)
+    plan_ = _plan(model, config, representative_dataset, verbose, runs)
     if plan_.equalization:
         gc.collect()  # Keras models are circular; the copy that was planned on must not stay
     return apply(
@@ -93,23 +95,35 @@ def plan(
         ValueError: `model` is not a built Keras 3 model, cannot be traced, or has no layer that
             can be quantized; an option is out of range or an override matches nothing;
             an option needs data, and there are none; the data do not fit the model; a kernel
-            or an activation holds NaN or infinity.
+            or an activation holds NaN or infinity; data are given, but TensorFlow cannot compute
+            a `channels_first` layer on this machine.
     """
-    config = _config(config, options).resolve(with_data=representative_dataset is not None)
+    config = _config(config, options)
+    runs = representative_dataset is not None
+    return _plan(model, config, representative_dataset, verbose, runs)
+
+
+def _plan(
+    model: keras.Model, config: Config, dataset: data.Dataset, verbose: bool, runs: bool
+) -> Plan:
+    """`plan`; with `runs`, the model or what becomes of it must be computable on this machine."""
+    config = config.resolve(with_data=dataset is not None)
     bits = config.activation_bits
     assert bits != "auto"
     graph = Graph(model, config.fold_batch_norm)
+    if runs:
+        check_layouts(graph)
     batches = []
     if bits is not None:
         # The first batch is read before the slow part, so that data that do not fit fail at once.
-        stream = data.batches(representative_dataset, graph.model, limit=config.calibration_samples)
+        stream = data.batches(dataset, graph.model, limit=config.calibration_samples)
         batches = [next(stream)]
-    scales = _scales(graph, config, representative_dataset, verbose)
+    scales = _scales(graph, config, dataset, verbose)
     if scales:
         # A copy of the float model, for as long as it takes.
         config = config.for_copies_of(node.layer for node in graph.nodes)
         graph = Graph(equalized(graph, scales), config.fold_batch_norm)
-    by_layer = _layer_options(graph, config, representative_dataset, verbose)
+    by_layer = _layer_options(graph, config, dataset, verbose)
     result = dataclasses.replace(
         plan_kernels(graph, config, by_layer, verbose),
         equalization={name: values.tolist() for name, values in scales.items()},
@@ -159,13 +173,17 @@ def apply(
     Raises:
         ValueError: the plan names a layer that the model does not have, or does not fit a kernel;
             it splits activations of which nobody could read or make copies; it needs data and
-            there are none, or they do not fit the model.
+            there are none, or they do not fit the model; TensorFlow cannot compute a
+            `channels_first` layer on this machine (if the plan needs no data, a model that is
+            compiled with `jit_compile=True` is taken).
     """
     if not isinstance(plan, Plan):
         raise ValueError(f"`plan` must be an ocs_tf.Plan, but is a {type(plan).__name__}.")
     graph = Graph(model, plan.fold_batch_norm)
     check_not_quantized(graph)
     _check_fits(plan, graph)
+    if plan.needs_data or not _compiles(model):
+        check_layouts(graph)
     batches = _batches(plan, graph, representative_dataset, calibration_samples)
     scaled: set[str] = set()
     if plan.equalization:
@@ -205,6 +223,11 @@ def apply(
     if model.compiled:
         _compile_like(model, result)
     return result
+
+
+def _compiles(model: keras.Model) -> bool:
+    """Whether XLA computes `model` in `predict` and `evaluate`: it takes any layout of tensors."""
+    return isinstance(model, keras.Model) and model.compiled and bool(model.jit_compile)
 
 
 def _table_grids(graph: Graph, plan: Plan, bits: int) -> dict[str, ActivationGrid]:

@@ -46,9 +46,6 @@ _FORMS = {
     "float": lowering.FLOAT,
 }
 
-# Before this TensorFlow, `from_keras_model` kills the process on a Keras 3 model. The way around,
-# by a SavedModel, turns dilated convolutions into operators without an integer form.
-_KERAS_3_CONVERTS = (2, 17)
 _MATCHING_SAMPLES = 3
 _BITS = 8
 _NEEDS_DELEGATE = (
@@ -204,11 +201,7 @@ def convert_float(model: keras.Model) -> bytes:
 
     try:
         with fb.quiet(), contextlib.redirect_stdout(io.StringIO()):
-            if tuple(map(int, tf.__version__.split(".")[:2])) >= _KERAS_3_CONVERTS:
-                return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
-            with tempfile.TemporaryDirectory() as folder:
-                model.export(folder)
-                return bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+            return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
     except ConverterError as error:
         raise ValueError(_converter_failed(model, str(error))) from error
 

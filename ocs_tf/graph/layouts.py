@@ -1,0 +1,113 @@
+"""Whether TensorFlow can compute the `channels_first` operations of a model on this machine.
+
+On CPUs it has kernels for them only in oneDNN, which it leaves off on some. Which operations Keras
+transposes instead, or compiles, depends on its version; so each is tried once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ocs_tf.graph.reader import Graph, Node
+
+_LAYERS: dict[str, tuple[type, ...]] = {
+    "conv": (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D),
+    "conv_transpose": (
+        keras.layers.Conv1DTranspose,
+        keras.layers.Conv2DTranspose,
+        keras.layers.Conv3DTranspose,
+    ),
+    "depthwise_conv": (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D),
+    "separable_conv": (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
+    "max_pool": (
+        keras.layers.MaxPooling1D,
+        keras.layers.MaxPooling2D,
+        keras.layers.MaxPooling3D,
+    ),
+    "average_pool": (
+        keras.layers.AveragePooling1D,
+        keras.layers.AveragePooling2D,
+        keras.layers.AveragePooling3D,
+    ),
+}
+_RECURRENT = (keras.layers.ConvLSTM1D, keras.layers.ConvLSTM2D, keras.layers.ConvLSTM3D)
+# Operations that are called without a layer, by the class that Keras records.
+_BARE = {
+    "Conv": "conv",
+    "ConvTranspose": "conv_transpose",
+    "DepthwiseConv": "depthwise_conv",
+    "SeparableConv": "separable_conv",
+    "MaxPool": "max_pool",
+    "AveragePool": "average_pool",
+}
+_CHANNELS = 2
+
+
+def check_layouts(graph: Graph) -> None:
+    """Raise `ValueError` if TensorFlow cannot compute a `channels_first` layer of `graph` here."""
+    for node in graph.nodes:
+        for layer, operation, rank, grouped in _channels_first(node):
+            if not _is_computed(operation, rank, grouped):
+                raise ValueError(
+                    f"layer {layer.name!r} ({type(layer).__name__}) is channels_first, which"
+                    " TensorFlow cannot compute on this machine: on a CPU that needs oneDNN, which"
+                    " is off here. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before"
+                    " TensorFlow is imported (on x86, this switches oneDNN on), or build the model"
+                    " with data_format='channels_last' (kernels keep their shapes)."
+                )
+
+
+def _channels_first(node: Node) -> Iterator[tuple[Any, str, int, bool]]:
+    """What `node` computes so, layers inside included: it, its operation, rank, and if grouped."""
+    if not isinstance(node.layer, keras.layers.Layer):
+        operation = _BARE.get(type(node.layer).__name__)
+        layout = getattr(node.layer, "data_format", "channels_last")
+        if operation and (layout or keras.config.image_data_format()) == "channels_first":
+            shape, *kernel = [tensor.shape for tensor in node.inputs]
+            grouped = bool(kernel) and kernel[0][-2] != shape[1]
+            yield node.layer, operation, len(shape) - 2, grouped
+        return
+    for layer in node.layer._flatten_layers():
+        cell = layer.cell if isinstance(layer, _RECURRENT) else layer
+        if getattr(cell, "data_format", None) != "channels_first":
+            continue
+        if cell is not layer:
+            yield layer, "conv", cell.rank, False
+        for operation, classes in _LAYERS.items():
+            for rank, cls in enumerate(classes, 1):
+                if isinstance(layer, cls):
+                    yield layer, operation, rank, getattr(layer, "groups", 1) > 1
+
+
+@functools.cache
+def _is_computed(operation: str, rank: int, grouped: bool) -> bool:
+    """Try `keras.ops.OPERATION` on zeros of `rank` spatial axes, in float32."""
+    function = getattr(keras.ops, operation)
+    inputs = np.zeros((1, _CHANNELS, *[3] * rank), np.float32)
+    size = [2] * rank
+    arguments: dict[str, tuple[Any, ...]] = {
+        "conv": (_kernel(size, _CHANNELS // 2 if grouped else _CHANNELS, _CHANNELS),),
+        "conv_transpose": (_kernel(size, _CHANNELS, _CHANNELS),),
+        "depthwise_conv": (_kernel(size, _CHANNELS, 1),),
+        "separable_conv": (
+            _kernel(size, _CHANNELS, 1),
+            _kernel([1] * rank, _CHANNELS, _CHANNELS),
+        ),
+        "max_pool": (2,),
+        "average_pool": (2,),
+    }
+    try:
+        function(inputs, *arguments[operation], data_format="channels_first")
+    except tf.errors.OpError:
+        return False
+    return True
+
+
+def _kernel(size: list[int], *channels: int) -> np.ndarray:
+    return np.zeros((*size, *channels), np.float32)
