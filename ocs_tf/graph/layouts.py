@@ -69,9 +69,7 @@ def _channels_first(node: Node) -> Iterator[tuple[Any, str, int, bool]]:
         operation = _BARE.get(type(node.layer).__name__)
         layout = getattr(node.layer, "data_format", "channels_last")
         if operation and (layout or keras.config.image_data_format()) == "channels_first":
-            shape, *kernel = [tensor.shape for tensor in node.inputs]
-            grouped = bool(kernel) and kernel[0][-2] != shape[1]
-            yield node.layer, operation, len(shape) - 2, grouped
+            yield node.layer, operation, len(node.inputs[0].shape) - 2, False
         return
     for layer in node.layer._flatten_layers():
         cell = layer.cell if isinstance(layer, _RECURRENT) else layer

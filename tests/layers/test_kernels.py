@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import ocs_tf
@@ -92,12 +93,25 @@ CASES: dict[str, tuple[Make, dict[str, Any], tuple[int, ...]]] = {
         {"kernel_size": 3, "depth_multiplier": 2, "data_format": "channels_first"},
         (6, 9, 8),
     ),
+    "conv1d-channels-first": (
+        layers.Conv1D,
+        {"filters": 5, "kernel_size": 3, "data_format": "channels_first"},
+        (6, 9),
+    ),
+    "transposed-channels-first": (
+        layers.Conv2DTranspose,
+        {"filters": 5, "kernel_size": 3, "strides": 2, "data_format": "channels_first"},
+        (6, 5, 4),
+    ),
 }
 
 
 def model_of(case: str, **options: Any) -> keras.Model:
     make, fixed, shape = CASES[case]
-    return keras.Sequential([keras.Input(shape), make(**{**fixed, **options}, name="layer")])
+    model = keras.Sequential([keras.Input(shape), make(**{**fixed, **options}, name="layer")])
+    if is_channels_first(model.layers[0]):
+        model.compile(jit_compile=True)
+    return model
 
 
 def convert(model: keras.Model, **options: Any) -> keras.Model:
@@ -124,14 +138,32 @@ def is_transposed(layer: Any) -> bool:
     return "Transpose" in type(layer).__name__
 
 
+def is_channels_first(layer: Any) -> bool:
+    return getattr(layer, "data_format", None) == "channels_first"
+
+
+def outputs(model: keras.Model, x: np.ndarray) -> np.ndarray:
+    """What `model` computes; by XLA if channels_first, for which not every CPU has kernels."""
+    compiled = is_channels_first(model.layers[0])
+    return np.asarray(tf.function(model, jit_compile=True)(x) if compiled else model(x))
+
+
 def with_kernel(layer: Any, kernel: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """What a plain Keras layer like `layer` gives with `kernel` in place of its own."""
-    twin = type(layer).from_config({**layer.get_config(), "name": "twin"})
+    """What a plain Keras layer like `layer` gives with `kernel` in place of its own.
+
+    A channels_first one is computed by a channels_last one.
+    """
+    config = {**layer.get_config(), "name": "twin"}
+    first = is_channels_first(layer)
+    if first:
+        config["data_format"], x = "channels_last", np.moveaxis(x, 1, -1)
+    twin = type(layer).from_config(config)
     twin.build(x.shape)
     bias = [] if layer.bias is None else [np.asarray(layer.bias)]
     kernel = kernel.swapaxes(-1, -2) if is_transposed(layer) else kernel
     twin.set_weights([kernel.reshape(twin.kernel.shape), *bias])
-    return np.asarray(twin(x))
+    y = np.asarray(twin(x))
+    return np.moveaxis(y, -1, 1) if first else y
 
 
 def inputs_for(case: str, rng: np.random.Generator) -> np.ndarray:
@@ -154,7 +186,7 @@ def test_is_the_keras_layer_with_the_effective_kernel(
         canonical(layer), 4, 0.3 if splits else 0.0, "none", granularity
     ).effective_kernel()
     want = with_kernel(layer, expected, x)
-    np.testing.assert_allclose(np.asarray(quantized(x)), want, atol=1e-5)
+    np.testing.assert_allclose(outputs(quantized, x), want, atol=1e-5)
     channels = canonical(layer).shape[-2]
     assert quantized.layers[0].copies == (np.ceil(0.3 * channels) if splits else 0)
 
@@ -183,12 +215,12 @@ def test_is_the_expanded_layer_on_a_gathered_input(
     kernel = quantized.layers[0].quantized_kernel()
     channels = canonical(layer).shape[-2]
     assert kernel.splits == int(np.ceil(0.5 * channels))
-    axis = 1 if "channels-first" in case else -1
+    axis = 1 if is_channels_first(layer) else -1
     # A copy is one in each group.
     groups = getattr(layer, "groups", 1)
     read = np.concatenate([kernel.channel_map + group * channels for group in range(groups)])
     want = with_kernel(layer, kernel.dequantize(), x.take(read, axis))
-    np.testing.assert_allclose(np.asarray(quantized(x)), want, atol=1e-5)
+    np.testing.assert_allclose(outputs(quantized, x), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6", "softmax", "swish", "tanh"])
