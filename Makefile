@@ -1,4 +1,6 @@
 # make demo, make test, make lint; each makes .venv and installs what it needs, once.
+# make onednn, make floor: some tests with both kinds of TensorFlow's kernels, and with the lowest
+# versions of the dependencies.
 # make native-test, native-sanitize, native-arm, fuzz, bazel: the C++ parts in other ways.
 
 PYTHON ?= python3
@@ -6,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CC_SOURCES := $(wildcard ocs_tf/kernels/cc/*)
 
-.PHONY: demo test lint notebook benchmark-quick applications clean
+.PHONY: demo test onednn floor lint notebook benchmark-quick applications clean
 .PHONY: native-test native-sanitize native-arm fuzz bazel
 
 demo: $(VENV)/demo.stamp
@@ -14,6 +16,32 @@ demo: $(VENV)/demo.stamp
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2
+
+# What depends on whether TensorFlow computes by oneDNN, which it does on some CPUs only.
+ONEDNN_TESTS := tests/layers/test_kernels.py tests/test_allocation.py tests/test_compensation.py \
+    $(addprefix tests/graph/test_,equalization.py layouts.py reader.py separable.py) \
+    tests/export/test_tflite.py
+
+onednn: $(VENV)/test.stamp
+	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -n 2 $(ONEDNN_TESTS)
+	TF_ENABLE_ONEDNN_OPTS=1 $(BIN)/python -m pytest -n 2 $(ONEDNN_TESTS)
+
+# The package as users install it, with the lowest versions that setup.py declares. From another
+# folder, so that the checkout does not take its place.
+FLOOR := dist/floor
+LOWEST := sed -n '/install_requires/,/\]/s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' setup.py
+
+floor: $(FLOOR)/bin/python
+	$(FLOOR)/bin/python -m pip install --quiet ".[demo]" pytest $$($(LOWEST))
+	cd $(FLOOR) && PYTHONPATH= bin/pytest -p no:cacheprovider $(CURDIR)/tests/floor \
+	    "$(CURDIR)/tests/test_readme.py::test_python_blocks_run_one_after_the_other[README.md]"
+
+$(FLOOR)/bin/python:
+	@$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 13) or sys.exit( \
+	    "The lowest TensorFlow needs Python 3.10 .. 3.12, but $(PYTHON) is %d.%d. Choose another" \
+	    " one: make PYTHON=python3.12 floor" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

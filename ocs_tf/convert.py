@@ -244,7 +244,9 @@ def apply(
             not fit a kernel, or a chain of channels to be scaled; it splits activations of which
             nobody could read or make copies; a kernel or bias holds NaN or infinity, or what its
             codes stand for is too large for float32; the plan needs data and there are none, or
-            they do not fit the model.
+            they do not fit the model; TensorFlow cannot compute a `channels_first` layer on this
+            machine (if the plan needs no data, a model that is compiled with `jit_compile=True` is
+            taken: XLA computes it).
     """
     if not isinstance(plan, Plan):
         raise ValueError(f"`plan` must be an ocs_tf.Plan, but is a {type(plan).__name__}.")

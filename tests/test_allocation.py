@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf.allocation import WIDTHS
+from ocs_tf.allocation import WIDTHS, _error
 from ocs_tf.numerics.allocation import closed_form_bits
 
 
@@ -82,6 +82,18 @@ def test_what_does_not_matter_gets_fewest_bits() -> None:
     assert bits["deaf"] == min(bits.values()) == 2
     blind = ocs_tf.plan(model, **options)
     assert blind.layers["deaf"].bits > 2
+
+
+def test_the_error_of_probabilities_is_not_that_of_their_sums() -> None:
+    """Softmax in float32 adds up to 1 but for some 1e-7, which depends on the CPU."""
+    rng = np.random.default_rng(0)
+    exact = rng.dirichlet(np.ones(5), 24)
+    for sums in (1 - 1e-7, 1 + 1e-7):
+        assert 0 <= _error(exact, exact * sums, softmax=True) < 1e-12
+    changed = exact * (1 + 1e-3 * rng.normal(size=exact.shape))
+    changed /= changed.sum(1, keepdims=True)
+    divergence = (exact * np.log(exact / changed)).sum() / len(exact)
+    assert _error(exact, changed, softmax=True) == pytest.approx(divergence, rel=1e-6)
 
 
 def test_kernels_of_least_noise_to_signal(model: keras.Model) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 
 import keras
@@ -48,9 +47,6 @@ _FORMS = {
     "float": lowering.FLOAT,
 }
 
-# Before this TensorFlow, `from_keras_model` kills the process on a Keras 3 model. The way around,
-# by a SavedModel, turns dilated convolutions into operators without an integer form.
-_KERAS_3_CONVERTS = (2, 17)
 _MATCHING_SAMPLES = 3
 _BITS = 8
 _NEEDS_DELEGATE = (
@@ -256,11 +252,7 @@ def _converted(model: keras.Model) -> bytes:
     import tensorflow as tf
 
     with quiet():
-        if tuple(map(int, tf.__version__.split(".")[:2])) >= _KERAS_3_CONVERTS:
-            return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
-        with tempfile.TemporaryDirectory() as folder:
-            model.export(folder)
-            return bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+        return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
 
 
 def _check(

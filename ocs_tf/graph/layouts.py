@@ -56,10 +56,10 @@ def check_layouts(graph: Graph) -> None:
             if not _is_computed(operation, rank, grouped):
                 raise ValueError(
                     f"layer {layer.name!r} ({type(layer).__name__}) is channels_first, which"
-                    " TensorFlow cannot compute on this device: on CPUs that needs oneDNN, which is"
-                    " off here. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before"
-                    " TensorFlow is imported, which switches it on (on x86), or build the model"
-                    " with data_format='channels_last'; its weights have the same shapes."
+                    " TensorFlow cannot compute on this machine: on a CPU that needs oneDNN, which"
+                    " is off here. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before"
+                    " TensorFlow is imported (on x86, this switches oneDNN on), or build the model"
+                    " with data_format='channels_last' (kernels keep their shapes)."
                 )
 
 
@@ -69,9 +69,7 @@ def _channels_first(node: Node) -> Iterator[tuple[Any, str, int, bool]]:
         operation = _BARE.get(type(node.layer).__name__)
         layout = getattr(node.layer, "data_format", "channels_last")
         if operation and (layout or keras.config.image_data_format()) == "channels_first":
-            shape, *kernel = [tensor.shape for tensor in node.inputs]
-            grouped = bool(kernel) and kernel[0][-2] != shape[1]
-            yield node.layer, operation, len(shape) - 2, grouped
+            yield node.layer, operation, len(node.inputs[0].shape) - 2, False
         return
     for layer in node.layer._flatten_layers():
         cell = layer.cell if isinstance(layer, _RECURRENT) else layer

@@ -8,12 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import ocs_tf
 from ocs_tf.layers import KernelLayer
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel, quantize_kernel
-from tests.channels_first import is_channels_first, run
 
 Make = Callable[..., keras.layers.Layer]
 CASES: dict[str, tuple[Make, dict[str, Any], tuple[int, ...]]] = {
@@ -93,14 +93,24 @@ CASES: dict[str, tuple[Make, dict[str, Any], tuple[int, ...]]] = {
         {"kernel_size": 3, "depth_multiplier": 2, "data_format": "channels_first"},
         (6, 9, 8),
     ),
+    "conv1d-channels-first": (
+        layers.Conv1D,
+        {"filters": 5, "kernel_size": 3, "data_format": "channels_first"},
+        (6, 9),
+    ),
+    "transposed-channels-first": (
+        layers.Conv2DTranspose,
+        {"filters": 5, "kernel_size": 3, "strides": 2, "data_format": "channels_first"},
+        (6, 5, 4),
+    ),
 }
 
 
 def model_of(case: str, **options: Any) -> keras.Model:
     make, fixed, shape = CASES[case]
     model = keras.Sequential([keras.Input(shape), make(**{**fixed, **options}, name="layer")])
-    if is_channels_first(model):
-        model.compile(jit_compile=True)  # so that it is computed on any CPU
+    if is_channels_first(model.layers[0]):
+        model.compile(jit_compile=True)
     return model
 
 
@@ -128,14 +138,32 @@ def is_transposed(layer: Any) -> bool:
     return "Transpose" in type(layer).__name__
 
 
+def is_channels_first(layer: Any) -> bool:
+    return getattr(layer, "data_format", None) == "channels_first"
+
+
+def outputs(model: keras.Model, x: np.ndarray) -> np.ndarray:
+    """What `model` computes; by XLA if channels_first, for which not every CPU has kernels."""
+    compiled = is_channels_first(model.layers[0])
+    return np.asarray(tf.function(model, jit_compile=True)(x) if compiled else model(x))
+
+
 def with_kernel(layer: Any, kernel: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """What a plain Keras layer like `layer` gives with `kernel` in place of its own."""
-    twin = type(layer).from_config({**layer.get_config(), "name": "twin"})
+    """What a plain Keras layer like `layer` gives with `kernel` in place of its own.
+
+    A channels_first one is computed by a channels_last one.
+    """
+    config = {**layer.get_config(), "name": "twin"}
+    first = is_channels_first(layer)
+    if first:
+        config["data_format"], x = "channels_last", np.moveaxis(x, 1, -1)
+    twin = type(layer).from_config(config)
     twin.build(x.shape)
     bias = [] if layer.bias is None else [np.asarray(layer.bias)]
     kernel = kernel.swapaxes(-1, -2) if is_transposed(layer) else kernel
     twin.set_weights([kernel.reshape(twin.kernel.shape), *bias])
-    return run(twin, x)
+    y = np.asarray(twin(x))
+    return np.moveaxis(y, -1, 1) if first else y
 
 
 def inputs_for(case: str, rng: np.random.Generator) -> np.ndarray:
@@ -158,7 +186,7 @@ def test_is_the_keras_layer_with_the_effective_kernel(
         canonical(layer), 4, 0.3 if splits else 0.0, "none", granularity
     ).effective_kernel()
     want = with_kernel(layer, expected, x)
-    np.testing.assert_allclose(run(quantized, x), want, atol=1e-5)
+    np.testing.assert_allclose(outputs(quantized, x), want, atol=1e-5)
     channels = canonical(layer).shape[-2]
     assert quantized.layers[0].copies == (np.ceil(0.3 * channels) if splits else 0)
 
@@ -173,7 +201,7 @@ def test_every_number_of_bits(
     quantized = convert(model, weight_bits=bits, expand_ratio=0.0, weight_clip="mse")
     kernel = quantize_kernel(canonical(layer), bits, 0.0, "mse", "channel")
     want = with_kernel(layer, kernel.effective_kernel(), x)
-    np.testing.assert_allclose(run(quantized, x), want, atol=1e-5)
+    np.testing.assert_allclose(outputs(quantized, x), want, atol=1e-5)
     assert np.abs(np.asarray(quantized.layers[0].codes, np.int32)).max() <= 2 ** (bits - 1) - 1
 
 
@@ -187,12 +215,12 @@ def test_is_the_expanded_layer_on_a_gathered_input(
     kernel = quantized.layers[0].quantized_kernel()
     channels = canonical(layer).shape[-2]
     assert kernel.splits == int(np.ceil(0.5 * channels))
-    axis = 1 if "channels-first" in case else -1
+    axis = 1 if is_channels_first(layer) else -1
     # A copy is one in each group.
     groups = getattr(layer, "groups", 1)
     read = np.concatenate([kernel.channel_map + group * channels for group in range(groups)])
     want = with_kernel(layer, kernel.dequantize(), x.take(read, axis))
-    np.testing.assert_allclose(run(quantized, x), want, atol=1e-5)
+    np.testing.assert_allclose(outputs(quantized, x), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6", "softmax", "swish", "tanh"])
@@ -204,7 +232,7 @@ def test_built_in_activation(
     layer, x = model.layers[0], 5 * inputs_for(case, rng)
     quantized = convert(model, weight_bits=8, expand_ratio=0.0)
     kernel = np.asarray(quantized.layers[0].kernel)
-    np.testing.assert_allclose(run(quantized, x), with_kernel(layer, kernel, x), atol=1e-5)
+    np.testing.assert_allclose(outputs(quantized, x), with_kernel(layer, kernel, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("quantization_aware", [True, False], ids=["aware", "halves"])
@@ -252,7 +280,7 @@ def test_known_input_grid_adds_up_integers(
     )
     assert got.output_grid is not None
     want = got.output_grid.fake_quantize(real)
-    difference = np.abs(run(quantized, x) - want)
+    difference = np.abs(outputs(quantized, x) - want)
     # float32 against float64 may round a tie the other way, rarely.
     assert difference.max() <= got.output_grid.scale * 1.001
     assert (difference > got.output_grid.scale / 2).mean() < 0.01
@@ -327,7 +355,7 @@ def test_integer_inputs(randomize: Any) -> None:
     model = keras.Sequential([keras.Input((4,), dtype="int32"), layers.Dense(3)])
     quantized = convert(randomize(model), weight_bits=8)
     x = np.arange(8, dtype=np.int32).reshape(2, 4)
-    np.testing.assert_allclose(run(quantized, x), np.asarray(model(x)), atol=0.1)
+    np.testing.assert_allclose(outputs(quantized, x), np.asarray(model(x)), atol=0.1)
 
 
 def test_quantized_kernel_is_what_was_assigned(rng: np.random.Generator) -> None:
