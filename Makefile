@@ -18,9 +18,9 @@ test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2
 
 # What depends on whether TensorFlow computes by oneDNN, which it does on some CPUs only.
-ONEDNN_TESTS := tests/layers/test_kernels.py tests/test_allocation.py tests/test_compensation.py \
+ONEDNN_TESTS := tests/layers/test_kernels.py tests/test_allocation.py \
     $(addprefix tests/graph/test_,equalization.py layouts.py reader.py separable.py) \
-    tests/export/test_tflite.py
+    tests/export/test_running.py
 
 onednn: $(VENV)/test.stamp
 	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -n 2 $(ONEDNN_TESTS)

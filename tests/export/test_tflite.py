@@ -288,7 +288,9 @@ def test_float_model_is_refused(tmp_path):
 def test_channels_first_is_refused(tmp_path):
     inputs = keras.Input((6, 8, 8))
     x = layers.Conv2D(4, 3, data_format="channels_first", name="cf")(inputs)
-    quantized = ocs_tf.convert(keras.Model(inputs, x), verbose=False)
+    model = keras.Model(inputs, x)
+    model.compile(jit_compile=True)  # which computes it on any CPU
+    quantized = ocs_tf.convert(model, verbose=False)
     with pytest.raises(ValueError, match="'cf' is channels_first, which TFLite does not have"):
         ocs_tf.export_tflite(quantized, tmp_path / "model.tflite", target="float")
 
