@@ -20,32 +20,14 @@ def in_keras_order(content: bytes, model: keras.Model) -> bytes:
         return content
     signature = parsed.signatureDefs[0]
     graph = parsed.subgraphs[signature.subgraphIndex]
+    before = signature.inputs, signature.outputs, list(graph.inputs), list(graph.outputs)
     signature.inputs = _sorted(signature.inputs, [str(tensor.name) for tensor in model.inputs])
     outputs = [f"output_{index}" for index in range(len(model.outputs))]
     signature.outputs = _sorted(signature.outputs, outputs)
     graph.inputs = _in_order_of(signature.inputs, graph.inputs)
     graph.outputs = _in_order_of(signature.outputs, graph.outputs)
-    return fb.write(parsed)
-
-
-def follow(rewritten: Any, original: Any) -> None:
-    """Let the signatures of a parsed file name its inputs and outputs.
-
-    Arguments:
-        rewritten: `original` with other tensors as inputs and outputs, in the same order. Where
-            an output is read by operators, too, ai-edge-quantizer makes a second tensor of it.
-    """
-    for signature, before in zip(
-        rewritten.signatureDefs or (), original.signatureDefs or (), strict=True
-    ):
-        old, new = (m.subgraphs[signature.subgraphIndex] for m in (original, rewritten))
-        for entries, known, border, borders in (
-            (signature.inputs, before.inputs, old.inputs, new.inputs),
-            (signature.outputs, before.outputs, old.outputs, new.outputs),
-        ):
-            moved = dict(zip(border, borders, strict=True))
-            for entry, same in zip(entries, known, strict=True):
-                entry.tensorIndex = moved[same.tensorIndex]
+    after = signature.inputs, signature.outputs, graph.inputs, graph.outputs
+    return content if after == before else fb.write(parsed)
 
 
 def _sorted(entries: Sequence[Any], names: Sequence[str]) -> list[Any]:
