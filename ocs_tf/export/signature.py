@@ -30,6 +30,26 @@ def in_keras_order(content: bytes, model: keras.Model) -> bytes:
     return content if after == before else fb.write(parsed)
 
 
+def follow(rewritten: Any, original: Any) -> None:
+    """Let the signatures of a parsed file name its inputs and outputs.
+
+    Arguments:
+        rewritten: `original` with other tensors as inputs and outputs, in the same order. Where
+            an output is read by operators, too, ai-edge-quantizer makes a second tensor of it.
+    """
+    for signature, before in zip(
+        rewritten.signatureDefs or (), original.signatureDefs or (), strict=True
+    ):
+        old, new = (m.subgraphs[signature.subgraphIndex] for m in (original, rewritten))
+        for entries, known, border, borders in (
+            (signature.inputs, before.inputs, old.inputs, new.inputs),
+            (signature.outputs, before.outputs, old.outputs, new.outputs),
+        ):
+            moved = dict(zip(border, borders, strict=True))
+            for entry, same in zip(entries, known, strict=True):
+                entry.tensorIndex = moved[same.tensorIndex]
+
+
 def _sorted(entries: Sequence[Any], names: Sequence[str]) -> list[Any]:
     """Entries of a signature in the order of `names`."""
     position = {name: index for index, name in enumerate(names)}
