@@ -70,6 +70,7 @@ _CONFIG_HELP = {
 }
 _CONFIG_SWITCHES = {
     "activation_equalization": "scale channels of what is concatenated to share a grid better",
+    "exact_outputs": "do not round an output that concatenates parts of very different ranges",
     "fold_batch_norm": "multiply batch norms into the layers before them",
     "quantization_aware": "let the codes of copies add up to the code of the whole weight",
     "power_of_two": "steps are powers of two",
