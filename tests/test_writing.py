@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import errno
 import json
 import os
@@ -41,13 +42,15 @@ def umask():
     os.umask(before)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
     """Files of more than 100 bytes are refused, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 PLAN = ocs_tf.Plan({f"layer_{i}": ocs_tf.LayerPlan(4, 1.0) for i in range(5)})
@@ -205,17 +208,17 @@ class TestLinks:
 
 
 class TestFailures:
-    def test_full_disk(self, path, small_files):
+    def test_full_disk(self, path):
         path.write_text("old")
-        with pytest.raises(OSError, match=r"File too large: .*file\.json"):
+        with pytest.raises(OSError, match=r"File too large: .*file\.json"), small_files():
             writing.write(path, "x" * 101)
         assert path.read_text() == "old"
         assert names(path.parent) == ["file.json"]
 
     @pytest.mark.parametrize("save", [PLAN.save, REPORT.save], ids=["plan", "report"])
-    def test_full_disk_of_plans_and_reports(self, path, small_files, save):
+    def test_full_disk_of_plans_and_reports(self, path, save):
         path.write_text("old")
-        with pytest.raises(OSError, match=r"File too large: .*file\.json"):
+        with pytest.raises(OSError, match=r"File too large: .*file\.json"), small_files():
             save(path)
         assert path.read_text() == "old"
         assert names(path.parent) == ["file.json"]
