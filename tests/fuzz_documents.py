@@ -490,7 +490,7 @@ def fuzz(
         if seconds is not None and time.monotonic() - start > seconds:
             break
         use = make(np.random.default_rng([seed, index]))
-        faulthandler.dump_traceback_later(SECONDS_PER_DOCUMENT, exit=True)
+        faulthandler.dump_traceback_later(SECONDS_PER_DOCUMENT, exit=True, file=sys.__stderr__)
         try:
             use()
             outcomes["accepted"] += 1

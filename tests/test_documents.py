@@ -105,7 +105,7 @@ def test_longer_names_are_looked_at_again() -> None:
         ("a{99999999999}", 0, "is not a regular expression: the repetition number is too large"),
         (3, 0, r"`regex` \(=3\) must be a string of up to 1000 characters"),
         ("a" * 1001, 0, "must be a string of up to 1000 characters"),
-        ("a", re.DEBUG, r"`flags` \(=.*128.*\) of `regex` must be a sum of re.ASCII"),
+        ("a", re.DEBUG, r"`flags` \(=.*\) of `regex` must be a sum of re.ASCII"),
         ("a", re.LOCALE, "must be a sum of re.ASCII"),
         ("a", True, r"`flags` \(=True\) of `regex`"),
         ("a", "i", r"`flags` \(='i'\) of `regex`"),

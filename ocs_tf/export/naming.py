@@ -24,7 +24,7 @@ def identifiers(model: keras.Model) -> Iterator[dict[str, str]]:
     """
     taken: set[str] = set()
     by_name: dict[str, str] = {}
-    called: list[Any] = [model, *model.operations, *model._flatten_layers(include_self=False)]
+    called: list[Any] = [model, *_operations(model), *model._flatten_layers(include_self=False)]
     called += model.inputs
     for one in called:
         if one.name not in by_name:
@@ -45,6 +45,11 @@ def identifiers(model: keras.Model) -> Iterator[dict[str, str]]:
     finally:
         for one, attribute, name in before:
             vars(one)[attribute] = name
+
+
+def _operations(model: keras.Model) -> list[Any]:
+    """All that is called in `model`, bare operations included."""
+    return list(getattr(model, "operations", model.layers))
 
 
 def _scopes(handle: str) -> str:

@@ -233,7 +233,7 @@ def convert_float(model: keras.Model) -> bytes:
     Raises:
         ValueError: TensorFlow's converter does not know an operator, or makes a wrong graph.
     """
-    if not (
+    if not isinstance(model, keras.Sequential) and not (
         isinstance(model.input, keras.KerasTensor) and isinstance(model.output, keras.KerasTensor)
     ):
         model = keras.Model(model.inputs, model.outputs, name=model.name)
