@@ -313,6 +313,11 @@ def test_layers_see_what_the_quantized_ones_before_them_make() -> None:
     assert np.abs(errors.mean(0)).max() < 1e-4 * np.abs(errors).max()
 
 
+def below_one(arrays: list[np.ndarray]) -> float:
+    """The power of two that brings the largest magnitude into 0.5 .. 1."""
+    return 2.0 ** -np.frexp(max(np.abs(array).max() for array in arrays))[1]
+
+
 def test_only_some_positions_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     model = LAYERS["conv"]()
     site = Graph(model).kernels["layer"]
@@ -328,16 +333,18 @@ def test_only_some_positions_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> N
     everything, nothing = compensation._moments(site, kernel, x)
     assert nothing is None
     patches = np.concatenate([site.adapter.patches(site.layer, batch)[:, 0] for batch in x])
+    patches = patches * below_one(x)
     moments = np.column_stack([patches.T @ patches / len(patches), patches.mean(0)])
     np.testing.assert_allclose(everything[0], moments, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(compensation, "_POSITIONS", 300)
-    some, lost = compensation._moments(site, kernel, x, [batch + 1 for batch in x])
+    exact = [batch + 1 for batch in x]
+    some, lost = compensation._moments(site, kernel, x, exact)
     # Of 6 x 7 positions, 2 or 3 along each axis: every third.
     assert counts[0] == 64 * 6 * 7
     assert 64 * 2 * 2 <= counts[1] <= 64 * 2 * 3
     # The same positions of what should be there: what inputs lack is 1 everywhere.
     assert lost is not None
-    want = np.outer(some[0, :, -1], kernel.sum((0, 1, 2)))
+    want = np.outer(some[0, :, -1], below_one(x + exact) * kernel.sum((0, 1, 2)))
     np.testing.assert_allclose(lost[0], want, rtol=1e-4, atol=1e-4)
 
 
