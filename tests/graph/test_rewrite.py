@@ -422,5 +422,5 @@ def test_what_a_file_cannot_hold_is_kept_with_a_warning(
     data = x if with_data else None
     with pytest.warns(UserWarning, match="layer 'odd' .* will not load") as warned:
         quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
-    assert len(warned) == 1
+    assert sum("'odd'" in str(warning.message) for warning in warned) == 1
     np.testing.assert_allclose(outputs_of(quantized, x)[0], outputs_of(model, x)[0], atol=0.1)
