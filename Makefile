@@ -102,14 +102,15 @@ native-test native-sanitize native-arm:
 	    $(RUN) $(NATIVE)/$$test; \
 	done
 
-# Half of the time for operators in a mock runtime, half for files in the real ones.
-fuzz: SECONDS = $$(($(FUZZ_SECONDS) / 2))
+# A third of the time each: operators in a mock runtime, files in the real ones, documents.
+fuzz: SECONDS = $$(($(FUZZ_SECONDS) / 3))
 fuzz: native-sanitize $(VENV)/test.stamp
 	mkdir -p $(NATIVE)
 	$(COMPILE) -DOCS_FUZZ_MAIN tests/kernels/cc/fuzz_ops.cc dist/native/native-sanitize/*.o \
 	    -o $(NATIVE)/fuzz_ops
 	$(NATIVE)/fuzz_ops $(SECONDS) $(FUZZ_SEED)
 	$(BIN)/python tests/kernels/fuzz_files.py --seconds $(SECONDS) --seed $(FUZZ_SEED)
+	$(BIN)/python tests/fuzz_documents.py --seconds $(SECONDS) --seed $(FUZZ_SEED)
 
 # Without the tests that `make test` runs on the same Python, and that need no native code.
 bazel: $(VENV)/test.stamp

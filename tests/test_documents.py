@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import re
-import sys
 import time
 
 import pytest
 
 from ocs_tf import documents
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import fuzz_documents
+from tests import fuzz_documents
 
 SECONDS = float(os.environ.get("OCS_TF_FUZZ_SECONDS", "8")) / 2
 

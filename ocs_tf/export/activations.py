@@ -34,6 +34,7 @@ class Activations:
     """What `writer.write_int8` needs to know of activations.
 
     Attributes:
+        content: the float file, its masks limited to what integers need.
         grids: by tensor of the file: those of the Keras model.
         ranges: `(min, max)` of the other tensors, inside of layers that Keras sees as one.
         left_float: indices of the operators that stay in float.
@@ -41,6 +42,7 @@ class Activations:
         notes: which layers are computed in float, and why.
     """
 
+    content: bytes
     grids: dict[str, ActivationGrid]
     ranges: dict[str, tuple[float, float]]
     left_float: set[int]
@@ -103,7 +105,7 @@ def find_activations(
         ranges |= _measured(limited, sorted(missing), lowered, source)
     for name in attention.symmetric_factors(model) & set(ranges):
         ranges[name] = attention.symmetric(*ranges[name])
-    return Activations(grids, ranges, left, unrounded, [note for note in notes if note])
+    return Activations(limited, grids, ranges, left, unrounded, [note for note in notes if note])
 
 
 def _names_of(

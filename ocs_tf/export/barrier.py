@@ -12,10 +12,9 @@ import keras
 import tensorflow as tf
 
 from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export.custom_operator import custom_operator
 
 _NAME = "OcsBarrier"
-# A function of this kind stays one custom operator.
-_IMPLEMENTS = f'name: "{_NAME}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}'
 
 
 class Barrier(keras.layers.Identity):
@@ -23,9 +22,7 @@ class Barrier(keras.layers.Identity):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._operator = tf.function(
-            _identity, experimental_implements=_IMPLEMENTS, autograph=False
-        )
+        self._operator = custom_operator(_identity, _NAME)
 
     def call(self, inputs: Any) -> Any:
         if tf.executing_eagerly():

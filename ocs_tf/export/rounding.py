@@ -7,13 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from ocs_tf.export.custom_operator import custom_operator
 from ocs_tf.kernels import operators
 from ocs_tf.numerics import ActivationGrid
-
-# Without "tfl_fusable_op" the converter would write the operations of the body instead.
-_IMPLEMENTS = (
-    f'name: "{operators.FAKE_QUANTIZE}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}'
-)
 
 
 class RoundingOperator(keras.layers.Layer):
@@ -30,9 +26,7 @@ class RoundingOperator(keras.layers.Layer):
         super().__init__(**kwargs)
         self.grid = grid
         self.supports_masking = True
-        self._operator = tf.function(
-            _fake_quantize, experimental_implements=_IMPLEMENTS, autograph=False
-        )
+        self._operator = custom_operator(_fake_quantize, operators.FAKE_QUANTIZE)
 
     def call(self, inputs: Any) -> Any:
         grid = self.grid

@@ -21,8 +21,8 @@ from ocs_tf.layers import unwrapped
 from ocs_tf.process import quiet
 
 # Outputs that are further from the Keras model's than one step must be as close as this. Deep
-# networks pass differences of a step on, and inside of recurrent layers and attention only the
-# file rounds; on networks that are in order 15 dB were seen at the least.
+# networks pass differences of a step on. Inside of recurrent layers and attention only the file
+# rounds: where scores reach tens of units, 8 bits can leave less, and that is refused, too.
 FLOOR_DB = 10.0
 _ONE_STEP = 1.01  # to float rounding
 _FLOAT_TOLERANCE = 1e-3  # of the largest output, where the model does not round it

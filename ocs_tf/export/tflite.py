@@ -12,7 +12,6 @@ import keras
 from ocs_tf import data
 from ocs_tf.closeness import Closeness
 from ocs_tf.export import (
-    attention,
     edge_tpu,
     failures,
     int4,
@@ -47,7 +46,6 @@ _FORMS = {
     "float": lowering.FLOAT,
 }
 
-_MATCHING_SAMPLES = 3
 _BITS = 8
 _NEEDS_DELEGATE = (
     "Packed kernels are read by custom operators: open the file with ocs_tf.tflite.Interpreter, or"
@@ -162,15 +160,12 @@ def export_tflite(
             left behind.
     """
     path = pathlib.Path(path)
-    for name, value in (
-        ("dynamic_batch", dynamic_batch),
-        ("merge_copies", merge_copies),
-        ("fused_dense", fused_dense),
-        ("strict", strict),
-        ("overwrite", overwrite),
-        ("verify", verify),
-    ):
-        check_switch(name, value)
+    check_switch("dynamic_batch", dynamic_batch)
+    check_switch("merge_copies", merge_copies)
+    check_switch("fused_dense", fused_dense)
+    check_switch("strict", strict)
+    check_switch("overwrite", overwrite)
+    check_switch("verify", verify)
     _check(path, target, activations, io_dtype, fused_dense, overwrite)
     batch_size = None if dynamic_batch else 1
     source = data.Source.of(representative_dataset)
@@ -195,7 +190,7 @@ def export_tflite(
             raise VerificationError(f"{reasons} Replace them, or export with strict=False.")
         lowered.notes.extend(found.notes)
         content = writer.write_int8(
-            attention.limit_masks(content),
+            found.content,
             lowered.kernels,
             found.grids,
             found.ranges,
