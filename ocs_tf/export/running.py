@@ -12,6 +12,7 @@ import numpy as np
 from ocs_tf import tflite
 from ocs_tf.calibration import observe
 from ocs_tf.closeness import Closeness, Tally
+from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import matching
 from ocs_tf.export.lowering import Lowered
 from ocs_tf.export.verification import VerificationError
@@ -53,7 +54,10 @@ def compare(
     expected = [np.concatenate(column) for column in zip(*batches, strict=True)]
     parts = output_parts(Graph(model, fold_batch_norm=False, open_quantized=True))
     tallies = [Tally(str(n), p) for n, p in zip(model.output_names, parts, strict=True)]
-    steps = [_step(model, tensor) for tensor in model.outputs]
+    steps = [
+        of_file or _step(model, tensor)
+        for of_file, tensor in zip(_steps(content), model.outputs, strict=True)
+    ]
     found = _file_outputs(content, inputs)
     closeness = []
     for tally, wanted, got, step in zip(tallies, expected, found, steps, strict=True):
@@ -82,6 +86,19 @@ def _close_enough(
         return True  # which is the largest of numbers that are but a step apart says little
     tolerance = _FLOAT_TOLERANCE * closeness.max_magnitude if step is None else _ONE_STEP * step
     return closeness.max_difference <= tolerance or closeness.sqnr_db >= FLOOR_DB
+
+
+def _steps(content: bytes) -> list[float | None]:
+    """Of the grids of a file's outputs, which it may turn into floats at the end."""
+    parsed = fb.read(content)
+    graph = parsed.subgraphs[0]
+    before = {
+        op.outputs[0]: op.inputs[0]
+        for op in graph.operators
+        if fb.op_name(parsed, op) == "DEQUANTIZE"
+    }
+    grids = [fb.grid(graph.tensors[before.get(index, index)]) for index in graph.outputs]
+    return [None if grid is None else float(grid[0][0]) for grid in grids]
 
 
 def _step(model: keras.Model, tensor: Any) -> float | None:

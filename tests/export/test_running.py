@@ -122,3 +122,17 @@ def test_a_fixed_batch_and_an_open_one(tmp_path, rng):
     quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
     (close,) = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", dynamic_batch=True).closeness
     assert close.samples == 3
+
+
+@pytest.mark.parametrize("io_dtype", ["int8", "float32"])
+def test_a_step_is_that_of_the_file_where_the_model_has_none(io_dtype, tmp_path):
+    """The first samples, 1 to 3, are less than a step of a range up to 1,024."""
+    x = keras.Input((2,), name="x")
+    quantized = ocs_tf.convert(keras.Model(x, layers.Dense(2)(x)), verbose=False)
+    data = np.float32([[count, count] for count in range(1, 1025)])
+    path = tmp_path / "m.tflite"
+    (close,) = ocs_tf.export_tflite(
+        quantized, path, representative_dataset=data, io_dtype=io_dtype
+    ).closeness
+    assert close.sqnr_db < FLOOR_DB  # and yet
+    assert path.exists()
