@@ -13,6 +13,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is impor
 import keras
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, so that a change fails for what it changes. New ones:
+# pytest --hypothesis-profile=default.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -364,7 +364,8 @@ def changed_array(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
     if kind == 0 and array.size:
         special = [0, 1, -1, 127, -128, 7, 8, 3, 9]
         special += [np.nan, np.inf, -np.inf, 1e-45, 3e38] if array.dtype.kind == "f" else []
-        array.flat[int(rng.integers(0, array.size))] = pick(rng, special)
+        value = np.asarray(pick(rng, special)).astype(array.dtype)  # -1 is 255 in uint8
+        array.flat[int(rng.integers(0, array.size))] = value
     elif kind == 1:
         array = array.astype(pick(rng, ["float64", "int64", "uint8", "bool", "float16"]))
     elif kind == 2:
