@@ -14,6 +14,7 @@ from ocs_tf.export import naming
 _DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i1": "bool"}
 _DTYPES |= {f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
 _DTYPES |= {f"ui{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)}
+_CONTROL_FLOW = ("CALL_ONCE", "IF", "STABLEHLO_WHILE", "WHILE")
 _NO_OPERATOR = "op is neither a custom op nor a flex op"
 
 
@@ -44,6 +45,39 @@ def describe(model: keras.Model, error: Exception) -> str:
             " size 1, which converts."
         )
     return text
+
+
+def check_straight(content: bytes, model: keras.Model) -> None:
+    """Refuse a file with loops or branches, which activations in integers cannot have.
+
+    Arguments:
+        content: the float file.
+        model: what it was made of.
+
+    Raises:
+        ValueError: there are; the message names the layers.
+    """
+    parsed = fb.read(content)
+    if len(parsed.subgraphs) == 1:
+        return
+    graph = parsed.subgraphs[0]
+    names = {
+        fb.op_name(parsed, op): [fb.name(graph.tensors[i]) for i in op.outputs]
+        for op in graph.operators
+        if fb.op_name(parsed, op) in _CONTROL_FLOW
+    }
+    outputs = [name for made in names.values() for name in made]
+    layers = [
+        operation.name
+        for operation in _operations(model)
+        if any(fb.name_affinity(name, operation.name) for name in outputs)
+    ]
+    where = ", ".join(map(repr, layers)) or "the model"
+    kinds = " and ".join(sorted(names)) or "control flow"
+    raise ValueError(
+        f"{where}: computed by {kinds}, which TFLite cannot have with integer activations. Export"
+        " with activations='float' or 'dynamic', or target='float'."
+    )
 
 
 def _cause(model: keras.Model, error: Exception) -> str:

@@ -147,7 +147,7 @@ def moved(model: Any, grids: Mapping[str, AnyGrid]) -> dict[str, AnyGrid]:
 def describe(
     model: Any, left: Collection[int], layers: Collection[str], matches: Mapping[str, str]
 ) -> str:
-    """A note that names the layers in float, and the operators that are the reason; or no text.
+    """A note that names the layers in float, and the reason; or no text.
 
     Arguments:
         model, left: as above.
@@ -164,10 +164,12 @@ def describe(
         clear = max(layers, key=lambda layer: fb.name_affinity(tensor, layer))
         names[clear if fb.name_affinity(tensor, clear) else matches.get(tensor, tensor)] = None
     kinds = {fb.op_name(model, graph.operators[index]) for index in left} - INTEGER_FORMS
+    reason = f"{', '.join(sorted(kinds))} {'has' if len(kinds) == 1 else 'have'} no int8 form"
+    if not kinds:
+        reason = "they read indices, which are not rounded"
     return (
         f"{len(names)} {'layer is' if len(names) == 1 else 'layers are'} computed in float, since"
-        f" {', '.join(sorted(kinds))} {'has' if len(kinds) == 1 else 'have'} no int8 form:"
-        f" {', '.join(names)}."
+        f" {reason}: {', '.join(names)}."
     )
 
 
@@ -227,6 +229,18 @@ def free_ends(model: Any, quantized: Any, unrounded: Collection[str]) -> None:
             border = next(op for op in graph.operators if list(op.outputs) == [index])
             graph.operators.remove(border)
             _rename_output(quantized, index, int(border.inputs[0]))
+
+
+def dequantize_outputs(model: Any) -> None:
+    """Let outputs be float32: ai-edge-quantizer cannot where operators read them, too."""
+    graph = model.subgraphs[0]
+    for index in dict.fromkeys(graph.outputs):
+        if fb.type_name(graph.tensors[index]) == "int8":
+            values = _twin(graph, index, "values")
+            values.type, values.quantization = fb.FLOAT32, None
+            made = len(graph.tensors) - 1
+            graph.operators.append(_border_operator(model, "DEQUANTIZE", index, made))
+            _rename_output(model, index, made)
 
 
 def _rename_output(model: Any, old: int, new: int) -> None:

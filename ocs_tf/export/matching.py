@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
+from ocs_tf import tflite
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import attention
 from ocs_tf.process import quiet
@@ -124,12 +124,9 @@ class _Runner:
         with quiet():
             # The default delegate keeps intermediate tensors too, once asked to, and is 4 times as
             # fast as going without.
-            self._interpreter = Interpreter(
-                model_content=float_model,
-                experimental_preserve_all_tensors=True,
-                num_threads=_THREADS,
+            self._interpreter = tflite.Interpreter(
+                float_model, num_threads=_THREADS, experimental_preserve_all_tensors=True
             )
-            self._interpreter.allocate_tensors()
         self._inputs = self._interpreter.get_input_details()
         signature = model.signatureDefs[0].inputs if model.signatureDefs else []
         self._index_of = {entry.name.decode(): entry.tensorIndex for entry in signature}

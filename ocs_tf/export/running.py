@@ -50,7 +50,8 @@ def compare(
             than one step of their grid and `FLOOR_DB`. The message names the layer.
     """
     inputs = list(samples.values())
-    batches = observe(model, model.outputs, _batches(model, inputs))
+    interpreter = _opened(content)
+    batches = observe(model, model.outputs, _batches(model, inputs, _batch(interpreter)))
     expected = [np.concatenate(column) for column in zip(*batches, strict=True)]
     parts = output_parts(Graph(model, fold_batch_norm=False, open_quantized=True))
     tallies = [Tally(str(n), p) for n, p in zip(model.output_names, parts, strict=True)]
@@ -58,7 +59,7 @@ def compare(
         of_file or _step(model, tensor)
         for of_file, tensor in zip(_steps(content), model.outputs, strict=True)
     ]
-    found = _file_outputs(content, inputs)
+    found = _file_outputs(interpreter, inputs)
     closeness = []
     for tally, wanted, got, step in zip(tallies, expected, found, steps, strict=True):
         if got.shape != wanted.shape:
@@ -108,15 +109,16 @@ def _step(model: keras.Model, tensor: Any) -> float | None:
     return None if grid is None else float(grid.scale)
 
 
-def _batches(model: keras.Model, inputs: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """The samples in batches of the model's own size, if it has one."""
-    size = model.inputs[0].shape[0] or len(inputs[0])
+def _batches(
+    model: keras.Model, inputs: Sequence[np.ndarray], size: int
+) -> Iterator[list[np.ndarray]]:
+    """The samples in batches of the model's own size, if it has one, or else of the file's."""
+    size = model.inputs[0].shape[0] or size
     for start in range(0, len(inputs[0]), size):
         yield [array[start : start + size] for array in inputs]
 
 
-def _file_outputs(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    interpreter = _opened(content)
+def _file_outputs(interpreter: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     details = interpreter.get_output_details()
     outputs = []
     for index in range(0, len(inputs[0]), _batch(interpreter)):
@@ -142,7 +144,10 @@ def _run(interpreter: Any, inputs: Sequence[np.ndarray], index: int) -> None:
     for array, detail in zip(inputs, interpreter.get_input_details(), strict=True):
         samples = array[index : index + int(detail["shape"][0])]
         interpreter.set_tensor(detail["index"], tflite.to_codes(samples, detail))
-    interpreter.invoke()
+    try:
+        interpreter.invoke()
+    except RuntimeError as error:
+        raise VerificationError(f"the TFLite runtime cannot run the file: {error}.") from error
 
 
 def _first_difference(
@@ -157,18 +162,20 @@ def _first_difference(
     nodes = Graph(lowered.model).nodes
     known = {n.layer.name: n.outputs[0] for n in nodes if n.layer.name in layers}
     inputs = list(samples.values())
-    matches = matching.match_tensors(original, samples, _observed(lowered.model, known, inputs))
-    values: dict[str, list[np.ndarray]] = {name: [] for name in matches}
     interpreter = _opened(content, experimental_preserve_all_tensors=True)
+    size = _batch(interpreter)
+    given = _observed(lowered.model, known, inputs, size)
+    matches = matching.match_tensors(original, samples, given)
+    values: dict[str, list[np.ndarray]] = {name: [] for name in matches}
     details = {d["name"].split(";")[0]: d for d in interpreter.get_tensor_details()}
-    for index in range(0, len(inputs[0]), _batch(interpreter)):
+    for index in range(0, len(inputs[0]), size):
         _run(interpreter, inputs, index)
         for name, found in values.items():
             detail = details.get(name.split(";")[0])
             if detail is not None:
                 value = interpreter.get_tensor(detail["index"])
                 found.append(tflite.to_floats(value, detail).ravel())
-    expected = _observed(model, {key: layers[key] for key in matches.values()}, inputs)
+    expected = _observed(model, {key: layers[key] for key in matches.values()}, inputs, size)
     for name, key in matches.items():
         if values[name] and _parts(expected[key].ravel(), np.concatenate(values[name])):
             return f" They part at layer {key!r}."
@@ -176,9 +183,9 @@ def _first_difference(
 
 
 def _observed(
-    model: keras.Model, tensors: Mapping[str, Any], inputs: Sequence[np.ndarray]
+    model: keras.Model, tensors: Mapping[str, Any], inputs: Sequence[np.ndarray], size: int
 ) -> dict[str, np.ndarray]:
-    parts = observe(model, list(tensors.values()), _batches(model, inputs))
+    parts = observe(model, list(tensors.values()), _batches(model, inputs, size))
     columns = [
         np.concatenate([np.asarray(v) for v in column]) for column in zip(*parts, strict=True)
     ]

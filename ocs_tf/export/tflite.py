@@ -183,6 +183,7 @@ def export_tflite(
     samples = sample_inputs(lowered, source)
     ops: list[edge_tpu.OpReport] = []
     if form.integer:
+        failures.check_straight(content, lowered.model)
         open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
         found = find_activations(content, open_batch, samples, source)
         if found.notes and strict:

@@ -106,16 +106,19 @@ def write_int8(
     statistics |= _activation_statistics(model, grids, ranges)
     _leave_float(engine, model, left_float)
     if float_io:
-        for border in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-            engine.update_quantization_recipe(
-                ".*", border, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
-            )
+        engine.update_quantization_recipe(
+            ".*",
+            qtyping.TFLOperationName.INPUT,
+            algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE,
+        )
     quantized = _quantize(engine, statistics)
     _read_shapes_off_codes(quantized)
     _type_unread_parts(quantized)
     float_regions.free_ends(model, quantized, unrounded)
     if left_float:
         float_regions.round_between(quantized, grids)
+    if float_io:
+        float_regions.dequantize_outputs(quantized)
     signature.follow(quantized, model)
     result = _finish(quantized, assigned)
     verify(model, fb.read(result), assigned, grids, float_io, left_float, unrounded)

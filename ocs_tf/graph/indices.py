@@ -26,11 +26,10 @@ _KEEPS = ("Cast", "ExpandDims", "Flatten", "GetItem", "Identity", "Reshape", "Sq
 
 
 def index_tensors(graph: Graph) -> set[int]:
-    """Ids of the float tensors that only lookups read, or what makes integers or booleans of them.
+    """Ids of float tensors that a lookup reads, or only what makes integers or booleans of them.
 
     So are those of which a slice is looked up: the numbers beside it are rounded where they are cut
-    out. Whatever is computed by a layer
-    with a kernel is a number, not an index.
+    out. Whatever is computed by a layer with a kernel is a number, not an index.
     """
     computed = _behind_kernels(graph)
     found: set[int] = set()
@@ -39,12 +38,11 @@ def index_tensors(graph: Graph) -> set[int]:
         for tensor in node.outputs:
             readers = graph.consumers[id(tensor)]
             is_free = id(tensor) not in computed | graph.output_ids
-            if any(_looks_up(r, tensor, looked_up) for r in readers):
+            is_looked_up = any(_looks_up(r, tensor, looked_up) for r in readers)
+            if is_looked_up:
                 looked_up.add(id(tensor))
-            sliced = [r for r in readers if type(r.layer).__name__ == "GetItem"]
-            beside = any(id(r.outputs[0]) in looked_up for r in sliced)
             only = bool(readers) and all(_reads_index(r, tensor, found) for r in readers)
-            if is_free and (beside or only):
+            if is_free and (is_looked_up or only):
                 found.add(id(tensor))
     return {i for i in found if "float" in str(_tensor(graph, i).dtype)}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
 
+import ocs_tf
 from ocs_tf.export.tflite import convert_float
 
 
@@ -49,3 +51,35 @@ def _untraceable() -> keras.Model:
 def test_layer_operator_and_type_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         convert_float(make())
+
+
+class Loop(layers.Layer):
+    def call(self, inputs):
+        return ops.while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, 0.5 * x), (0, inputs))[1]
+
+
+class Branch(layers.Layer):
+    def call(self, inputs):
+        return ops.cond(ops.sum(inputs) > 0, lambda: 2 * inputs, lambda: inputs - 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (Loop(name="own"), "WHILE"),
+        (Branch(name="own"), "IF"),
+        (layers.ConvLSTM1D(1, 2, name="own"), "WHILE"),
+    ],
+)
+def test_control_flow_is_refused_with_the_layer(layer, kind: str, tmp_path) -> None:
+    x = keras.Input((2, 3, 1), name="x")
+    model = keras.Model(x, layers.Dense(2, name="head")(layers.Flatten()(layer(x))))
+    data = np.random.default_rng(0).normal(size=(8, 2, 3, 1)).astype("float32")
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    path = tmp_path / "m.tflite"
+    message = f"^'own': computed by {kind}, .* activations='float' or 'dynamic', or target='float'"
+    with pytest.raises(ValueError, match=message):
+        ocs_tf.export_tflite(quantized, path)
+    assert not path.exists()
+    for remedy in ({"activations": "float"}, {"activations": "dynamic"}, {"target": "float"}):
+        ocs_tf.export_tflite(quantized, path, overwrite=True, **remedy)

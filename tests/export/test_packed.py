@@ -70,7 +70,6 @@ def constants(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
     }
 
 
-@pytest.mark.parametrize("runtime", RESOLVERS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -82,17 +81,18 @@ def constants(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
     ids=["w8-split", "w4-split", "w5-tensor", "w3-unfolded"],
 )
 @pytest.mark.parametrize("name", MODELS)
-def test_file_computes_what_the_keras_model_does(name, options, runtime, tmp_path):
+def test_file_computes_what_the_keras_model_does(name, options, tmp_path):
     model = MODELS[name]()
     data = samples(model, 4)
     quantized = ocs_tf.convert(model, verbose=False, **options)
     path = tmp_path / "model.tflite"
     export(quantized, path)
     expected = quantized.predict_on_batch(data["x"])
-    assert_close(run(path, data, runtime=runtime), expected)
-    resolver = RESOLVERS[runtime].BUILTIN_WITHOUT_DEFAULT_DELEGATES  # without XNNPACK
-    without = run(path, data, runtime=runtime, experimental_op_resolver_type=resolver)
-    assert_close(without, expected)
+    for runtime, resolvers in RESOLVERS.items():
+        assert_close(run(path, data, runtime=runtime), expected)
+        resolver = resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # without XNNPACK
+        without = run(path, data, runtime=runtime, experimental_op_resolver_type=resolver)
+        assert_close(without, expected)
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,9 @@ def test_activations_are_rounded_where_the_model_does(bits, tmp_path):
     assert ocs_tf.numerics.sqnr_db(expected, got) > 35
 
 
-@pytest.mark.parametrize("runtime", RESOLVERS)
 @pytest.mark.parametrize("activation", [None, "relu", "relu6", "tanh"])
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_fused_dense(bits, activation, runtime, tmp_path, monkeypatch):
+def test_fused_dense(bits, activation, tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "FUSED_CODES", 40 * 30)
 
     def network(x):
@@ -218,7 +217,9 @@ def test_fused_dense(bits, activation, runtime, tmp_path, monkeypatch):
     export(quantized, path, fused_dense=True)
     assert operators(path).count("OcsFullyConnected") == 1
     assert operators(path).count("FULLY_CONNECTED") == 1
-    assert_close(run(path, data, runtime=runtime), quantized.predict_on_batch(data["x"]))
+    expected = quantized.predict_on_batch(data["x"])
+    for runtime in RESOLVERS:
+        assert_close(run(path, data, runtime=runtime), expected)
 
 
 def test_fused_dense_on_more_axes_and_without_bias(tmp_path, monkeypatch):

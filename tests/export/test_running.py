@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import ocs_tf
 from ocs_tf.export import _flatbuffer as fb
@@ -66,6 +66,43 @@ def test_a_wrong_file_names_the_layer_and_is_not_written(
     result = ocs_tf.export_tflite(quantized, path, verify=False)  # the remedy
     assert result.closeness == []
     assert path.exists()
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_a_wrong_packed_file_names_the_layer(rounds, quantized, tmp_path, monkeypatch):
+    """Files that round activations hold custom operators, which only the delegate reads."""
+    model = quantized if rounds else ocs_tf.convert(network(), verbose=False)
+    write = tflite.packed.write_packed
+
+    def write_wrong(*args, **options) -> bytes:
+        parsed = fb.read(write(*args, **options))
+        graph = parsed.subgraphs[0]
+        for op in graph.operators:
+            if fb.name(graph.tensors[op.outputs[0]]) == "second/kernel":
+                (scale,) = (
+                    graph.tensors[i]
+                    for i in op.inputs
+                    if fb.grid(graph.tensors[i]) is None and graph.tensors[i].type == fb.FLOAT32
+                )
+                values = fb.constant(parsed, scale)
+                parsed.buffers[scale.buffer].data = (-values).view(np.uint8)
+        return fb.write(parsed)
+
+    monkeypatch.setattr(tflite.packed, "write_packed", write_wrong)
+    with pytest.raises(VerificationError, match="SQNR .* They part at layer 'second'"):
+        ocs_tf.export_tflite(model, tmp_path / "m.tflite", target="packed")
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_and_model_see_batches_of_one_size(tmp_path):
+    """What depends on the batch is computed for one sample at a time by both."""
+    x = keras.Input((6,), name="x")
+    y = layers.Dense(4, name="d")(x)
+    model = keras.Model(x, y - ops.mean(y, axis=0, keepdims=True) / 2)
+    quantized = ocs_tf.convert(model, verbose=False)
+    (close,) = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", target="float").closeness
+    assert close.samples == 3
+    assert close.sqnr_db > 80
 
 
 def test_a_file_that_the_runtime_refuses_is_not_written(quantized, tmp_path, monkeypatch):

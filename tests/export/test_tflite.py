@@ -17,6 +17,7 @@ from keras import layers
 
 import ocs_tf
 from ocs_tf import compare
+from ocs_tf import tflite as tflite_package
 from ocs_tf.export import tflite
 from tests.export.networks import MODELS, randomize, samples, single
 
@@ -67,7 +68,6 @@ def output_step(path: pathlib.Path) -> float:
     return litert.Interpreter(str(path)).get_output_details()[0]["quantization"][0]
 
 
-@pytest.mark.parametrize("runtime", INTERPRETERS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -79,17 +79,19 @@ def output_step(path: pathlib.Path) -> float:
     ids=["w8", "w5-split", "w8-split-tensor", "w3-unfolded"],
 )
 @pytest.mark.parametrize("name", MODELS)
-def test_file_computes_what_the_keras_model_does(name, options, runtime, tmp_path):
+def test_file_computes_what_the_keras_model_does(name, options, tmp_path):
     model = MODELS[name]()
     data = samples(model)
     quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False, **options)
     path = tmp_path / "model.tflite"
     ocs_tf.export_tflite(quantized, path, representative_dataset=data)
-    (got,) = run(path, data, runtime)
-    worst, share = worst_step(quantized.predict_on_batch(data["x"]), got, output_step(path))
+    expected = quantized.predict_on_batch(data["x"])
     steps, most = LOOSER.get(name, (1, 0.02))
-    assert worst <= steps + 0.01, f"{worst:.2f} output steps apart"
-    assert share <= most, f"{share:.1%} of the outputs differ"
+    for runtime in INTERPRETERS:
+        (got,) = run(path, data, runtime)
+        worst, share = worst_step(expected, got, output_step(path))
+        assert worst <= steps + 0.01, f"{runtime}: {worst:.2f} output steps apart"
+        assert share <= most, f"{runtime}: {share:.1%} of the outputs differ"
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -219,6 +221,26 @@ def test_types_of_inputs_and_outputs(io_dtype, tmp_path):
     interpreter = litert.Interpreter(str(path))
     for detail in (*interpreter.get_input_details(), *interpreter.get_output_details()):
         assert detail["dtype"] == np.dtype(io_dtype)
+
+
+@pytest.mark.parametrize("order", [("hidden", "end"), ("end", "shaped", "hidden", "x")])
+def test_outputs_that_operators_read_may_be_float(order, tmp_path):
+    tensors = {"x": keras.Input((8,), name="x")}
+    tensors["hidden"] = layers.Dense(6, activation="relu")(tensors["x"])
+    tensors["shaped"] = layers.Reshape((3, 2))(tensors["hidden"])
+    tensors["end"] = layers.Dense(3)(tensors["hidden"])
+    model = randomize(keras.Model(tensors["x"], [tensors[name] for name in order]))
+    data = samples(model)
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, io_dtype="float32")
+    interpreter = tflite_package.Interpreter(path)
+    details = interpreter.get_output_details()
+    assert {d["dtype"] for d in details} == {np.float32}
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], data["x"][:1])
+    interpreter.invoke()
+    for expected, detail in zip(quantized.predict_on_batch(data["x"][:1]), details, strict=True):
+        np.testing.assert_allclose(interpreter.get_tensor(detail["index"]), expected, atol=1e-6)
 
 
 def test_dynamic_batch(tmp_path):
