@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
 from ocs_tf import documents
@@ -279,6 +280,13 @@ def _keep(target: Any, name: str, value: Any) -> None:
     object.__setattr__(target, name, value)
 
 
+def _kind(layer: Any) -> str:
+    """The class of a layer and, if it is a wrapper, of what it wraps."""
+    inside = getattr(layer, "layer", None)
+    name = type(layer).__name__
+    return f"{name} of {_kind(inside)}" if isinstance(inside, keras.layers.Layer) else name
+
+
 def layer_options(graph: Graph, config: Config) -> dict[str, Override]:
     """The options of each layer with a kernel, none left open but widths to be allocated.
 
@@ -294,7 +302,15 @@ def layer_options(graph: Graph, config: Config) -> dict[str, Override]:
     }
     if not options:
         known = ", ".join(c.__name__ for c in composites.quantizable_classes())
-        raise ValueError(f"`model` has no layer that can be quantized; those are: {known}.")
+        found = ", ".join(
+            f"{node.layer.name!r} ({_kind(node.layer)})"
+            for node in graph.nodes
+            if getattr(node.layer, "weights", None)
+        )
+        raise ValueError(
+            f"`model` has no layer that can be quantized; those are: {known}."
+            f" Its layers with weights: {found or 'none'}."
+        )
     return options
 
 

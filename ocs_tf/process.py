@@ -17,13 +17,14 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar, cast
 
 import keras
 import numpy as np
 from keras.src.backend.common import global_state
+from numpy.typing import NDArray
 
 _STDERR = 2
 _COUNTERS = "object_name_uids"
@@ -258,7 +259,8 @@ def restores_state(function: Callable[P, T]) -> Callable[P, T]:
     """Leave random numbers and Keras' automatic names as if `function` had not been called.
 
     These are the states of Python's `random`, of NumPy, TensorFlow and Keras, and Keras' counters
-    of names. Within, automatic names depend on the models among the arguments, and on nothing that
+    of names; and the states of stateful recurrent layers, which start from zero within.
+    Within, automatic names depend on the models among the arguments, and on nothing that
     was before; they differ from all names in these models.
 
     The states of Keras belong to a thread. The others belong to the process: while calls overlap,
@@ -268,10 +270,38 @@ def restores_state(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def restoring(*args: P.args, **kwargs: P.kwargs) -> T:
         models = [a for a in (*args, *kwargs.values()) if isinstance(a, keras.Model)]
-        with _kept_random(), _kept_keras(models):
-            return function(*args, **kwargs)
+        with _kept_random(), _kept_keras(models), _kept_recurrent(models):
+            result = function(*args, **kwargs)
+            if isinstance(result, keras.Model):
+                reset_recurrent(result)
+            return result
 
     return restoring
+
+
+def reset_recurrent(model: keras.Model) -> list[tuple[Any, NDArray[Any]]]:
+    """Set what stateful recurrent layers keep between calls to zero.
+
+    Returns:
+        The variables, and what they held.
+    """
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "stateful", False)]
+    variables = keras.tree.flatten([getattr(layer, "states", None) for layer in layers])
+    held = [(v, np.array(v)) for v in variables if isinstance(v, keras.Variable)]
+    for variable, values in held:
+        variable.assign(np.zeros_like(values))
+    return held
+
+
+@contextlib.contextmanager
+def _kept_recurrent(models: Sequence[keras.Model]) -> Iterator[None]:
+    """Run recurrent layers from zero, and leave their states as they were."""
+    held = [pair for model in models for pair in reset_recurrent(model)]
+    try:
+        yield
+    finally:
+        for variable, values in held:
+            variable.assign(values)
 
 
 @contextlib.contextmanager

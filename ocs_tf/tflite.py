@@ -8,6 +8,7 @@ import mmap
 import os
 import pathlib
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ocs_tf import kernels
 from ocs_tf.kernels import operators, runtimes
-from ocs_tf.process import ignored_warnings
+from ocs_tf.process import ignored_warnings, quiet
 
 # In the order of preference.
 _MODULES = {
@@ -94,6 +95,16 @@ def delegate_path() -> str:
         NativeLibraryError: it is missing, cannot be loaded, or is of another version.
     """
     return os.fspath(kernels.library_path())
+
+
+def allocate_for(interpreter: Any, arrays: Sequence[np.ndarray]) -> None:
+    """Allocate tensors, inputs whose sizes are open (but for the batch size) as in `arrays`."""
+    for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
+        shape = [int(detail["shape"][0]), *array.shape[1:]]
+        if -1 in detail["shape_signature"][1:] and detail["shape"].tolist() != shape:
+            interpreter.resize_tensor_input(detail["index"], shape)
+    with quiet():
+        interpreter.allocate_tensors()
 
 
 def has_grid(detail: dict[str, Any]) -> bool:

@@ -326,13 +326,35 @@ def test_one_dead_channel(model: keras.Model) -> None:
     assert np.isfinite(np.asarray(quantized.get_layer("middle").scale)).all()
 
 
-def test_no_layer_to_quantize() -> None:
-    inputs = keras.Input((4,))
-    model = keras.Model(inputs, layers.ReLU()(inputs))
-    with pytest.raises(
-        ValueError, match=r"no layer that can be quantized; those are: Dense, .*LSTM"
-    ):
-        plan(model)
+class Block(layers.Layer):
+    """A layer of a user's own that does not say what its outputs are."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.dense = layers.Dense(3)
+
+    def call(self, inputs: Any) -> Any:
+        return self.dense(inputs)
+
+
+@pytest.mark.parametrize(
+    ("layer", "found"),
+    [
+        (layers.ReLU(), "none"),
+        (Block(name="own"), r"'own' \(Block\)"),
+        (
+            layers.TimeDistributed(
+                keras.Sequential([keras.Input((4,)), layers.Dense(3)]), name="steps"
+            ),
+            r"'steps' \(TimeDistributed of Sequential\)",
+        ),
+    ],
+)
+def test_no_layer_to_quantize(layer: Any, found: str) -> None:
+    inputs = keras.Input((5, 4))
+    message = "no layer that can be quantized; those are: Dense, .*LSTM"
+    with pytest.raises(ValueError, match=rf"{message}.* Its layers with weights: {found}\."):
+        plan(keras.Model(inputs, layer(inputs)))
 
 
 def split_plan(randomize: Any, **options: Any) -> tuple[keras.Model, Plan]:

@@ -22,6 +22,7 @@ from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid
 
 _SAMPLES = 3
+_OPEN_SIZE = 128  # of drawn samples, where a model leaves it open: enough for any backbone
 _BITS = 8
 _EXACT = (
     "Output {!r} is float32: the parts that it concatenates have grids of their own. Convert with"
@@ -191,18 +192,24 @@ def sample_inputs(lowered: Lowered, source: data.Source | None) -> dict[str, np.
     """A few inputs of a lowered model, by name: real ones, or drawn ones that fit.
 
     Numbers are drawn from all of the input's grid; indices from the rows of the smallest table that
-    they are looked up in, and other integers from 0 and 1.
+    they are looked up in, and other integers from 0 and 1. There are as many as fill batches of the
+    model's own size.
     """
+    batch = data.fixed_batch_size(lowered.model) or 1
+    count = -(-_SAMPLES // batch) * batch
     if source is not None:
-        batches = list(_named_batches(lowered, source, limit=_SAMPLES))  # of one sample each, often
+        batches = list(_named_batches(lowered, source, limit=count))  # of one sample each, often
         shapes = [{name: array.shape[1:] for name, array in batch.items()} for batch in batches]
         alike = [b for b, shape in zip(batches, shapes, strict=True) if shape == shapes[0]]
-        return {name: np.concatenate([batch[name] for batch in alike]) for name in batches[0]}
+        given = {name: np.concatenate([b[name] for b in alike]) for name in batches[0]}
+        size = len(next(iter(given.values())))
+        count = min(count, -(-size // batch) * batch)
+        return {name: array[np.arange(count) % size] for name, array in given.items()}
     graph = Graph(lowered.model)
     rng = np.random.default_rng(0)
     sample = {}
     for tensor in graph.model.inputs:
-        shape = (_SAMPLES, *(size or 1 for size in tensor.shape[1:]))
+        shape = (count, *(size or _OPEN_SIZE for size in tensor.shape[1:]))
         rows = table_rows(graph, tensor)
         grid = lowered.grids.get(tensor.name)
         dtype = keras.backend.standardize_dtype(tensor.dtype)

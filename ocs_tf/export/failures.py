@@ -72,11 +72,14 @@ def check_straight(content: bytes, model: keras.Model) -> None:
         for operation in _operations(model)
         if any(fb.name_affinity(name, operation.name) for name in outputs)
     ]
-    where = ", ".join(map(repr, layers)) or "the model"
-    kinds = " and ".join(sorted(names)) or "control flow"
+    stateful = [o.name for o in _operations(model) if getattr(o, "stateful", False)]
+    where = ", ".join(map(repr, layers or stateful)) or "the model"
+    what = f"computed by {' and '.join(sorted(names)) or 'control flow'}"
+    if stateful and not layers:
+        what = "keeps a state between calls"
     raise ValueError(
-        f"{where}: computed by {kinds}, which TFLite cannot have with integer activations. Export"
-        " with activations='float' or 'dynamic', or target='float'."
+        f"{where}: {what}, which TFLite cannot have with integer activations. Export with"
+        " activations='float' or 'dynamic', or target='float'."
     )
 
 

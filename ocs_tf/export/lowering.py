@@ -17,7 +17,6 @@ What is to become of kernels and activations is a `Form`, one for each kind of f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -25,8 +24,14 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.export import int4
-from ocs_tf.export.assignment import KINDS, ExportKernel
+from ocs_tf.export.assignment import ExportKernel
 from ocs_tf.export.barrier import Barrier
+from ocs_tf.export.folding import (
+    ends_in_sum,
+    may_begin_with_product,
+    may_end_in_product,
+    may_multiply,
+)
 from ocs_tf.export.inference import (
     constants_in_float32,
     float32_input,
@@ -38,7 +43,6 @@ from ocs_tf.export.rounding import RoundingOperator
 from ocs_tf.graph import adapters, channels, composites, resizing
 from ocs_tf.graph.activations import (
     fuses_into_producer,
-    is_operation,
     is_relu6,
     moves_values,
     separable_activation,
@@ -417,19 +421,14 @@ class _Lowering:
         assert axis is not None
         return apart and not folded and rank <= 4 and axis % rank == rank - 1
 
-    def _reaches_kernel(self, call: Node, kinds: Collection[str] = KINDS) -> bool:
-        """Whether the converter might multiply `call`, an affine layer, into a kernel behind it.
-
-        Arguments:
-            kinds: of the kernels that count.
-        """
+    def _reaches_kernel(self, call: Node) -> bool:
+        """Whether the converter might multiply `call`, an affine layer, into a kernel behind it."""
         if self.form.kernels == "float":
             return False
         readers = self.graph.consumers[id(call.outputs[0])]
         return any(
-            (isinstance(reader.layer, layers.KernelLayer) and _adapter(reader.layer).kind in kinds)
-            or self._inside(reader.layer)
-            or (_passes_factors(reader.layer) and self._reaches_kernel(reader, kinds))
+            self._has_kernels(reader.layer)
+            or (_passes_factors(reader.layer) and self._reaches_kernel(reader))
             for reader in readers
         )
 
@@ -467,14 +466,14 @@ class _Lowering:
             return self._rounded(tensor._keras_history.operation.name, tensor, layer.grid)
         if name in self.expanded and name not in self.fed:
             args = (self._duplicate(args[0], name), *args[1:])
-        if self._needs_barrier(layer):
-            args = (self._once(Barrier, name=f"{name}_barrier")(args[0]), *args[1:])
+        args, kwargs = self._apart(layer, (args, kwargs))
         if affine_axis(layers.unwrapped(layer)) is not None:
             outputs = self._scaled(layer, twin, args[0])
         else:
             args, kwargs = constants_in_float32((args, kwargs))
             outputs = twin(*args, **kwargs)
         function = separable_activation(layer) if isinstance(layer, layers.KernelLayer) else None
+        outputs = self._apart_from_readers(layer, outputs, function)
         if function is not None:
             outputs = self._rounded(name, outputs, layer.preactivation_grid)
             name = f"{name}_activation"
@@ -485,23 +484,43 @@ class _Lowering:
             return outputs
         return self._rounded(name, outputs, grid)
 
-    def _needs_barrier(self, layer: Any) -> bool:
-        """Whether the converter might make what is added in front of `layer` a part of its bias."""
+    def _apart(self, layer: Any, given: Any) -> Any:
+        """The arguments of a layer with kernels, what the converter might fold into them apart."""
+        if self.form.kernels == "float" or not self._has_kernels(layer):
+            return given
         dense = isinstance(layer, layers.KernelLayer) and _adapter(layer).kind == "dense"
-        return (
-            dense
-            and self.form.integer
-            and any(self._ends_in_sum(call.inputs[0]) for call in self.graph.calls(layer))
-        )
+        tensors = [tensor for call in self.graph.calls_of(layer.name) for tensor in call.inputs]
+        adds = dense and self.form.integer and any(ends_in_sum(self.graph, t) for t in tensors)
+        if adds or any(may_end_in_product(self.graph, tensor) for tensor in tensors):
+            return self._behind_barriers(given, f"{layer.name}_barrier")
+        return given
 
-    def _ends_in_sum(self, tensor: Any) -> bool:
-        """Whether the last that was done to a tensor of the quantized model is an addition."""
-        layer = layers.unwrapped(self.graph.producer[id(tensor)].layer)
-        if isinstance(layer, layers.KernelLayer):
-            return adapters.is_linear(getattr(layer, "activation", None))
-        if isinstance(layer, layers.FakeQuantize) or moves_values(layer):
-            return self._ends_in_sum(self.graph.producer[id(tensor)].inputs[0])
-        return is_operation(layer, ("Add", "Subtract"))
+    def _apart_from_readers(self, layer: Any, made: Any, function: Any) -> Any:
+        """What a layer with kernels makes, what the converter might fold into them apart.
+
+        Arguments:
+            made: before its activation `function`, if that is a step of its own.
+        """
+        if self.form.kernels == "float" or not self._has_kernels(layer):
+            return made
+        calls = self.graph.calls_of(layer.name)
+        read = [tensor for call in calls for tensor in call.outputs]
+        if (function is not None and may_multiply(layers.unwrapped(layer))) or (
+            function is None and any(may_begin_with_product(self.graph, t) for t in read)
+        ):
+            return self._behind_barriers(made, f"{layer.name}_behind")
+        return made
+
+    def _has_kernels(self, layer: Any) -> bool:
+        return isinstance(layer, layers.KernelLayer) or bool(self._inside(layer))
+
+    def _behind_barriers(self, tensors: Any, name: str) -> Any:
+        """The floats of a structure of tensors, behind barriers."""
+        barrier = self._once(Barrier, name=name)
+        return keras.tree.map_structure(
+            lambda t: barrier(t) if keras.backend.is_keras_tensor(t) and "float" in t.dtype else t,
+            tensors,
+        )
 
     def _once(self, layer_class: type, *args: Any, name: str) -> Any:
         """A layer of this name, which may be called more than once."""
@@ -519,10 +538,6 @@ class _Lowering:
             image = (*(1,) * (2 - len(lead)), *lead, channels)
             tensor = self._once(keras.layers.Reshape, image, name=f"{layer.name}_image")(tensor)
         tensor = twin(tensor)
-        calls = self.graph.calls_of(layer.name)
-        if self.form.integer and any(self._reaches_kernel(call, ("dense",)) for call in calls):
-            # The converter would make the shift a part of the bias behind: this stands between.
-            tensor = self._once(keras.layers.MaxPooling2D, 1, name=f"{layer.name}_apart")(tensor)
         if flat:
             back = (*lead, tensor.shape[-1])
             tensor = self._once(keras.layers.Reshape, back, name=f"{layer.name}_back")(tensor)

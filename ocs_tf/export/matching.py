@@ -125,7 +125,9 @@ class _Runner:
             # The default delegate keeps intermediate tensors too, once asked to, and is 4 times as
             # fast as going without.
             self._interpreter = tflite.Interpreter(
-                float_model, num_threads=_THREADS, experimental_preserve_all_tensors=True
+                float_model,
+                num_threads=_THREADS,
+                experimental_preserve_all_tensors=True,
             )
         self._inputs = self._interpreter.get_input_details()
         signature = model.signatureDefs[0].inputs if model.signatureDefs else []
@@ -134,6 +136,7 @@ class _Runner:
     def run(self, inputs: Sample) -> Iterable[dict[str, np.ndarray]]:
         """All float activations by name, sample by sample; arrays are valid until the next one."""
         arrays = self._in_order(inputs)
+        tflite.allocate_for(self._interpreter, arrays)
         batch = int(self._inputs[0]["shape"][0])
         for start in range(0, len(arrays[0]), batch):
             for detail, array in zip(self._inputs, arrays, strict=True):
@@ -160,8 +163,12 @@ class _Runner:
                 )
             arrays = [np.asarray(inputs[0])]
         for detail, array in zip(self._inputs, arrays, strict=True):
-            batch, *shape = (int(n) for n in detail["shape"])
-            if list(array.shape[1:]) != shape or len(array) % batch or len(array) == 0:
+            batch = int(detail["shape"][0])
+            shape = [int(size) for size in detail["shape_signature"][1:]]
+            fits = len(shape) == array.ndim - 1 and all(
+                size in (-1, given) for size, given in zip(shape, array.shape[1:], strict=True)
+            )
+            if not fits or len(array) % batch or len(array) == 0:
                 raise ValueError(
                     f"input {detail['name']!r} has shape {list(array.shape)}; the model takes"
                     f" [{batch} x n, {', '.join(map(str, shape))}]"

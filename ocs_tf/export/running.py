@@ -50,7 +50,7 @@ def compare(
             than one step of their grid and `FLOOR_DB`. The message names the layer.
     """
     inputs = list(samples.values())
-    interpreter = _opened(content)
+    interpreter = _opened(content, inputs)
     batches = observe(model, model.outputs, _batches(model, inputs, _batch(interpreter)))
     expected = [np.concatenate(column) for column in zip(*batches, strict=True)]
     parts = output_parts(Graph(model, fold_batch_norm=False, open_quantized=True))
@@ -127,10 +127,12 @@ def _file_outputs(interpreter: Any, inputs: Sequence[np.ndarray]) -> list[np.nda
     return [np.concatenate(column) for column in zip(*outputs, strict=True)]
 
 
-def _opened(content: bytes, **options: Any) -> Any:
+def _opened(content: bytes, inputs: Sequence[np.ndarray], **options: Any) -> Any:
     try:
         with quiet():
-            return tflite.Interpreter(content, num_threads=os.cpu_count(), **options)
+            interpreter = tflite.Interpreter(content, num_threads=os.cpu_count(), **options)
+            tflite.allocate_for(interpreter, inputs)
+            return interpreter
     except (RuntimeError, ValueError) as error:
         raise VerificationError(f"the TFLite runtime refuses the file: {error}.") from error
 
@@ -162,7 +164,7 @@ def _first_difference(
     nodes = Graph(lowered.model).nodes
     known = {n.layer.name: n.outputs[0] for n in nodes if n.layer.name in layers}
     inputs = list(samples.values())
-    interpreter = _opened(content, experimental_preserve_all_tensors=True)
+    interpreter = _opened(content, inputs, experimental_preserve_all_tensors=True)
     size = _batch(interpreter)
     given = _observed(lowered.model, known, inputs, size)
     matches = matching.match_tensors(original, samples, given)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from ocs_tf.export import _flatbuffer as fb
 
@@ -28,6 +29,22 @@ def in_keras_order(content: bytes, model: keras.Model) -> bytes:
     graph.outputs = _in_order_of(signature.outputs, graph.outputs)
     after = signature.inputs, signature.outputs, graph.inputs, graph.outputs
     return content if after == before else fb.write(parsed)
+
+
+def sized_as(content: bytes, samples: Sequence[np.ndarray]) -> bytes:
+    """A `.tflite` file whose open sizes, but for the batch size, are those of `samples` at first.
+
+    They stay open. The converter would have them be 1, for which a runtime may fail to prepare.
+    """
+    parsed = fb.read(content)
+    graph = parsed.subgraphs[0]
+    changed = False
+    for index, array in zip(graph.inputs, samples, strict=True):
+        tensor = graph.tensors[index]
+        if tensor.shapeSignature is not None and -1 in list(tensor.shapeSignature)[1:]:
+            tensor.shape = [tensor.shape[0], *array.shape[1:]]
+            changed = True
+    return fb.write(parsed) if changed else content
 
 
 def follow(rewritten: Any, original: Any) -> None:

@@ -24,7 +24,7 @@ from ocs_tf.export import (
 from ocs_tf.export.activations import find_activations, sample_inputs
 from ocs_tf.export.barrier import without_barriers
 from ocs_tf.export.lowering import lower
-from ocs_tf.export.signature import in_keras_order
+from ocs_tf.export.signature import in_keras_order, sized_as
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.graph.flat import flat
 from ocs_tf.graph.parts import describe
@@ -131,8 +131,9 @@ def export_tflite(
             `"int4"` where `model` has no grids and no data are given.
         io_dtype: of the inputs and outputs of a file with int8 activations: `"int8"` or
             `"float32"`.
-        dynamic_batch: leave the batch size open instead of fixing it to 1. Runtimes for
-            accelerators and microcontrollers want it fixed.
+        dynamic_batch: leave the batch size open instead of fixing it to that of `model`, or to 1
+            where `model` leaves it open. Runtimes for accelerators and microcontrollers want it
+            fixed.
         merge_copies: add the copies of split channels up wherever the sum of their codes fits
             int8; the integers that are accumulated are the same, and the channels cost nothing.
             `False` keeps every copy a channel of its own. The files of target `"packed"` hold the
@@ -167,7 +168,13 @@ def export_tflite(
     check_switch("overwrite", overwrite)
     check_switch("verify", verify)
     _check(path, target, activations, io_dtype, fused_dense, overwrite)
-    batch_size = None if dynamic_batch else 1
+    own_batch = data.fixed_batch_size(model)
+    if dynamic_batch and own_batch is not None:
+        raise ValueError(
+            "`dynamic_batch` (=True) leaves the batch size open, but that of `model` is"
+            f" {own_batch}. Build it with an open one, or leave dynamic_batch=False."
+        )
+    batch_size = None if dynamic_batch else own_batch or 1
     source = data.Source.of(representative_dataset)
     if target == "int4" and activations == "auto":
         known = source is not None or _has_grids(model)
@@ -178,9 +185,9 @@ def export_tflite(
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
     if target == "int4":
         int4.check(lowered.kernels, activations)
-    original = without_barriers(in_keras_order(convert_float(lowered.model), lowered.model))
-    content = original
     samples = sample_inputs(lowered, source)
+    original = without_barriers(in_keras_order(convert_float(lowered.model), lowered.model))
+    content = original = sized_as(original, list(samples.values()))
     ops: list[edge_tpu.OpReport] = []
     if form.integer:
         failures.check_straight(content, lowered.model)

@@ -8,6 +8,7 @@ import pytest
 from keras import layers, ops
 
 import ocs_tf
+from ocs_tf.compare import TFLiteModel, compare
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import tflite
 from ocs_tf.export.running import FLOOR_DB
@@ -89,7 +90,7 @@ def test_a_wrong_packed_file_names_the_layer(rounds, quantized, tmp_path, monkey
         return fb.write(parsed)
 
     monkeypatch.setattr(tflite.packed, "write_packed", write_wrong)
-    with pytest.raises(VerificationError, match="SQNR .* They part at layer 'second'"):
+    with pytest.raises(VerificationError, match=r"SQNR .* They part at layer 'second'"):
         ocs_tf.export_tflite(model, tmp_path / "m.tflite", target="packed")
     assert not list(tmp_path.iterdir())
 
@@ -173,3 +174,57 @@ def test_a_step_is_that_of_the_file_where_the_model_has_none(io_dtype, tmp_path)
     ).closeness
     assert close.sqnr_db < FLOOR_DB  # and yet
     assert path.exists()
+
+
+@pytest.mark.parametrize("target", ["int8", "packed", "float"])
+@pytest.mark.parametrize("with_data", [True, False])
+def test_open_sizes_stay_open(target, with_data, tmp_path, rng):
+    x = keras.Input((None, None, 2), name="x")
+    model = keras.Model(x, layers.Conv2D(3, 3, name="c")(x))
+    data = rng.normal(size=(8, 7, 9, 2)).astype("float32")
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    path = tmp_path / "m.tflite"
+    given = data if with_data else None
+    ocs_tf.export_tflite(quantized, path, target=target, representative_dataset=given)
+    (close,) = compare(quantized, TFLiteModel(path), data)
+    assert close.sqnr_db > 35
+
+
+@pytest.mark.parametrize("target", ["int8", "packed"])
+def test_a_file_has_the_batch_size_of_the_model(target, tmp_path, rng):
+    """Samples of a batch may even depend on each other."""
+    x = keras.Input((6,), batch_size=4, name="x")
+    pairs = ops.reshape(layers.Dense(3)(x), (2, 6))
+    model = keras.Model(x, layers.Dense(2)(pairs))
+    data = rng.normal(size=(8, 6)).astype("float32")
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    path = tmp_path / "m.tflite"
+    for given in (data, data[:2], None):
+        (close,) = ocs_tf.export_tflite(
+            quantized, path, target=target, representative_dataset=given, overwrite=True
+        ).closeness
+        assert close.samples == 2  # of the output
+    (detail,) = ocs_tf.tflite.Interpreter(path).get_input_details()
+    assert detail["shape"].tolist() == [4, 6]
+    with pytest.raises(ValueError, match=r"`dynamic_batch` .* that of `model` is 4\."):
+        ocs_tf.export_tflite(quantized, path, dynamic_batch=True, overwrite=True)
+
+
+@pytest.mark.parametrize("recurrent", [layers.LSTM, layers.GRU, layers.SimpleRNN])
+def test_what_stateful_layers_keep_is_as_before(recurrent, tmp_path, rng):
+    x = keras.Input((3, 2), batch_size=1, name="x")
+    layer = recurrent(2, stateful=True, name="kept")
+    model = keras.Model(x, layers.Dense(2)(layer(x)))
+    data = rng.normal(size=(8, 3, 2)).astype("float32")
+    model(data[:1])
+    before = [np.array(state) for state in layer.states]
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    for target in ("packed", "float"):
+        path = tmp_path / f"{target}.tflite"
+        (close,) = ocs_tf.export_tflite(quantized, path, target=target).closeness
+        assert close.sqnr_db > 80
+    with pytest.raises(ValueError, match="'kept': keeps a state between calls"):
+        ocs_tf.export_tflite(quantized, tmp_path / "m.tflite")
+    np.testing.assert_equal([np.array(state) for state in layer.states], before)
+    states = [getattr(part, "states", None) for part in quantized._flatten_layers()]
+    assert not any(np.any(np.array(s)) for s in keras.tree.flatten(states) if s is not None)
