@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import keras
 import numpy as np
@@ -165,3 +165,13 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
 def samples(model: keras.Model, count: int = 24) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(7)
     return {t.name: rng.normal(size=(count, *t.shape[1:])).astype(np.float32) for t in model.inputs}
+
+
+def covering(options: Collection[str]) -> list[tuple[str, str]]:
+    """Each network with two of the named options, and each option with as many networks."""
+    names = list(options)
+    return [
+        (network, names[(index + shift) % len(names)])
+        for index, network in enumerate(MODELS)
+        for shift in (0, 1)
+    ]

@@ -16,7 +16,7 @@ from ocs_tf import tflite
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import packed
 from ocs_tf.export.verification import VerificationError
-from tests.export.networks import MODELS, samples, single
+from tests.export.networks import MODELS, covering, samples, single
 
 RESOLVERS = {"ai_edge_litert": litert.OpResolverType, "tensorflow": OpResolverType}
 WIDTHS = range(2, 9)
@@ -70,21 +70,19 @@ def constants(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
     }
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"weight_bits": 8, "expand_ratio": 0.2},
-        {"weight_bits": 4, "expand_ratio": 0.3},
-        {"weight_bits": 5, "granularity": "tensor", "expand_ratio": 0.1},
-        {"weight_bits": 3, "fold_batch_norm": False},
-    ],
-    ids=["w8-split", "w4-split", "w5-tensor", "w3-unfolded"],
-)
-@pytest.mark.parametrize("name", MODELS)
+OPTIONS = {
+    "w8-split": {"weight_bits": 8, "expand_ratio": 0.2},
+    "w4-split": {"weight_bits": 4, "expand_ratio": 0.3},
+    "w5-tensor": {"weight_bits": 5, "granularity": "tensor", "expand_ratio": 0.1},
+    "w3-unfolded": {"weight_bits": 3, "fold_batch_norm": False},
+}
+
+
+@pytest.mark.parametrize(("name", "options"), covering(OPTIONS))
 def test_file_computes_what_the_keras_model_does(name, options, tmp_path):
     model = MODELS[name]()
     data = samples(model, 4)
-    quantized = ocs_tf.convert(model, verbose=False, **options)
+    quantized = ocs_tf.convert(model, verbose=False, **OPTIONS[options])
     path = tmp_path / "model.tflite"
     export(quantized, path)
     expected = quantized.predict_on_batch(data["x"])

@@ -19,7 +19,7 @@ import ocs_tf
 from ocs_tf import compare
 from ocs_tf import tflite as tflite_package
 from ocs_tf.export import tflite
-from tests.export.networks import MODELS, randomize, samples, single
+from tests.export.networks import MODELS, covering, randomize, samples, single
 
 RNG = np.random.default_rng(7)
 INTERPRETERS = {"litert": litert.Interpreter, "tf.lite": tf.lite.Interpreter}
@@ -68,21 +68,21 @@ def output_step(path: pathlib.Path) -> float:
     return litert.Interpreter(str(path)).get_output_details()[0]["quantization"][0]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"weight_bits": 5, "expand_ratio": 0.2},
-        {"weight_bits": 8, "expand_ratio": 0.2, "granularity": "tensor"},
-        {"weight_bits": 3, "fold_batch_norm": False},
-    ],
-    ids=["w8", "w5-split", "w8-split-tensor", "w3-unfolded"],
-)
-@pytest.mark.parametrize("name", MODELS)
+OPTIONS = {
+    "w8": {},
+    "w5-split": {"weight_bits": 5, "expand_ratio": 0.2},
+    "w8-split-tensor": {"weight_bits": 8, "expand_ratio": 0.2, "granularity": "tensor"},
+    "w3-unfolded": {"weight_bits": 3, "fold_batch_norm": False},
+}
+
+
+@pytest.mark.parametrize(("name", "options"), covering(OPTIONS))
 def test_file_computes_what_the_keras_model_does(name, options, tmp_path):
     model = MODELS[name]()
     data = samples(model)
-    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False, **options)
+    quantized = ocs_tf.convert(
+        model, representative_dataset=data, verbose=False, **OPTIONS[options]
+    )
     path = tmp_path / "model.tflite"
     ocs_tf.export_tflite(quantized, path, representative_dataset=data)
     expected = quantized.predict_on_batch(data["x"])

@@ -11,7 +11,7 @@ from keras import layers
 import ocs_tf
 from ocs_tf import tflite
 from ocs_tf.export import _flatbuffer as fb
-from tests.export.networks import MODELS, samples, single
+from tests.export.networks import MODELS, covering, samples, single
 
 OPTIONS = {
     "w4": {"weight_bits": 4, "last_layer_bits": "same"},
@@ -44,8 +44,7 @@ def types(path) -> set[str]:
     return {fb.type_name(tensor) for tensor in model.subgraphs[0].tensors}
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "options"), covering(OPTIONS))
 def test_integer_file_computes_what_an_int8_one_does(name, options, tmp_path):
     """The same codes, in half the space: the plain kernels' outputs are equal to the bit.
 
@@ -77,8 +76,7 @@ def test_integer_file_computes_what_an_int8_one_does(name, options, tmp_path):
         assert ocs_tf.numerics.sqnr_db(expected, run(paths["int4"], data["x"], runtime)) > 30
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "options"), covering(OPTIONS))
 def test_file_with_float_activations_is_exact(name, options, tmp_path):
     model = MODELS[name]()
     data = samples(model, 4)
