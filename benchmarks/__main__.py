@@ -21,6 +21,7 @@ BENCHMARKS = (
     "applications",
     "memory",
     "threads",
+    "verification",
     "language_model",
 )
 

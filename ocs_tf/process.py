@@ -255,6 +255,10 @@ def _flush(stream: Any) -> None:
 # Random numbers and names ------------------------------------------------------------------------
 
 
+# Keras said so when the model was built, and would again of each copy.
+_LOST_MASK = r"Layer '.*' \(of type .*\) was passed an input with a mask"
+
+
 def restores_state(function: Callable[P, T]) -> Callable[P, T]:
     """Leave random numbers and Keras' automatic names as if `function` had not been called.
 
@@ -270,7 +274,12 @@ def restores_state(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def restoring(*args: P.args, **kwargs: P.kwargs) -> T:
         models = [a for a in (*args, *kwargs.values()) if isinstance(a, keras.Model)]
-        with _kept_random(), _kept_keras(models), _kept_recurrent(models):
+        with (
+            _kept_random(),
+            _kept_keras(models),
+            _kept_recurrent(models),
+            ignored_warnings(_LOST_MASK),
+        ):
             result = function(*args, **kwargs)
             if isinstance(result, keras.Model):
                 reset_recurrent(result)

@@ -254,6 +254,18 @@ def draws() -> list[float]:
 
 
 class TestRestoresState:
+    def test_lost_masks_are_not_told_again(self):
+        def build() -> None:
+            ids = keras.Input((4,), dtype="int32")
+            rows = keras.layers.Embedding(5, 2, mask_zero=True)(ids)
+            keras.layers.Reshape((2, 4))(rows)
+
+        with pytest.warns(UserWarning, match="was passed an input with a mask"):
+            build()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            process.restores_state(build)()
+
     def test_random_numbers_and_names(self):
         draws()  # Keras' own generator is there from here on
 
