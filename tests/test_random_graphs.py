@@ -30,6 +30,7 @@ Arrays = list[np.ndarray]
 LONG = int(os.environ.get("OCS_TF_RANDOM_GRAPHS", 0))
 # What the converter makes of a model that cannot be kept; the messages name the layer.
 REFUSALS = (
+    r"^kernel of layer '.*' \(dense \[1, .* a convolution of size 1 computes the same",
     r"^TensorFlow's converter fails at '.*': ",
     # Of a query that is padding all is masked: Keras leaves the mean of all, -256 in int8 does not.
     r"^the file does not compute .* They part at layer '.*attention",

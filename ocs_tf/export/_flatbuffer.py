@@ -49,6 +49,15 @@ def read_straight(model: bytes) -> Any:
     return parsed
 
 
+def replace_output(model: Any, old: int, new: int, subgraph: int = 0) -> None:
+    """Let a graph return another tensor in the place of `old`."""
+    graph = model.subgraphs[subgraph]
+    graph.outputs = [new if i == old else i for i in graph.outputs]
+    for signature in model.signatureDefs or ():
+        for output in signature.outputs if signature.subgraphIndex == subgraph else ():
+            output.tensorIndex = new if output.tensorIndex == old else output.tensorIndex
+
+
 def operators(model: Any) -> Iterator[tuple[Place, Any]]:
     """All operators, those of loops and branches included, and where they are."""
     for subgraph, graph in enumerate(model.subgraphs):

@@ -128,11 +128,17 @@ def assign(model: Any, kernels: Sequence[AnyKernel]) -> dict[fb.Place, AnyKernel
     for number, kernel in enumerate(kernels):
         found = [place for place in places if _equals(model, place, kernel)]
         if not found:
+            shape = list(kernel.codes.shape)
+            remedy = ""
+            if kernel.kind == "dense" and shape[-2] == 1:
+                remedy = (
+                    " It may turn a Dense layer that reads one channel into a product; a"
+                    " convolution of size 1 computes the same and is kept."
+                )
             raise ValueError(
-                f"kernel of layer {kernel.layer!r} ({kernel.kind} {list(kernel.codes.shape)})"
-                " equals no weight tensor of the float model; the converter must not change it"
-                " (fold batch normalization first; put a factor in front of a dense layer into its"
-                " kernel) and the layer must be in use"
+                f"kernel of layer {kernel.layer!r} ({kernel.kind} {shape}) equals no weight tensor"
+                " of the float model: the converter changed it, or the layer is not in use."
+                f"{remedy}"
             )
         for place in found:
             matches[place].append(number)

@@ -6,6 +6,7 @@ the same, but the tensor between is another one, and the grid that it was given 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -22,12 +23,20 @@ class Barrier(keras.layers.Identity):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._operator = custom_operator(_identity, _NAME)
+        self._function = barrier_function()
 
     def call(self, inputs: Any) -> Any:
-        if tf.executing_eagerly():
-            return tf.identity(inputs)
-        return tf.ensure_shape(self._operator(inputs), inputs.shape)
+        return self._function(inputs)
+
+
+def barrier_function() -> Callable[[Any], Any]:
+    """What a `Barrier` computes, for tensors inside of other layers."""
+    operator = custom_operator(_identity, _NAME)
+
+    def barrier(x: Any) -> Any:
+        return tf.identity(x) if tf.executing_eagerly() else tf.ensure_shape(operator(x), x.shape)
+
+    return barrier
 
 
 def _identity(x: Any) -> Any:
@@ -38,18 +47,19 @@ def without_barriers(content: bytes) -> bytes:
     """A `.tflite` file whose barriers are left out: their readers read what they read."""
     model = fb.read(content)
     barriers = [
-        (graph, op)
-        for graph in model.subgraphs
-        for op in graph.operators
+        (subgraph, op)
+        for (subgraph, _), op in fb.operators(model)
         if fb.custom_name(model, op) == _NAME
     ]
     if not barriers:
         return content
-    for graph, barrier in barriers:
+    for subgraph, barrier in barriers:
+        graph = model.subgraphs[subgraph]
         (before,), (behind,) = barrier.inputs, barrier.outputs
         graph.operators.remove(barrier)
         for op in graph.operators:
             op.inputs = [before if index == behind else index for index in op.inputs]
+        fb.replace_output(model, behind, before, subgraph)
     _drop_code(model, barriers[0][1].opcodeIndex)
     return fb.write(model)
 

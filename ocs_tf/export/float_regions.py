@@ -199,7 +199,7 @@ def round_between(model: Any, grids: Mapping[str, Grid]) -> None:
         for op in readers:
             op.inputs = [rounded if i == index else i for i in op.inputs]
         if is_output:
-            _rename_output(model, index, rounded)
+            fb.replace_output(model, index, rounded)
         where = next((n + 1 for n, op in enumerate(graph.operators) if index in op.outputs), 0)
         graph.operators[where:where] = [
             _border_operator(model, "QUANTIZE", index, len(graph.tensors) - 2),
@@ -228,7 +228,23 @@ def free_ends(model: Any, quantized: Any, unrounded: Collection[str]) -> None:
         if fb.name(before.tensors[old]) in unrounded and graph.tensors[index].type != fb.FLOAT32:
             border = next(op for op in graph.operators if list(op.outputs) == [index])
             graph.operators.remove(border)
-            _rename_output(quantized, index, int(border.inputs[0]))
+            fb.replace_output(quantized, index, int(border.inputs[0]))
+
+
+def integer_outputs(model: Any, quantized: Any, unrounded: Collection[str]) -> None:
+    """Let outputs be codes where they became the floats that operators in float read.
+
+    Arguments: as for `free_ends`.
+    """
+    before, graph = model.subgraphs[0], quantized.subgraphs[0]
+    codes = {
+        op.outputs[0]: int(op.inputs[0])
+        for op in graph.operators
+        if fb.op_name(quantized, op) == "DEQUANTIZE"
+    }
+    for old, index in zip(before.outputs, list(graph.outputs), strict=True):
+        if fb.name(before.tensors[old]) not in unrounded and index in codes:
+            fb.replace_output(quantized, index, codes[index])
 
 
 def dequantize_outputs(model: Any) -> None:
@@ -240,16 +256,7 @@ def dequantize_outputs(model: Any) -> None:
             values.type, values.quantization = fb.FLOAT32, None
             made = len(graph.tensors) - 1
             graph.operators.append(_border_operator(model, "DEQUANTIZE", index, made))
-            _rename_output(model, index, made)
-
-
-def _rename_output(model: Any, old: int, new: int) -> None:
-    """Let the model return another tensor in the place of `old`."""
-    graph = model.subgraphs[0]
-    graph.outputs = [new if i == old else i for i in graph.outputs]
-    for signature in model.signatureDefs or ():
-        for output in signature.outputs:
-            output.tensorIndex = new if output.tensorIndex == old else output.tensorIndex
+            fb.replace_output(model, index, made)
 
 
 def _twin(graph: Any, index: int, suffix: str) -> Any:

@@ -25,7 +25,7 @@ import numpy as np
 from ocs_tf import layers
 from ocs_tf.export import int4
 from ocs_tf.export.assignment import ExportKernel
-from ocs_tf.export.barrier import Barrier
+from ocs_tf.export.barrier import Barrier, barrier_function
 from ocs_tf.export.folding import (
     ends_in_sum,
     may_begin_with_product,
@@ -337,6 +337,8 @@ class _Lowering:
             bias = getattr(stored, "bias", None)
             if bias is not None:
                 holder.bias.assign(adapter.bias_to_keras(np.asarray(bias), holder))
+            if path.endswith("query") and self.form.kernels != "float":
+                holder.activation = barrier_function()  # attention scales it, or the scores
             for columns in adapter.operands(holder):
                 scale = kernel.scale[columns] if kernel.scale.ndim else kernel.scale
                 piece = dataclasses.replace(kernel, codes=kernel.codes[..., columns], scale=scale)

@@ -114,6 +114,7 @@ def write_int8(
     quantized = _quantize(engine, statistics)
     _read_shapes_off_codes(quantized)
     _type_unread_parts(quantized)
+    float_regions.integer_outputs(model, quantized, unrounded)
     float_regions.free_ends(model, quantized, unrounded)
     if left_float:
         float_regions.round_between(quantized, grids)

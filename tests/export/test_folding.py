@@ -46,12 +46,19 @@ def attention(x: Any) -> Any:
     return layers.MultiHeadAttention(1, 3)(x, x)
 
 
+def attention_with_scores(x: Any) -> Any:
+    """Keras scales the query of such a layer, not the scores."""
+    found, scores = layers.MultiHeadAttention(1, 3)(x, x, return_attention_scores=True)
+    return layers.Concatenate()([found, layers.Reshape((4, 4))(scores)])
+
+
 KERNELS: dict[str, tuple[tuple[int, ...], Callable[[], Callable[[Any], Any]]]] = {
     "conv": ((5, 5, 3), lambda: layers.Conv2D(3, 2)),
     "dense": ((3,), lambda: layers.Dense(3)),
     "own function inside": ((3,), lambda: layers.Dense(3, activation=third)),
     "lstm": (SEQUENCE, lambda: layers.LSTM(3, return_sequences=True)),
     "attention": (SEQUENCE, lambda: attention),
+    "attention with scores": (SEQUENCE, lambda: attention_with_scores),
 }
 
 
@@ -70,6 +77,7 @@ def model_of(kernel: str, between: str, randomize: Any) -> keras.Model:
         ("own function inside", "nothing"),
         ("lstm", "own layer"),
         ("attention", "own layer"),
+        ("attention with scores", "nothing"),
     ],
 )
 @pytest.mark.parametrize("target", ["int8", "packed"])
