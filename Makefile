@@ -32,7 +32,7 @@ FLOOR := dist/floor
 LOWEST := sed -n '/install_requires/,/\]/s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' setup.py
 
 floor: $(FLOOR)/bin/python
-	$(FLOOR)/bin/python -m pip install --quiet ".[demo]" pytest $$($(LOWEST))
+	$(FLOOR)/bin/python -m pip install --quiet ".[demo]" pytest hypothesis $$($(LOWEST))
 	cd $(FLOOR) && PYTHONPATH= bin/pytest -p no:cacheprovider $(CURDIR)/tests/floor \
 	    "$(CURDIR)/tests/test_readme.py::test_python_blocks_run_one_after_the_other[README.md]"
 
