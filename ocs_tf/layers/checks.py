@@ -167,9 +167,10 @@ def check_copies_of(name: str, grid: Any, channels: int) -> None:
 def check_file(layer: Any, store: Any) -> None:
     """Raise `ValueError` if what is going to be loaded would be cast, and so change."""
     variables = layer._trainable_variables + layer._non_trainable_variables
+    stored = set(store.keys())  # Keras 3.5 has no `in` here
     for index, variable in enumerate(variables):
         key = str(index)
-        if key in store:
+        if key in stored:
             dtype = np.asarray(store[key]).dtype
             if dtype != str(variable.dtype):
                 raise ValueError(f"`{variable.name}` is stored as {dtype}, not {variable.dtype}.")
