@@ -29,12 +29,13 @@ class Barrier(keras.layers.Identity):
         return self._function(inputs)
 
 
-def barrier_function() -> Callable[[Any], Any]:
-    """What a `Barrier` computes, for tensors inside of other layers."""
+def barrier_function(function: Callable[[Any], Any] | None = None) -> Callable[[Any], Any]:
+    """What a `Barrier` computes, for tensors inside of other layers; and behind it `function`."""
     operator = custom_operator(_identity, _NAME)
 
     def barrier(x: Any) -> Any:
-        return tf.identity(x) if tf.executing_eagerly() else tf.ensure_shape(operator(x), x.shape)
+        x = tf.identity(x) if tf.executing_eagerly() else tf.ensure_shape(operator(x), x.shape)
+        return x if function is None else function(x)
 
     return barrier
 

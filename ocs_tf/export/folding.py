@@ -92,12 +92,15 @@ def may_begin_with_product(graph: Graph, tensor: Any, moved: bool = False) -> bo
 
 def may_multiply(layer: Any) -> bool:
     """Whether `layer` may do more than its kernel does, or be no layer that is known not to."""
+    plain = isinstance(layer, (keras.layers.Activation, layers.KernelLayer))
+    plain = plain or type(layer) in _LAYERS or is_operation(layer, _OPERATIONS)
+    return not plain or function_may_multiply(layer)
+
+
+def function_may_multiply(layer: Any) -> bool:
+    """Whether the activation function of `layer`, if any, may hold a product with constants."""
     function = activation_function(layer)
-    if function is not None and function not in _FUNCTIONS:
-        return True
-    plain = isinstance(layer, keras.layers.Activation) or type(layer) in _LAYERS
-    plain = plain or isinstance(layer, layers.KernelLayer)
-    return not (plain or is_operation(layer, _OPERATIONS))
+    return function is not None and function not in _FUNCTIONS
 
 
 def _passes(layer: Any) -> bool:

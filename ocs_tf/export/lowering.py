@@ -23,14 +23,15 @@ import keras
 import numpy as np
 
 from ocs_tf import layers
+from ocs_tf.data import fixed_batch_size
 from ocs_tf.export import int4
 from ocs_tf.export.assignment import ExportKernel
 from ocs_tf.export.barrier import Barrier, barrier_function
 from ocs_tf.export.folding import (
     ends_in_sum,
+    function_may_multiply,
     may_begin_with_product,
     may_end_in_product,
-    may_multiply,
 )
 from ocs_tf.export.inference import (
     constants_in_float32,
@@ -131,7 +132,7 @@ def lower(
         model: what `convert` returned; it is not modified.
         form: what for.
         merge_copies: add the copies of split channels up wherever the sums can be stored.
-        batch_size: of the inputs; `None` leaves it open.
+        batch_size: of the inputs where `model` leaves it open; `None` leaves it so, too.
 
     Raises:
         ValueError: `model` holds no quantized layer, or a `channels_first` one, or one whose
@@ -148,7 +149,7 @@ class _Lowering:
         self.graph = Graph(model, fold_batch_norm=False, open_quantized=True)
         self.form = form
         self.merge_copies = merge_copies
-        self.batch_size = batch_size
+        self.batch_size = fixed_batch_size(self.graph.model) or batch_size
         self.kernels: list[Any] = []
         self.grids: dict[str, ActivationGrid] = {}
         self.notes: list[str] = []
@@ -337,8 +338,10 @@ class _Lowering:
             bias = getattr(stored, "bias", None)
             if bias is not None:
                 holder.bias.assign(adapter.bias_to_keras(np.asarray(bias), holder))
-            if path.endswith("query") and self.form.kernels != "float":
-                holder.activation = barrier_function()  # attention scales it, or the scores
+            # Attention scales its query, or the scores.
+            scaled = path.endswith("query") or function_may_multiply(holder)
+            if scaled and self.form.kernels != "float" and hasattr(holder, "activation"):
+                holder.activation = barrier_function(holder.activation)
             for columns in adapter.operands(holder):
                 scale = kernel.scale[columns] if kernel.scale.ndim else kernel.scale
                 piece = dataclasses.replace(kernel, codes=kernel.codes[..., columns], scale=scale)
@@ -487,7 +490,7 @@ class _Lowering:
         return self._rounded(name, outputs, grid)
 
     def _apart(self, layer: Any, given: Any) -> Any:
-        """The arguments of a layer with kernels, what the converter might fold into them apart."""
+        """The arguments of a layer with kernels, apart from it: nothing is folded into them."""
         if self.form.kernels == "float" or not self._has_kernels(layer):
             return given
         dense = isinstance(layer, layers.KernelLayer) and _adapter(layer).kind == "dense"
@@ -498,20 +501,19 @@ class _Lowering:
         return given
 
     def _apart_from_readers(self, layer: Any, made: Any, function: Any) -> Any:
-        """What a layer with kernels makes, what the converter might fold into them apart.
+        """What a layer with kernels makes, apart from what the converter might fold into them.
 
         Arguments:
             made: before its activation `function`, if that is a step of its own.
         """
         if self.form.kernels == "float" or not self._has_kernels(layer):
             return made
-        calls = self.graph.calls_of(layer.name)
-        read = [tensor for call in calls for tensor in call.outputs]
-        if (function is not None and may_multiply(layers.unwrapped(layer))) or (
-            function is None and any(may_begin_with_product(self.graph, t) for t in read)
-        ):
-            return self._behind_barriers(made, f"{layer.name}_behind")
-        return made
+        if function is not None:
+            multiplied = function_may_multiply(layers.unwrapped(layer))
+        else:
+            read = [t for call in self.graph.calls_of(layer.name) for t in call.outputs]
+            multiplied = any(may_begin_with_product(self.graph, tensor) for tensor in read)
+        return self._behind_barriers(made, f"{layer.name}_behind") if multiplied else made
 
     def _has_kernels(self, layer: Any) -> bool:
         return isinstance(layer, layers.KernelLayer) or bool(self._inside(layer))

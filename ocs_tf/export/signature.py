@@ -31,20 +31,20 @@ def in_keras_order(content: bytes, model: keras.Model) -> bytes:
     return content if after == before else fb.write(parsed)
 
 
-def sized_as(content: bytes, samples: Sequence[np.ndarray]) -> bytes:
-    """A `.tflite` file whose open sizes, but for the batch size, are those of `samples` at first.
+def sized_as(content: bytes, model: keras.Model, samples: Sequence[np.ndarray]) -> bytes:
+    """The `.tflite` file of `model`, whose open sizes are at first those of `samples`.
 
     They stay open. The converter would have them be 1, for which a runtime may fail to prepare.
+    The batch size is left alone.
     """
+    if not any(None in tensor.shape[1:] for tensor in model.inputs):
+        return content
     parsed = fb.read(content)
     graph = parsed.subgraphs[0]
-    changed = False
     for index, array in zip(graph.inputs, samples, strict=True):
         tensor = graph.tensors[index]
-        if tensor.shapeSignature is not None and -1 in list(tensor.shapeSignature)[1:]:
-            tensor.shape = [tensor.shape[0], *array.shape[1:]]
-            changed = True
-    return fb.write(parsed) if changed else content
+        tensor.shape = [tensor.shape[0], *array.shape[1:]]
+    return fb.write(parsed)
 
 
 def follow(rewritten: Any, original: Any) -> None:

@@ -168,13 +168,7 @@ def export_tflite(
     check_switch("overwrite", overwrite)
     check_switch("verify", verify)
     _check(path, target, activations, io_dtype, fused_dense, overwrite)
-    own_batch = data.fixed_batch_size(model)
-    if dynamic_batch and own_batch is not None:
-        raise ValueError(
-            "`dynamic_batch` (=True) leaves the batch size open, but that of `model` is"
-            f" {own_batch}. Build it with an open one, or leave dynamic_batch=False."
-        )
-    batch_size = None if dynamic_batch else own_batch or 1
+    batch_size = None if dynamic_batch else 1
     source = data.Source.of(representative_dataset)
     if target == "int4" and activations == "auto":
         known = source is not None or _has_grids(model)
@@ -183,11 +177,17 @@ def export_tflite(
     if form.integer:
         _check_activation_bits(model)
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
+    own_batch = data.fixed_batch_size(lowered.model)
+    if dynamic_batch and own_batch is not None:
+        raise ValueError(
+            "`dynamic_batch` (=True) leaves the batch size open, but that of `model` is"
+            f" {own_batch}. Build it with an open one, or leave dynamic_batch=False."
+        )
     if target == "int4":
         int4.check(lowered.kernels, activations)
     samples = sample_inputs(lowered, source)
     original = without_barriers(in_keras_order(convert_float(lowered.model), lowered.model))
-    content = original = sized_as(original, list(samples.values()))
+    content = original = sized_as(original, lowered.model, list(samples.values()))
     ops: list[edge_tpu.OpReport] = []
     if form.integer:
         failures.check_straight(content, lowered.model)

@@ -58,6 +58,14 @@ KERNELS: dict[str, tuple[tuple[int, ...], Callable[[], Callable[[Any], Any]]]] =
     "own function inside": ((3,), lambda: layers.Dense(3, activation=third)),
     "lstm": (SEQUENCE, lambda: layers.LSTM(3, return_sequences=True)),
     "attention": (SEQUENCE, lambda: attention),
+    "wrapped": (
+        SEQUENCE,
+        lambda: layers.TimeDistributed(layers.Dense(3, activation="relu", name="query")),
+    ),
+    "own function wrapped": (
+        SEQUENCE,
+        lambda: layers.TimeDistributed(layers.Dense(3, activation=third)),
+    ),
     "attention with scores": (SEQUENCE, lambda: attention_with_scores),
 }
 
@@ -78,6 +86,8 @@ def model_of(kernel: str, between: str, randomize: Any) -> keras.Model:
         ("lstm", "own layer"),
         ("attention", "own layer"),
         ("attention with scores", "nothing"),
+        ("wrapped", "nothing"),
+        ("own function wrapped", "nothing"),
     ],
 )
 @pytest.mark.parametrize("target", ["int8", "packed"])
