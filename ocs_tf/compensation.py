@@ -270,6 +270,8 @@ def _run(node: Node, values: Mapping[int, Sequence[Any]], batches: int) -> list[
     outputs = []
     for index in range(batches):
         args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.inputs})
+        if "training" in getattr(node.layer, "_call_context_args", ()):
+            kwargs["training"] = False  # as where the whole model is called so
         results = keras.tree.flatten(node.layer(*args, **kwargs))
         outputs.append([keras.ops.convert_to_numpy(result) for result in results])
     return outputs

@@ -459,3 +459,26 @@ def test_channels_beyond_a_block_are_rounded_by_themselves(monkeypatch: Any) -> 
         codes = got.get_layer("layer").quantized_kernel().codes
         want = whole.get_layer("layer").quantized_kernel().codes[:, :, half]
         np.testing.assert_array_equal(codes, want)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda x: keras.layers.Dropout(0.5)(x, training=True),
+        lambda x: keras.layers.GaussianNoise(1.0)(x, training=True),
+        lambda x: keras.layers.RandomFlip()(x),  # trains unless it is told not to
+        lambda x: keras.layers.BatchNormalization()(x, training=True),
+    ],
+    ids=["dropout", "noise", "augmentation", "norm"],
+)
+def test_layers_are_run_for_inference(noise, rng):
+    """As `predict` does, whatever a call says."""
+    x = keras.Input((4, 4, 3))
+    y = noise(keras.layers.Conv2D(4, 3, name="first")(x))
+    model = keras.Model(x, keras.layers.Dense(2, name="last")(keras.layers.Flatten()(y)))
+    data = rng.normal(size=(60, 4, 4, 3)).astype("float32")
+    quantized = ocs_tf.convert(
+        model, representative_dataset=data, fold_batch_norm=False, verbose=False
+    )
+    wanted, found = (m.predict(data, verbose=0) for m in (model, quantized))
+    assert np.square(found - wanted).mean() < np.square(wanted).mean() / 10**2.8

@@ -92,11 +92,12 @@ def find_activations(
     exact_ends = ends_of(graph, exact)
     outputs = _names_of(model.subgraphs[0].outputs, model, graph.model.outputs, exact_ends)
     unrounded = indices | outputs
-    left = float_regions.float_operators(model, grids, unrounded)
-    lacking = float_regions.float_operators(model, {*grids, *outputs}, indices)
+    regridding = float_regions.regridding_operators(model, grids)
+    left = float_regions.float_operators(model, grids, unrounded, regridding)
+    lacking = float_regions.float_operators(model, {*grids, *outputs}, indices, regridding)
     lacking -= float_regions.index_operators(model, indices)
     names = [layer.name for layer in lowered.model._flatten_layers(include_self=False)]
-    notes = [float_regions.describe(model, lacking, names, matches)]
+    notes = [float_regions.describe(model, lacking, regridding, names, matches)]
     notes += [_EXACT.format(name) for name in sorted(exact)]
     missing = writer.needed_activations(limited) - set(grids)
     missing -= float_regions.inside(model, left, grids, unrounded)

@@ -178,6 +178,12 @@ def kernel_input(model: Any, op: Any) -> int:
     return int(op.inputs[KERNEL_INPUTS[fb.op_name(model, op)]])
 
 
+def bias_input(model: Any, op: Any) -> int | None:
+    """The tensor that `op`, one of `KERNEL_INPUTS`, reads its bias from, if it has one."""
+    at = 3 if fb.op_name(model, op) == "TRANSPOSE_CONV" else 2
+    return int(op.inputs[at]) if len(op.inputs) > at and op.inputs[at] >= 0 else None
+
+
 def layout(kernel: Kernel, op_name: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Codes in the layout of `op_name` and the scale shaped to multiply them, None if impossible.
 

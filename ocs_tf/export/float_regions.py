@@ -34,7 +34,10 @@ AnyGrid = TypeVar("AnyGrid", bound=Grid)
 
 
 def float_operators(
-    model: Any, on_grids: Iterable[str], unrounded: Collection[str] = ()
+    model: Any,
+    on_grids: Iterable[str],
+    unrounded: Collection[str] = (),
+    others: Collection[int] = (),
 ) -> set[int]:
     """Indices of the operators of a float model that are to stay in float.
 
@@ -42,6 +45,7 @@ def float_operators(
         model: as `_flatbuffer.read` returns it.
         on_grids: names of the activation tensors that are rounded in any case.
         unrounded: names of the inputs and outputs that are not.
+        others: operators that are to stay in float although they have an integer form.
     """
     graph = model.subgraphs[0]
     activations = set(fb.float_activations(model).values())
@@ -49,7 +53,7 @@ def float_operators(
     left = {
         index
         for index, op in enumerate(graph.operators)
-        if fb.op_name(model, op) not in (*INTEGER_FORMS, *_READS_NO_NUMBERS)
+        if (index in others or fb.op_name(model, op) not in (*INTEGER_FORMS, *_READS_NO_NUMBERS))
         and any(i in activations for i in (*op.inputs, *op.outputs))
     }
     ends = {i for i in graph.outputs if fb.name(graph.tensors[i]) in unrounded}
@@ -116,6 +120,46 @@ def index_operators(model: Any, unrounded: Collection[str]) -> set[int]:
     return found
 
 
+def regridding_operators(model: Any, grids: Mapping[str, Grid]) -> set[int]:
+    """Indices of the operators between different grids, of which TFLite's have one grid.
+
+    Keras' `ops.max_pool` is one: it is rounded to a grid of its own, behind that of its input.
+    """
+    graph = model.subgraphs[0]
+    known = {i: grids[name] for name, i in fb.float_activations(model).items() if name in grids}
+    found = set()
+    for index, op in enumerate(graph.operators):
+        kind, output = fb.op_name(model, op), op.outputs[0]
+        rule = grid_rule(kind)
+        if rule == "input" and op.inputs[0] in known:
+            for i in op.outputs:
+                known.setdefault(i, known[op.inputs[0]])
+        if rule not in ("input", "output") or output not in known:
+            continue
+        read = [i for i in op.inputs if i in known]
+        if rule == "output":
+            read = [i for i in read if _follows(model, i)]
+        elif fb.is_constant(model, graph.tensors[op.inputs[0]]):
+            found.add(index)  # a table, whose grid comes of its own numbers
+        if any(_differ(known[i], known[output]) for i in read):
+            found.add(index)
+    return found
+
+
+def _follows(model: Any, index: int) -> bool:
+    """Whether a tensor gets the grid of the one operator that reads it; see `grid_rule`."""
+    operators = model.subgraphs[0].operators
+    readers = [op for op in operators if index in list(op.inputs)]
+    makers = [op for op in operators if index in list(op.outputs)]
+    own = all(grid_rule(fb.op_name(model, op)) == "own" for op in makers)
+    is_output = index in list(model.subgraphs[0].outputs)
+    return len(readers) == 1 and bool(makers) and own and not is_output
+
+
+def _differ(one: Grid, other: Grid) -> bool:
+    return (one.scale, one.zero_point) != (other.scale, other.zero_point)
+
+
 def moved(model: Any, grids: Mapping[str, AnyGrid]) -> dict[str, AnyGrid]:
     """The grids of tensors that are not in `grids` but hold the numbers of such as are.
 
@@ -145,12 +189,18 @@ def moved(model: Any, grids: Mapping[str, AnyGrid]) -> dict[str, AnyGrid]:
 
 
 def describe(
-    model: Any, left: Collection[int], layers: Collection[str], matches: Mapping[str, str]
+    model: Any,
+    left: Collection[int],
+    regridding: Collection[int],
+    layers: Collection[str],
+    matches: Mapping[str, str],
 ) -> str:
     """A note that names the layers in float, and the reason; or no text.
 
     Arguments:
-        model, left: as above.
+        model: as above.
+        left: the operators in float, and
+        regridding: those because of their grids.
         layers: names of all layers.
         matches: the layers that are known to make tensors, by the tensors' names.
     """
@@ -164,13 +214,21 @@ def describe(
         clear = max(layers, key=lambda layer: fb.name_affinity(tensor, layer))
         names[clear if fb.name_affinity(tensor, clear) else matches.get(tensor, tensor)] = None
     kinds = {fb.op_name(model, graph.operators[index]) for index in left} - INTEGER_FORMS
-    reason = f"{', '.join(sorted(kinds))} {'has' if len(kinds) == 1 else 'have'} no int8 form"
-    if not kinds:
-        reason = "they read indices, which are not rounded"
+    one_grid = {fb.op_name(model, graph.operators[index]) for index in left if index in regridding}
+    reasons = []
+    if kinds:
+        reasons.append(f"{_listed(kinds)} {'has' if len(kinds) == 1 else 'have'} no int8 form")
+    if one_grid:
+        reasons.append(f"inputs and output of {_listed(one_grid)} would have to share a grid")
+    reason = " and ".join(reasons) or "they read indices, which are not rounded"
     return (
         f"{len(names)} {'layer is' if len(names) == 1 else 'layers are'} computed in float, since"
         f" {reason}: {', '.join(names)}."
     )
+
+
+def _listed(kinds: Iterable[str]) -> str:
+    return ", ".join(sorted(kinds))
 
 
 def round_between(model: Any, grids: Mapping[str, Grid]) -> None:

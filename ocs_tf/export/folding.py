@@ -62,12 +62,20 @@ def ends_in_sum(graph: Graph, tensor: Any) -> bool:
 def may_end_in_product(graph: Graph, tensor: Any) -> bool:
     """Whether the last that was done to a tensor may be a product with constants.
 
-    But for layers that `affine_axis` knows: lowering deals with them.
+    But for layers that `affine_axis` knows: lowering deals with them, where they read floats.
     """
-    layer = layers.unwrapped(graph.producer[id(tensor)].layer)
+    node = graph.producer[id(tensor)]
+    layer = layers.unwrapped(node.layer)
     if _passes(layer):
-        return may_end_in_product(graph, graph.producer[id(tensor)].inputs[0])
-    return affine_axis(layer) is None and may_multiply(layer)
+        return may_end_in_product(graph, node.inputs[0])
+    if affine_axis(layer) is not None:
+        return is_integer(node.inputs[0])
+    return may_multiply(layer)
+
+
+def is_integer(tensor: Any) -> bool:
+    """Whether a symbolic tensor holds integers."""
+    return "int" in keras.backend.standardize_dtype(tensor.dtype)
 
 
 def may_begin_with_product(graph: Graph, tensor: Any, moved: bool = False) -> bool:

@@ -30,6 +30,7 @@ from ocs_tf.export.barrier import Barrier, barrier_function
 from ocs_tf.export.folding import (
     ends_in_sum,
     function_may_multiply,
+    is_integer,
     may_begin_with_product,
     may_end_in_product,
 )
@@ -356,6 +357,11 @@ class _Lowering:
             codes = kernel.effective_codes()
             limit = self.form.code_limit(kernel.bits, kind)
             if limit is not None and np.abs(codes).max(initial=0) > limit:
+                if not kernel.splits:
+                    raise ValueError(
+                        f"kernel {name!r} has the code {codes.min():.0f}, which integer files leave"
+                        " out. Convert with full_range=False, or export with target='packed'."
+                    )
                 raise ValueError(
                     f"kernel {name!r}: the codes of its split channels add up to more"
                     f" than {self.form.tensor_bits(kernel.bits, kind)} bits. Convert it with"
@@ -420,7 +426,10 @@ class _Lowering:
             for layer in before
         )
         folded = folded or norm.name in self.dropped
-        apart = self.form.integer or any(self._reaches_kernel(call) for call in calls)
+        if self.form.integer:
+            apart = not is_integer(calls[0].inputs[0])  # these have no grid
+        else:
+            apart = any(self._reaches_kernel(call) for call in calls)
         rank = len(calls[0].inputs[0].shape)
         axis = affine_axis(norm)
         assert axis is not None
@@ -536,6 +545,8 @@ class _Lowering:
         """What `twin`, in the place of the affine `layer`, makes of `tensor`, of any rank."""
         if not isinstance(twin, keras.layers.DepthwiseConv2D):
             return twin(tensor)
+        if is_integer(tensor):
+            tensor = keras.ops.cast(tensor, "float32")
         *lead, channels = [-1 if size is None else size for size in tensor.shape[1:]]
         flat = len(lead) < 2
         if flat:

@@ -27,7 +27,7 @@ from ocs_tf.export.lowering import lower
 from ocs_tf.export.signature import in_keras_order, sized_as
 from ocs_tf.export.unused import drop_unused
 from ocs_tf.export.verification import VerificationError
-from ocs_tf.graph.flat import flat
+from ocs_tf.graph.flat import check_model, flat
 from ocs_tf.graph.parts import describe
 from ocs_tf.kernels import NativeLibraryError
 from ocs_tf.numerics import ActivationGrid
@@ -153,7 +153,8 @@ def export_tflite(
     Raises:
         ValueError: an argument is not usable, `model` has activations of other than 8 bits where
             the file's are int8, a range of activations is missing and no data are given, or
-            runtimes are known to fail with an INT4 kernel (the message names the layer).
+            runtimes are known to fail with an INT4 kernel (the message names the layer);
+            `model` is no Keras model that is built.
         FileExistsError: `path` exists and `overwrite` is False.
         FileNotFoundError: the folder of `path` does not exist.
         VerificationError: the file would differ from the model; with `verify`, its outputs are
@@ -161,6 +162,7 @@ def export_tflite(
             or the runtime refuses it; if `strict`, an operator has no integer form. No file is
             left behind.
     """
+    check_model(model)
     path = pathlib.Path(path)
     check_switch("dynamic_batch", dynamic_batch)
     check_switch("merge_copies", merge_copies)

@@ -12,6 +12,7 @@ from ocs_tf.export import int4
 from ocs_tf.export.assignment import (
     KERNEL_INPUTS,
     ExportKernel,
+    bias_input,
     computing_operators,
     kernel_input,
     layout,
@@ -43,9 +44,9 @@ def verify(
             continue
         _verify_integer(result, op)
         if fb.op_name(result, op) in KERNEL_INPUTS:
-            _verify_bias(model, float_op, result, op)
+            _verify_bias(model, float_op, result, op, assigned.get((0, index)))
     _verify_kernels(result, assigned)
-    _verify_borders(result, float_io, unrounded)
+    _verify_borders(model, result, float_io, unrounded)
     fixed = _fixed(model)
     producers = {
         fb.name(model.subgraphs[0].tensors[i]): fb.op_name(model, op)
@@ -108,7 +109,8 @@ def _verify_float(result: Any, op: Any, kernel: ExportKernel | None) -> None:
     where = f"operator {fb.op_name(result, op)} computing {fb.name(tensors[op.outputs[0]])!r}"
     if kernel is not None:
         raise VerificationError(f"{where} is left in float, with the kernel of {kernel.layer!r}")
-    if any(i >= 0 and fb.type_name(tensors[i]) == "int8" for i in (*op.inputs, *op.outputs)):
+    touched = [tensors[i] for i in (*op.inputs, *op.outputs) if i >= 0]
+    if any(fb.type_name(tensor) == "int8" and fb.grid(tensor) for tensor in touched):
         raise VerificationError(f"{where} is to be left in float, but reads or makes int8")
 
 
@@ -148,30 +150,39 @@ def _verify_unchanged(model: Any, result: Any, old: Any, new: Any) -> None:
         raise VerificationError(f"tensor {fb.name(old)!r} has no given kernel, but has changed")
 
 
-def _verify_bias(model: Any, float_op: Any, result: Any, op: Any) -> None:
+def _verify_bias(
+    model: Any, float_op: Any, result: Any, op: Any, kernel: ExportKernel | None
+) -> None:
     """The int32 bias holds the float bias to within one of its steps: it has not overflowed."""
-    at = 3 if fb.op_name(result, op) == "TRANSPOSE_CONV" else 2
-    if len(op.inputs) <= at or op.inputs[at] < 0:
+    index, float_index = bias_input(result, op), bias_input(model, float_op)
+    if index is None or float_index is None:
         return
-    bias = result.subgraphs[0].tensors[op.inputs[at]]
+    bias = result.subgraphs[0].tensors[index]
     grid = fb.grid(bias)
-    given = fb.constant(model, model.subgraphs[0].tensors[float_op.inputs[at]]).astype(np.float64)
+    given = fb.constant(model, model.subgraphs[0].tensors[float_index]).astype(np.float64)
     step = np.ones(1) if grid is None else grid[0].astype(np.float64)
     if np.any(np.abs(fb.constant(result, bias) * step - given) > step + 1e-6 * np.abs(given)):
+        layer = "of a layer in float" if kernel is None else f"of layer {kernel.layer!r}"
         raise VerificationError(
-            f"bias {fb.name(bias)!r}: values up to {np.max(np.abs(given)):.6g} do not fit int32 in"
-            f" steps of input scale x kernel scale (down to {step.min():.3g}); use larger steps"
+            f"bias {layer} ({fb.name(bias)!r}): values up to {np.max(np.abs(given)):.6g} do not fit"
+            f" int32 in steps of input scale x kernel scale (down to {step.min():.3g}). Quantize"
+            " the layer, or make its weights larger and its bias smaller."
         )
 
 
-def _verify_borders(result: Any, float_io: bool, unrounded: Collection[str]) -> None:
-    """Inputs that are read and outputs are float32 or int8, as asked."""
-    graph = result.subgraphs[0]
+def _verify_borders(model: Any, result: Any, float_io: bool, unrounded: Collection[str]) -> None:
+    """Floats that are read or put out are float32 or int8, as asked; others keep their type."""
+    before, graph = model.subgraphs[0], result.subgraphs[0]
     read = {index for op in graph.operators for index in op.inputs}
-    for index in (*(i for i in graph.inputs if i in read), *graph.outputs):
-        tensor = graph.tensors[index]
+    ends = zip((*before.inputs, *before.outputs), (*graph.inputs, *graph.outputs), strict=True)
+    for number, (old, new) in enumerate(ends):
+        given, tensor = before.tensors[old], graph.tensors[new]
+        if number < len(graph.inputs) and new not in read:
+            continue
         wanted = "float32" if float_io or fb.name(tensor) in unrounded else "int8"
-        if fb.type_name(tensor) not in (wanted, "int32", "int64"):
+        if given.type != fb.FLOAT32:
+            wanted = fb.type_name(given)
+        if fb.type_name(tensor) != wanted:
             raise VerificationError(
                 f"input or output {fb.name(tensor)!r} is {fb.type_name(tensor)}, not {wanted}"
             )

@@ -31,10 +31,12 @@ from ocs_tf.export.assignment import (
     kernel_input,
     separate,
 )
+from ocs_tf.export.biases import wider_steps
 from ocs_tf.export.grid_rules import ACTIVATION_MAX, ACTIVATION_MIN, Grid, grid_rule
 from ocs_tf.export.verification import verify, verify_weights
 from ocs_tf.process import one_quantizer, quiet
 
+_CUT = {"SPLIT": 1, "UNPACK": 0}  # what they cut, of their inputs
 # Operator versions that brought the integer kernels (tensorflow/lite/tools/versioning/
 # op_version.cc). ai-edge-quantizer leaves the float versions in place: too low for a strict
 # compiler.
@@ -98,20 +100,11 @@ def write_int8(
     assigned = _assign(model, kernels, "int8")
     # Operators without an integer form read floats, which are codes times steps all the same.
     assigned = {place: kernel for place, kernel in assigned.items() if place[1] not in left_float}
-    engine = quantizer.Quantizer(fb.write(model))
-    engine.update_quantization_recipe(
-        ".*", qtyping.TFLOperationName.ALL_SUPPORTED, _recipe("int8", per_channel=True)
-    )
-    statistics = _kernel_recipes(engine, model, assigned, "int8")
-    statistics |= _activation_statistics(model, grids, ranges)
-    _leave_float(engine, model, left_float)
-    if float_io:
-        engine.update_quantization_recipe(
-            ".*",
-            qtyping.TFLOperationName.INPUT,
-            algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE,
-        )
-    quantized = _quantize(engine, statistics)
+    quantized = _integers(model, assigned, grids, ranges, left_float, float_io)
+    wider = wider_steps(model, quantized, assigned)
+    if wider:
+        assigned |= wider
+        quantized = _integers(model, assigned, grids, ranges, left_float, float_io)
     _read_shapes_off_codes(quantized)
     _type_unread_parts(quantized)
     float_regions.integer_outputs(model, quantized, unrounded)
@@ -211,6 +204,31 @@ def _check_activations(
     missing = sorted(_needed(model) - set(grids) - set(ranges) - inside)
     if missing:
         raise ValueError(f"activation tensors {missing} are in neither grids nor ranges")
+
+
+def _integers(
+    model: Any,
+    assigned: Mapping[fb.Place, ExportKernel],
+    grids: Mapping[str, Grid],
+    ranges: Mapping[str, tuple[float, float]],
+    left_float: Collection[int],
+    float_io: bool,
+) -> Any:
+    """What ai-edge-quantizer makes of `model`, with kernels `assigned`."""
+    engine = quantizer.Quantizer(fb.write(model))
+    engine.update_quantization_recipe(
+        ".*", qtyping.TFLOperationName.ALL_SUPPORTED, _recipe("int8", per_channel=True)
+    )
+    statistics = _kernel_recipes(engine, model, assigned, "int8")
+    statistics |= _activation_statistics(model, grids, ranges)
+    _leave_float(engine, model, left_float)
+    if float_io:
+        engine.update_quantization_recipe(
+            ".*",
+            qtyping.TFLOperationName.INPUT,
+            algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE,
+        )
+    return _quantize(engine, statistics)
 
 
 def needed_activations(float_model: bytes) -> set[str]:
@@ -365,13 +383,14 @@ def _read_shapes_off_codes(model: Any) -> None:
 
 
 def _type_unread_parts(model: Any) -> None:
-    """Give those parts of a SPLIT that nobody reads, which were left in float, the others' type."""
+    """Give those parts that nobody reads, which were left in float, the others' type."""
     tensors = model.subgraphs[0].tensors
     for op in model.subgraphs[0].operators:
-        if fb.op_name(model, op) == "SPLIT" and fb.type_name(tensors[op.inputs[1]]) == "int8":
+        data = _CUT.get(fb.op_name(model, op))
+        if data is not None and fb.type_name(tensors[op.inputs[data]]) == "int8":
             for part in (tensors[i] for i in op.outputs):
-                part.type = tensors[op.inputs[1]].type
-                part.quantization = tensors[op.inputs[1]].quantization
+                part.type = tensors[op.inputs[data]].type
+                part.quantization = tensors[op.inputs[data]].quantization
 
 
 def _raise_versions(model: Any) -> None:

@@ -411,11 +411,16 @@ def _geometry(layer: Any) -> dict[str, Any]:
 
 
 def without_training(config: dict[str, Any]) -> dict[str, Any]:
-    """A layer's configuration without regularizers and constraints."""
+    """A layer's configuration without regularizers, constraints and low-rank adapters."""
     # Names differ by layer: kernel_constraint, depthwise_constraint, bias_regularizer, ...
     # and the activity regularizer only acts in training, too.
     training = ("_regularizer", "_constraint")
-    return {key: None if key.endswith(training) else value for key, value in config.items()}
+    lora = ("lora_rank", "lora_alpha")  # the kernel that is read has them added
+    return {
+        key: None if key.endswith(training) else value
+        for key, value in config.items()
+        if key not in lora
+    }
 
 
 def is_linear(activation: Any) -> bool:

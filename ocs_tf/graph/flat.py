@@ -49,7 +49,7 @@ def flat(model: Any, open_quantized: bool = True, dtypes: Sequence[str] = ()) ->
         ValueError: not a Keras 3 model, not built, or it cannot be traced; the message says what
             to do.
     """
-    _check(model)
+    check_model(model)
     if not has_graph(model):
         return _Flattener(open_quantized).traced(model, dtypes)
     whole = _functional(model)
@@ -60,7 +60,8 @@ def flat(model: Any, open_quantized: bool = True, dtypes: Sequence[str] = ()) ->
     return result if flattener.opened else whole
 
 
-def _check(model: Any) -> None:
+def check_model(model: Any) -> None:
+    """Raise `ValueError` if `model` is not a Keras 3 model that is built."""
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"
         hint = (

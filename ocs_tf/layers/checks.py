@@ -20,6 +20,7 @@ from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS
 from ocs_tf.numerics.splitting import check_channel_map, check_finite
 
 _SMALLEST_STEP = np.finfo(np.float32).tiny
+_MOST_COPIES = 2**20  # of a damaged file: memory is allocated before weights are looked at
 
 
 class FromConfig:
@@ -73,7 +74,7 @@ def kernel_options(
     return {
         "weight_bits": check_bits(weight_bits, "weight_bits", largest=MAX_WEIGHT_BITS),
         "granularity": check_choice("granularity", granularity, GRANULARITIES),
-        "copies": check_integer("copies", copies, 0),
+        "copies": check_integer("copies", copies, 0, _MOST_COPIES),
         "kernel_sqnr_db": check_decibels("kernel_sqnr_db", kernel_sqnr_db),
     }
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from ai_edge_litert import interpreter as litert
 from ai_edge_quantizer import default_policy
-from keras import layers
+from keras import layers, ops
 
+import ocs_tf
+from ocs_tf.compare import TFLiteModel, compare
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import float_regions
 from tests.export.files import Grid, to_tflite
@@ -70,8 +72,45 @@ def test_description(kind):
     function = {"ELU": layers.ELU(name="bend"), "EXP": layers.Activation("exponential", name="e")}
     model, _ = read(lambda x: layers.Conv2D(3, 1)(function[kind](x)))
     name = function[kind].name
-    text = float_regions.describe(model, {0}, [name, "other"], {})
+    text = float_regions.describe(model, {0}, set(), [name, "other"], {})
     assert text == f"1 layer is computed in float, since {kind} has no int8 form: {name}."
+
+
+# Layers that Keras rounds to a grid of their own, where TFLite's operators keep their input's.
+REGRIDDING = {
+    "pool": ("MAX_POOL_2D", lambda x: ops.max_pool(x, 2)),
+    "mean": ("AVERAGE_POOL_2D", lambda x: ops.average_pool(x, 2)),
+    "stack": ("PACK", lambda x: ops.stack([layers.Conv2D(3, 1)(x), x[..., :3] * 4], 3)),
+    "append": ("CONCATENATION", lambda x: ops.append(layers.Conv2D(3, 1)(x), 4 * x, axis=-1)),
+    "pick": (
+        "GATHER_ND",
+        lambda x: ops.take_along_axis(layers.Dense(6)(x), ops.argsort(x, -1)[..., :3], -1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REGRIDDING)
+def test_what_would_have_to_share_a_grid_stays_in_float(name, tmp_path, rng):
+    kind, build = REGRIDDING[name]
+    x = keras.Input((4, 4, 6), name="x")
+    y = build(layers.Conv2D(6, 1)(x))
+    model = keras.Model(x, layers.Dense(2)(layers.Flatten()(y)))
+    data = rng.normal(size=(30, 4, 4, 6)).astype("float32")
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    result = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", representative_dataset=data)
+    (note,) = [note for note in result.notes if "computed in float" in note]
+    assert "would have to share a grid" in note or f"{kind} has no int8 form" in note
+    (close,) = compare(quantized, TFLiteModel(tmp_path / "m.tflite"), data)
+    assert close.max_difference <= 1.01 * quantized.get_layer("dense").output_grid.scale
+
+
+def test_parts_that_nobody_reads(tmp_path, rng):
+    x = keras.Input((4, 6))
+    model = keras.Model(x, layers.Dense(2)(ops.unstack(layers.Dense(5)(x), axis=1)[2]))
+    data = rng.normal(size=(30, 4, 6)).astype("float32")
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    result = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite")
+    assert result.closeness[0].sqnr_db > 30
 
 
 def test_rounding_between_operators_in_float():

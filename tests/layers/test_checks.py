@@ -99,6 +99,7 @@ OPTIONS: list[tuple[str, Any, str]] = [
     ("granularity", "row", r"`granularity` \(='row'\) must be one of 'tensor', 'channel'"),
     ("copies", -1, r"`copies` \(=-1\) must be an integer from 0"),
     ("copies", True, r"`copies` \(=True\) must be an integer from 0"),
+    ("copies", 2**20 + 1, r"`copies` \(=1048577\) must be an integer from 0 to 1048576"),
     ("kernel_sqnr_db", "good", "`kernel_sqnr_db`"),
     ("equalized", 1, r"`equalized` \(=1\) must be one of True, False"),
     ("output_grid", {"bits": 8}, r"`output_grid` \(=\{'bits': 8\}\)"),
