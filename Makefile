@@ -8,14 +8,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 CC_SOURCES := $(wildcard ocs_tf/kernels/cc/*)
 
-.PHONY: demo test onednn floor lint notebook benchmark-quick applications clean
+.PHONY: demo check test onednn floor lint notebook benchmark-quick applications clean
 .PHONY: native-test native-sanitize native-arm fuzz bazel
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/ocs_tf demo
 
+# A worker takes a module at a time: what its tests share is made once. In the order of conftest.py.
+PYTEST := $(BIN)/python -m pytest
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+
+# The quick tests; those of one module and of who may import whom: make check MODULE=graph/chains.
+check: $(VENV)/test.stamp
+	$(PYTEST) $(if $(MODULE),tests/$(dir $(MODULE))test_$(notdir $(MODULE)).py \
+	    tests/test_architecture.py,$(WORKERS) -m "not slow")
+
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST) $(WORKERS)
 
 # What depends on whether TensorFlow computes by oneDNN, which it does on some CPUs only.
 ONEDNN_TESTS := tests/layers/test_kernels.py tests/test_allocation.py \

@@ -1,7 +1,8 @@
-"""What all tests share: quiet TensorFlow, fixed seeds, and the way to data outside the checkout."""
+"""What all tests share: quiet TensorFlow, fixed seeds, tiers, and data outside the checkout."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import pathlib
@@ -13,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is impor
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import settings
 
 # The same examples in every run, so that a change fails for what it changes. New ones:
@@ -21,6 +23,48 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+
+# Modules and folders whose tests `make check` leaves out, as it does tests that use the zoo, and
+# those marked "slow". The longest first: a worker of pytest-xdist takes a module at a time, in this
+# order, so that none is left alone with a long one.
+SLOW = (
+    *("test_zoo", "test_applications", "kernels/test_native", "export/test_tflite"),
+    *("export/test_packed", "export/test_tflite_int4", "graph/test_equalization"),
+    *("graph/test_rewrite", "graph/test_flat", "test_random_graphs", "test_allocation"),
+    *("test_compensation", "export", "benchmarks", "floor", "graph/test_composites"),
+    *("graph/test_activations", "graph/test_constants", "test_cli", "test_demo"),
+    *("test_notebook", "test_packaging", "test_readme", "kernels/test_runtimes"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _place(item) < len(SLOW) or "zoo" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    """Where `SLOW` has the module of a test, or its folder; behind all if nowhere."""
+    module = item.nodeid.partition(".py::")[0].removeprefix("tests/")
+    return next(
+        (i for i, name in enumerate(SLOW) if f"{module}/".startswith(f"{name}/")), len(SLOW)
+    )
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what TensorFlow and all tests are made of need not be gone through again
+
+
+@pytest.fixture(autouse=True)
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports take a second or more: tests that make some are marked."""
+
+    def refuse(*arguments: object) -> None:
+        pytest.fail("a test that exports needs @pytest.mark.slow")
+
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(tf.lite.TFLiteConverter, "from_keras_model", refuse)
 
 
 @pytest.fixture(autouse=True)
