@@ -24,22 +24,23 @@ settings.load_profile("repeatable")
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 
-# Modules and folders whose tests `make check` leaves out, as it does tests that use the zoo, and
-# those marked "slow". The longest first: a worker of pytest-xdist takes a module at a time, in this
-# order, so that none is left alone with a long one.
+# Modules and folders whose tests `make check` leaves out, as it does tests that read the zoo or the
+# reference vectors, and those that are marked where they stand. The longest first: a worker of
+# pytest-xdist takes a module at a time, in this order, so that none is left alone with a long one.
 SLOW = (
     *("test_zoo", "test_applications", "kernels/test_native", "export/test_tflite"),
     *("export/test_packed", "export/test_tflite_int4", "graph/test_equalization"),
     *("graph/test_rewrite", "graph/test_flat", "test_random_graphs", "test_allocation"),
     *("test_compensation", "export", "benchmarks", "floor", "graph/test_composites"),
-    *("graph/test_activations", "graph/test_constants", "test_cli", "test_demo"),
-    *("test_notebook", "test_packaging", "test_readme", "kernels/test_runtimes"),
+    *("layers/test_checks", "graph/test_activations", "graph/test_constants", "test_convert"),
+    *("test_cli", "test_demo", "test_notebook", "test_packaging", "test_readme"),
+    *("graph/test_parts", "kernels/test_runtimes"),
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if _place(item) < len(SLOW) or "zoo" in getattr(item, "fixturenames", ()):
+        if _place(item) < len(SLOW) or {"zoo", "golden"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker("slow")
     items.sort(key=_place)
 

@@ -78,7 +78,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("name", "options"), covering(OPTIONS))
+@pytest.mark.parametrize(("name", "options"), covering(OPTIONS, [0]))
 def test_file_computes_what_the_keras_model_does(name, options, tmp_path):
     model = MODELS[name]()
     data = samples(model, 4)
@@ -158,7 +158,7 @@ def test_file_holds_the_codes_of_the_layers(bits, granularity, tmp_path):
             assert unpack(string, bits, len(row)) == row.tolist()
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", [2, 5, 8])
 def test_size_is_that_of_the_codes(bits, tmp_path):
     def network(x):
         for i in range(4):
@@ -179,7 +179,7 @@ def test_size_is_that_of_the_codes(bits, tmp_path):
     assert size == pytest.approx(packed_size + rest, rel=0.02)
 
 
-@pytest.mark.parametrize("bits", [*WIDTHS, 16])
+@pytest.mark.parametrize("bits", [2, 5, 8, 16])
 def test_activations_are_rounded_where_the_model_does(bits, tmp_path):
     model = MODELS["residual"]()
     data = samples(model)
@@ -199,8 +199,10 @@ def test_activations_are_rounded_where_the_model_does(bits, tmp_path):
     assert ocs_tf.numerics.sqnr_db(expected, got) > 35
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "relu6", "tanh"])
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(
+    ("bits", "activation"),
+    [*((bits, "relu") for bits in WIDTHS), (3, None), (4, "relu6"), (5, "tanh")],
+)
 def test_fused_dense(bits, activation, tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "FUSED_CODES", 40 * 30)
 

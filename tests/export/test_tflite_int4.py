@@ -44,7 +44,7 @@ def types(path) -> set[str]:
     return {fb.type_name(tensor) for tensor in model.subgraphs[0].tensors}
 
 
-@pytest.mark.parametrize(("name", "options"), covering(OPTIONS))
+@pytest.mark.parametrize(("name", "options"), covering(OPTIONS, [0]))
 def test_integer_file_computes_what_an_int8_one_does(name, options, tmp_path):
     """The same codes, in half the space: the plain kernels' outputs are equal to the bit.
 
@@ -76,7 +76,7 @@ def test_integer_file_computes_what_an_int8_one_does(name, options, tmp_path):
         assert ocs_tf.numerics.sqnr_db(expected, run(paths["int4"], data["x"], runtime)) > 30
 
 
-@pytest.mark.parametrize(("name", "options"), covering(OPTIONS))
+@pytest.mark.parametrize(("name", "options"), covering(OPTIONS, [1]))
 def test_file_with_float_activations_is_exact(name, options, tmp_path):
     model = MODELS[name]()
     data = samples(model, 4)

@@ -517,7 +517,6 @@ CONVERTED += [
     subclassed_text,
     untraceable_inside,
     separable,
-    backbone,
     several,
 ]
 
