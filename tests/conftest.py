@@ -34,23 +34,29 @@ SLOW = (
     *("test_compensation", "export", "benchmarks", "floor", "graph/test_composites"),
     *("layers/test_checks", "graph/test_activations", "graph/test_constants", "test_convert"),
     *("test_cli", "test_demo", "test_notebook", "test_packaging", "test_readme"),
-    *("graph/test_parts", "kernels/test_runtimes"),
+    *("graph/test_copies", "graph/test_parts", "kernels/test_runtimes", "numerics/test_search"),
 )
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+    """`make check` need not even read them."""
+    quick = config.option.markexpr == "not slow"
+    return True if quick and _place(collection_path) < len(SLOW) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if _place(item) < len(SLOW) or {"zoo", "golden"} & {*getattr(item, "fixturenames", ())}:
+        if _place(item.path) < len(SLOW) or {"zoo", "golden"} & {
+            *getattr(item, "fixturenames", ())
+        }:
             item.add_marker("slow")
-    items.sort(key=_place)
+    items.sort(key=lambda item: _place(item.path))
 
 
-def _place(item: pytest.Item) -> int:
-    """Where `SLOW` has the module of a test, or its folder; behind all if nowhere."""
-    module = item.nodeid.partition(".py::")[0].removeprefix("tests/")
-    return next(
-        (i for i, name in enumerate(SLOW) if f"{module}/".startswith(f"{name}/")), len(SLOW)
-    )
+def _place(path: pathlib.Path) -> int:
+    """Where `SLOW` has a module of tests, or its folder; behind all if nowhere."""
+    module = path.as_posix().rpartition("/tests/")[2].removesuffix(".py") + "/"
+    return next((i for i, name in enumerate(SLOW) if module.startswith(f"{name}/")), len(SLOW))
 
 
 def pytest_collection_finish() -> None:

@@ -94,9 +94,9 @@ def test_file_computes_what_the_keras_model_does(name, options, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "scope"), [("residual", "all"), ("residual", "inputs"), ("dense-block", "inputs")]
+    ("name", "scope", "weight_bits"),
+    [("residual", "all", 4), ("residual", "inputs", 8), ("dense-block", "inputs", 4)],
 )
-@pytest.mark.parametrize("weight_bits", [4, 8])
 def test_split_activations(name, weight_bits, scope, tmp_path):
     """Copies are channels in the file, of activations and of weights, each rounded by itself."""
     model = MODELS[name]()
@@ -122,8 +122,10 @@ def test_split_activations(name, weight_bits, scope, tmp_path):
     assert difference.max() < 0.1
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "channel"])
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(
+    ("bits", "granularity"),
+    [*((bits, "channel") for bits in WIDTHS), (2, "tensor"), (5, "tensor"), (8, "tensor")],
+)
 def test_file_holds_the_codes_of_the_layers(bits, granularity, tmp_path):
     options = {"granularity": granularity, "first_layer_bits": "same", "last_layer_bits": "same"}
     quantized = ocs_tf.convert(

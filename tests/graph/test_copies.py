@@ -89,7 +89,6 @@ def test_what_is_not_float_is_not_rounded(make: Callable[[], Any], values: np.nd
         np.testing.assert_array_equal(quantized.get_layer(layer.name)(values), before)
 
 
-@pytest.mark.slow
 def test_a_file_keeps_it_in_another_process(tmp_path: Any) -> None:
     keras.utils.set_random_seed(0)
     inputs = [keras.Input((1,), dtype="string"), keras.Input((1,), dtype="int64")]
@@ -213,7 +212,6 @@ def subclassed(layer: Any) -> keras.Model:
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, 8], ids=["W8", "W8A8"])
 @pytest.mark.parametrize("build", [functional, sequential, nested, subclassed])
 @pytest.mark.parametrize(

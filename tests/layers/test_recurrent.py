@@ -9,6 +9,7 @@ import pytest
 import ocs_tf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["kernel", "recurrent_kernel"])
 @pytest.mark.parametrize("with_data", [False, True])
 def test_a_kernel_of_a_cell_may_stay_in_float(left, with_data):

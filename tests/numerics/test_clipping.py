@@ -231,6 +231,7 @@ def test_optimal_looks_between_the_thresholds_it_scanned_first(n, seed) -> None:
     assert squared_error(values, optimal_thresholds(values[:, None], 8)[0], 8) <= 1.005 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @each_side
 def test_optimal_of_weighted_columns(one_sided, bits) -> None:

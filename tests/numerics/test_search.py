@@ -60,7 +60,6 @@ def test_the_path_is_the_error_of_the_effective_kernel(
     assert least * 0.99 <= path[-1] <= least * 2
 
 
-@pytest.mark.slow
 @each_granularity
 @settings(max_examples=10, deadline=None)
 @given(rng=seeds, bits=st.integers(2, 5))
@@ -91,7 +90,6 @@ def test_thresholds_are_the_best_for_the_splits(granularity: str) -> None:
         assert error(kernel, codes * step) <= want * 1.02
 
 
-@pytest.mark.slow
 @each_granularity
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(rng=seeds, bits=st.integers(3, 7), ratio=st.floats(0, 0.2))
