@@ -28,13 +28,14 @@ CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 # reference vectors, and those that are marked where they stand. The longest first: a worker of
 # pytest-xdist takes a module at a time, in this order, so that none is left alone with a long one.
 SLOW = (
-    *("test_zoo", "test_applications", "kernels/test_native", "export/test_tflite"),
-    *("export/test_packed", "export/test_tflite_int4", "graph/test_equalization"),
-    *("graph/test_rewrite", "graph/test_flat", "test_random_graphs", "test_allocation"),
-    *("test_compensation", "export", "benchmarks", "floor", "graph/test_composites"),
-    *("layers/test_checks", "graph/test_activations", "graph/test_constants", "test_convert"),
-    *("test_cli", "test_demo", "test_notebook", "test_packaging", "test_readme"),
-    *("graph/test_copies", "graph/test_parts", "kernels/test_runtimes", "numerics/test_search"),
+    *("test_zoo", "export/test_tflite", "test_applications", "kernels/test_native"),
+    *("test_convert", "export/test_layers", "export/test_packed", "test_random_graphs"),
+    *("graph/test_equalization", "export/test_tflite_int4", "graph/test_rewrite"),
+    *("test_compensation", "graph/test_flat", "export", "test_allocation", "benchmarks"),
+    *("test_cli", "graph/test_composites", "layers/test_checks", "graph/test_constants"),
+    *("test_notebook", "graph/test_activations", "floor", "test_readme", "test_demo"),
+    *("graph/test_copies", "numerics/test_search", "kernels/test_runtimes", "graph/test_parts"),
+    "test_packaging",
 )
 
 
@@ -46,9 +47,8 @@ def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if _place(item.path) < len(SLOW) or {"zoo", "golden"} & {
-            *getattr(item, "fixturenames", ())
-        }:
+        reads = {"zoo", "golden"}.intersection(getattr(item, "fixturenames", ()))
+        if reads or _place(item.path) < len(SLOW):
             item.add_marker("slow")
     items.sort(key=lambda item: _place(item.path))
 
