@@ -1,6 +1,6 @@
-# make demo, make test, make lint; each makes .venv and installs what it needs, once.
-# make onednn, make floor: some tests with both kinds of TensorFlow's kernels, and with the lowest
-# versions of the dependencies.
+# make demo, make check, make test, make lint; each makes .venv and installs what it needs, once.
+# make onednn, make floor: some tests with TensorFlow's other kernels, and with the lowest versions
+# of the dependencies.
 # make native-test, native-sanitize, native-arm, fuzz, bazel: the C++ parts in other ways.
 
 PYTHON ?= python3
@@ -8,23 +8,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 CC_SOURCES := $(wildcard ocs_tf/kernels/cc/*)
 
-.PHONY: demo test onednn floor lint notebook benchmark-quick applications clean
+.PHONY: demo check test onednn floor lint notebook benchmark-quick applications clean
 .PHONY: native-test native-sanitize native-arm fuzz bazel
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/ocs_tf demo
 
-test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2
+# A worker takes a module at a time: what its tests share is made once. In the order of conftest.py.
+PYTEST := $(BIN)/python -m pytest
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-# What depends on whether TensorFlow computes by oneDNN, which it does on some CPUs only.
+# The quick tests; those of one module and of who may import whom: make check MODULE=graph/chains.
+check: $(VENV)/test.stamp
+	$(PYTEST) $(if $(MODULE),tests/$(dir $(MODULE))test_$(notdir $(MODULE)).py \
+	    tests/test_architecture.py,$(WORKERS) -m "not slow")
+
+test: $(VENV)/test.stamp
+	$(PYTEST) $(WORKERS)
+
+# Whether TensorFlow computes by oneDNN differs from CPU to CPU. All tests run without, and those
+# that depend on it once more, with it.
+check test: export TF_ENABLE_ONEDNN_OPTS := 0
+onednn: export TF_ENABLE_ONEDNN_OPTS := 1
+
 ONEDNN_TESTS := tests/layers/test_kernels.py tests/test_allocation.py \
     $(addprefix tests/graph/test_,equalization.py layouts.py reader.py separable.py) \
     tests/export/test_running.py
 
 onednn: $(VENV)/test.stamp
-	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -n 2 $(ONEDNN_TESTS)
-	TF_ENABLE_ONEDNN_OPTS=1 $(BIN)/python -m pytest -n 2 $(ONEDNN_TESTS)
+	$(PYTEST) $(WORKERS) $(ONEDNN_TESTS)
 
 # The package as users install it, with the lowest versions that setup.py declares. From another
 # folder, so that the checkout does not take its place.

@@ -1,7 +1,8 @@
-"""What all tests share: quiet TensorFlow, fixed seeds, and the way to data outside the checkout."""
+"""What all tests share: quiet TensorFlow, fixed seeds, tiers, and data outside the checkout."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import pathlib
@@ -13,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is impor
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import settings
 
 # The same examples in every run, so that a change fails for what it changes. New ones:
@@ -21,6 +23,55 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+
+# Modules and folders whose tests `make check` leaves out, as it does tests that read the zoo or the
+# reference vectors, and those that are marked where they stand. The longest first: a worker of
+# pytest-xdist takes a module at a time, in this order, so that none is left alone with a long one.
+SLOW = (
+    *("test_zoo", "export/test_tflite", "test_applications", "kernels/test_native"),
+    *("test_convert", "export/test_layers", "export/test_packed", "test_random_graphs"),
+    *("graph/test_equalization", "export/test_tflite_int4", "graph/test_rewrite"),
+    *("test_compensation", "graph/test_flat", "export", "test_allocation", "benchmarks"),
+    *("test_cli", "graph/test_composites", "layers/test_checks", "graph/test_constants"),
+    *("test_notebook", "graph/test_activations", "floor", "test_readme", "test_demo"),
+    *("graph/test_copies", "numerics/test_search", "kernels/test_runtimes", "graph/test_parts"),
+    "test_packaging",
+)
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+    """`make check` need not even read them."""
+    quick = config.option.markexpr == "not slow"
+    return True if quick and _place(collection_path) < len(SLOW) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        reads = {"zoo", "golden"}.intersection(getattr(item, "fixturenames", ()))
+        if reads or _place(item.path) < len(SLOW):
+            item.add_marker("slow")
+    items.sort(key=lambda item: _place(item.path))
+
+
+def _place(path: pathlib.Path) -> int:
+    """Where `SLOW` has a module of tests, or its folder; behind all if nowhere."""
+    module = path.as_posix().rpartition("/tests/")[2].removesuffix(".py") + "/"
+    return next((i for i, name in enumerate(SLOW) if module.startswith(f"{name}/")), len(SLOW))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what TensorFlow and all tests are made of need not be gone through again
+
+
+@pytest.fixture(autouse=True)
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports take a second or more: tests that make some are marked."""
+
+    def refuse(*arguments: object) -> None:
+        pytest.fail("a test that exports needs @pytest.mark.slow")
+
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(tf.lite.TFLiteConverter, "from_keras_model", refuse)
 
 
 @pytest.fixture(autouse=True)

@@ -51,7 +51,7 @@ def weights(model: keras.Model) -> int:
 
 
 @pytest.mark.parametrize("allocation", ["sqnr", "measured", "closed_form"])
-@pytest.mark.parametrize("average", [2.5, 4, 5.7, 8])
+@pytest.mark.parametrize("average", [2.5, 5.7, 8])
 def test_the_average_is_kept(allocation: str, average: float, model: keras.Model) -> None:
     given = data(model) if allocation == "measured" else None
     quantized = ocs_tf.convert(
@@ -60,6 +60,8 @@ def test_the_average_is_kept(allocation: str, average: float, model: keras.Model
         allocation=allocation,
         activation_bits=None,
         representative_dataset=given,
+        rounding="nearest",  # how codes are chosen makes no difference to how many bits they have
+        bias_correction=False,
         verbose=False,
     )
     bits = code_bits(quantized) / weights(model)

@@ -121,6 +121,7 @@ def images() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(7, 5, 5, 2)).astype(np.float32)
 
 
+@pytest.mark.slow
 class TestTFLite:
     @pytest.mark.parametrize("dynamic_batch", [False, True], ids=["fixed", "open"])
     @pytest.mark.parametrize("io_dtype", ["int8", "float32"])

@@ -116,6 +116,7 @@ def test_every_kind_is_changed() -> None:
     assert CHANGED.keys() == fuzz_documents.makers().keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CHANGED)
 def test_changed_documents(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     failures, outcomes = fuzz_documents.fuzz(kind, None, count=CHANGED[kind])

@@ -69,6 +69,7 @@ def overlapping(context, check) -> None:
 
 
 class TestThreads:
+    @pytest.mark.slow
     def test_exports_are_those_of_one_thread_and_leave_no_trace(self, tmp_path):
         model = ocs_tf.convert(small(), weight_bits=4, representative_dataset=X, verbose=False)
 
@@ -87,6 +88,7 @@ class TestThreads:
         assert after == before
         assert files == [export(100), export(101)] * 8
 
+    @pytest.mark.slow
     def test_conversions_are_those_of_one_thread(self):
         model = small()
 
@@ -319,6 +321,7 @@ class TestRestoresState:
             keras.layers.ReLU()
         assert names(model) == first == ["dense_4", "re_lu_1", "add_1", "identity"]
 
+    @pytest.mark.slow
     def test_public_functions(self, tmp_path):
         model = small()
         quantized = ocs_tf.convert(model, representative_dataset=X, verbose=False)
@@ -340,6 +343,7 @@ class TestRestoresState:
             assert draws() == expected
             assert keras.layers.Dense(1).name == f"dense_{number + 3}"
 
+    @pytest.mark.slow
     def test_file_does_not_depend_on_names_given_before(self, tmp_path):
         quantized = ocs_tf.convert(small(), representative_dataset=X, verbose=False)
         files = []

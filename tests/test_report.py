@@ -264,6 +264,7 @@ class TestModels:
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="only")])
         assert rows(ocs_tf.convert(model))["only"].kernel_shape == (4, 2)
 
+    @pytest.mark.slow
     def test_same_in_a_new_process(self, quantized, tmp_path):
         path = tmp_path / "quantized.keras"
         quantized.save(path)

@@ -5,33 +5,14 @@ import pathlib
 import sys
 import types
 
-import keras
-import numpy as np
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from benchmarks import ingredients
 from benchmarks.ingredients import AS_LARGE, BLIND, MIXED, PAPER, UNIFORM, WITHOUT, Case, Row
+from tests.benchmarks.small import Entry
 
 NETWORK = "resnet20_cifar10"  # its name only
-
-
-class Entry:
-    """What the zoo gives: a network of five layers, and pictures whose labels it knows."""
-
-    def __init__(self) -> None:
-        keras.utils.set_random_seed(0)
-        relu = {"activation": "relu", "padding": "same"}
-        stack = [keras.layers.Conv2D(size, 3, **relu) for size in (8, 16, 16)]
-        end = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4)]
-        self.model = keras.Sequential([keras.Input((6, 6, 3)), *stack, *end])
-        rng = np.random.default_rng(0)
-        self.calibration = rng.normal(size=(16, 6, 6, 3)).astype("f4")
-        self.inputs = rng.normal(size=(40, 6, 6, 3)).astype("f4")
-        self.targets = self.model.predict(self.inputs, verbose=0).argmax(1)
-
-    def predict(self, model, batch_size):
-        return model.predict(self.inputs, batch_size=batch_size, verbose=0)
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,26 @@
-"""The latency benchmark in its quick mode: ResNet-20 and a small dense layer."""
+"""The latency benchmark in its quick mode, on a network that is called ResNet-20, and small."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import sys
+import types
 
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from benchmarks import latency
+from tests.benchmarks.small import Entry
 
 
 @pytest.fixture(scope="module")
-def results(zoo, tmp_path_factory):
+def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("latency")
-    return latency.benchmark(folder, quick=True), folder
+    zoo = types.SimpleNamespace(load=lambda name, limit: Entry())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency.common, "load_zoo", lambda: zoo)
+        return latency.benchmark(folder, quick=True), folder
 
 
 def test_every_file_is_compared_with_the_float_one(results):

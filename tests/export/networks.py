@@ -167,11 +167,12 @@ def samples(model: keras.Model, count: int = 24) -> dict[str, np.ndarray]:
     return {t.name: rng.normal(size=(count, *t.shape[1:])).astype(np.float32) for t in model.inputs}
 
 
-def covering(options: Collection[str]) -> list[tuple[str, str]]:
-    """Each network with two of the named options, and each option with as many networks."""
+def covering(options: Collection[str], shifts: Collection[int] = (0, 1)) -> list[tuple[str, str]]:
+    """Each network with as many of the named options as there are shifts, and each option with as
+    many networks as the others; those of other shifts are others."""
     names = list(options)
     return [
         (network, names[(index + shift) % len(names)])
         for index, network in enumerate(MODELS)
-        for shift in (0, 1)
+        for shift in shifts
     ]

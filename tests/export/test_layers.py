@@ -110,7 +110,7 @@ def test_integer_activations(case: str, tmp_path: pathlib.Path) -> None:
     for runtime in RUNTIMES:
         error = run(path, x, runtime) - want
         if inside:
-            assert 10 * np.log10(np.square(want).sum() / np.square(error).sum()) > 20
+            assert np.square(want).sum() > 100 * np.square(error).sum()  # 20 dB
         else:  # a step or two of the output's 255
             assert np.abs(error).max() <= 2 / 255 * np.ptp(want)
     in_float = [note for note in result.notes if "computed in float" in note]
@@ -129,7 +129,7 @@ def test_int4_kernels(case: str, tmp_path: pathlib.Path) -> None:
     want = np.asarray(quantized(x))
     for runtime in RUNTIMES:
         noise = np.square(run(path, x, runtime) - want).sum()
-        assert 10 * np.log10(np.square(want).sum() / noise) > 20
+        assert np.square(want).sum() > 100 * noise  # 20 dB
     model = fb.read(path.read_bytes())
     assert "int4" in {fb.type_name(t) for t in model.subgraphs[0].tensors}
 

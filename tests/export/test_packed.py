@@ -78,14 +78,14 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("name", "options"), covering(OPTIONS))
+@pytest.mark.parametrize(("name", "options"), covering(OPTIONS, [0]))
 def test_file_computes_what_the_keras_model_does(name, options, tmp_path):
     model = MODELS[name]()
     data = samples(model, 4)
     quantized = ocs_tf.convert(model, verbose=False, **OPTIONS[options])
     path = tmp_path / "model.tflite"
     export(quantized, path)
-    expected = quantized.predict_on_batch(data["x"])
+    expected = np.asarray(quantized(data["x"]))
     for runtime, resolvers in RESOLVERS.items():
         assert_close(run(path, data, runtime=runtime), expected)
         resolver = resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # without XNNPACK
@@ -94,9 +94,9 @@ def test_file_computes_what_the_keras_model_does(name, options, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "scope"), [("residual", "all"), ("residual", "inputs"), ("dense-block", "inputs")]
+    ("name", "scope", "weight_bits"),
+    [("residual", "all", 4), ("residual", "inputs", 8), ("dense-block", "inputs", 4)],
 )
-@pytest.mark.parametrize("weight_bits", [4, 8])
 def test_split_activations(name, weight_bits, scope, tmp_path):
     """Copies are channels in the file, of activations and of weights, each rounded by itself."""
     model = MODELS[name]()
@@ -116,14 +116,16 @@ def test_split_activations(name, weight_bits, scope, tmp_path):
     assert any(grid.copies for grid in grids if grid is not None)
     path = tmp_path / "model.tflite"
     export(quantized, path)
-    expected = quantized.predict_on_batch(data["x"])
+    expected = np.asarray(quantized(data["x"]))
     difference = np.abs(run(path, data) - expected) / np.abs(expected).max()
     assert (difference > 1e-4).mean() < 0.05  # a tie in a rounding, now and then
     assert difference.max() < 0.1
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "channel"])
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(
+    ("bits", "granularity"),
+    [*((bits, "channel") for bits in WIDTHS), (2, "tensor"), (5, "tensor"), (8, "tensor")],
+)
 def test_file_holds_the_codes_of_the_layers(bits, granularity, tmp_path):
     options = {"granularity": granularity, "first_layer_bits": "same", "last_layer_bits": "same"}
     quantized = ocs_tf.convert(
@@ -158,7 +160,7 @@ def test_file_holds_the_codes_of_the_layers(bits, granularity, tmp_path):
             assert unpack(string, bits, len(row)) == row.tolist()
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", [2, 5, 8])
 def test_size_is_that_of_the_codes(bits, tmp_path):
     def network(x):
         for i in range(4):
@@ -179,7 +181,7 @@ def test_size_is_that_of_the_codes(bits, tmp_path):
     assert size == pytest.approx(packed_size + rest, rel=0.02)
 
 
-@pytest.mark.parametrize("bits", [*WIDTHS, 16])
+@pytest.mark.parametrize("bits", [2, 5, 8, 16])
 def test_activations_are_rounded_where_the_model_does(bits, tmp_path):
     model = MODELS["residual"]()
     data = samples(model)
@@ -191,7 +193,7 @@ def test_activations_are_rounded_where_the_model_does(bits, tmp_path):
     rounded = [v for v in quantized.layers if getattr(v, "grid", getattr(v, "output_grid", None))]
     assert operators(path).count("OcsFakeQuantize") == len(rounded)
     (last,) = (v.output_grid for v in quantized.layers if v.name == "head")
-    got, expected = run(path, data), quantized.predict_on_batch(data["x"])
+    got, expected = run(path, data), np.asarray(quantized(data["x"]))
     codes = got / np.float32(last.scale)
     np.testing.assert_allclose(codes, np.rint(codes), atol=2.0**-8)
     # A sum in floating point may fall on the other side of a tie, and that is passed on.
@@ -199,8 +201,10 @@ def test_activations_are_rounded_where_the_model_does(bits, tmp_path):
     assert ocs_tf.numerics.sqnr_db(expected, got) > 35
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "relu6", "tanh"])
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(
+    ("bits", "activation"),
+    [*((bits, "relu") for bits in WIDTHS), (3, None), (4, "relu6"), (5, "tanh")],
+)
 def test_fused_dense(bits, activation, tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "FUSED_CODES", 40 * 30)
 
@@ -215,7 +219,7 @@ def test_fused_dense(bits, activation, tmp_path, monkeypatch):
     export(quantized, path, fused_dense=True)
     assert operators(path).count("OcsFullyConnected") == 1
     assert operators(path).count("FULLY_CONNECTED") == 1
-    expected = quantized.predict_on_batch(data["x"])
+    expected = np.asarray(quantized(data["x"]))
     for runtime in RESOLVERS:
         assert_close(run(path, data, runtime=runtime), expected)
 
@@ -227,7 +231,7 @@ def test_fused_dense_on_more_axes_and_without_bias(tmp_path, monkeypatch):
     quantized = ocs_tf.convert(model, weight_bits=4, expand_ratio=0.3, verbose=False)
     path = tmp_path / "model.tflite"
     export(quantized, path, fused_dense=True)
-    assert_close(run(path, data), quantized.predict_on_batch(data["x"]))
+    assert_close(run(path, data), np.asarray(quantized(data["x"])))
 
 
 def test_batch_size_may_stay_open(tmp_path):
@@ -243,7 +247,7 @@ def test_batch_size_may_stay_open(tmp_path):
         interpreter.allocate_tensors()
         interpreter.set_tensor(given["index"], data)
         interpreter.invoke()
-        assert_close(interpreter.get_tensor(made["index"]), quantized.predict_on_batch(data))
+        assert_close(interpreter.get_tensor(made["index"]), np.asarray(quantized(data)))
 
 
 def test_lowest_code_under_a_negative_batch_norm(tmp_path):
@@ -268,7 +272,7 @@ def test_lowest_code_under_a_negative_batch_norm(tmp_path):
     data = samples(model, 3)
     path = tmp_path / "model.tflite"
     export(quantized, path)
-    assert_close(run(path, data), quantized.predict_on_batch(data["x"]))
+    assert_close(run(path, data), np.asarray(quantized(data["x"])))
 
 
 def test_copies_of_a_single_channel(tmp_path):
@@ -281,7 +285,7 @@ def test_copies_of_a_single_channel(tmp_path):
     data = samples(model, 3)
     path = tmp_path / "model.tflite"
     export(quantized, path)
-    assert_close(run(path, data), quantized.predict_on_batch(data["x"]))
+    assert_close(run(path, data), np.asarray(quantized(data["x"])))
 
 
 @pytest.mark.parametrize("kind", ["conv", "depthwise"])
@@ -323,7 +327,7 @@ def test_layers_left_in_float_stay_as_they_are(tmp_path):
     export(quantized, path)
     assert "head" not in constants(path)
     data = samples(model, 3)
-    assert_close(run(path, data), quantized.predict_on_batch(data["x"]))
+    assert_close(run(path, data), np.asarray(quantized(data["x"])))
 
 
 def test_the_float_kernels_are_gone(tmp_path):

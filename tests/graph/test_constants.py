@@ -128,8 +128,20 @@ def preprocessed(kind: str) -> keras.Model:
     return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x) * 0.5))
 
 
-@pytest.mark.parametrize("target", ["int8", "packed", "float"])
-@pytest.mark.parametrize("kind", ["-1 .. 1", "0 .. 1", "normalized", "between", "behind a kernel"])
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        ("-1 .. 1", "int8"),
+        ("0 .. 1", "int8"),
+        ("normalized", "int8"),
+        ("between", "int8"),
+        ("behind a kernel", "int8"),
+        ("normalized", "packed"),
+        ("behind a kernel", "packed"),
+        ("normalized", "float"),
+        ("behind a kernel", "float"),
+    ],
+)
 def test_kernels_behind_constants_reach_the_file_as_they_are(
     kind: str, target: str, randomize: Any, tmp_path: pathlib.Path
 ) -> None:

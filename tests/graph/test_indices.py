@@ -117,6 +117,7 @@ FORMS: dict[str, Callable[[np.ndarray], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
 def test_lookups_of_a_subclassed_model_find_their_rows(

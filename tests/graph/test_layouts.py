@@ -200,6 +200,7 @@ for shape, steps in {
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="TensorFlow has oneDNN so on x86 only"
 )

@@ -95,6 +95,7 @@ def test_a_mask_that_is_an_input(dtype: str) -> None:
     assert "x" not in ranges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True], ids=["full-data", "padded-data"])
 @pytest.mark.parametrize("name", [name for name in MASKS if name != "none"])
 def test_masks_work_whatever_the_data(name: str, padded: bool, rng: np.random.Generator) -> None:

@@ -57,6 +57,7 @@ TAILS: dict[str, tuple[Callable[[Any], Any], bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tail", "variances"), TAILS.values(), ids=TAILS)
 def test_moments_are_those_of_normal_activations(tail: Any, variances: bool) -> None:
     model, x = model_of(tail)

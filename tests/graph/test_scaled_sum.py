@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 import ocs_tf
@@ -44,6 +45,7 @@ def test_the_factor_goes_into_the_layer_in_front(randomize: Any, rng: np.random.
     np.testing.assert_allclose(bias, 0.25 * np.asarray(original.bias), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_file_computes_what_the_keras_model_does(
     randomize: Any, rng: np.random.Generator, tmp_path: pathlib.Path
 ) -> None:

@@ -170,6 +170,7 @@ def inputs_for(case: str, rng: np.random.Generator) -> np.ndarray:
     return rng.normal(size=(3, *CASES[case][2])).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("case", CASES)
@@ -205,6 +206,7 @@ def test_every_number_of_bits(
     assert np.abs(np.asarray(quantized.layers[0].codes, np.int32)).max() <= 2 ** (bits - 1) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in CASES if not ("groups-all" in c or "depth" in c)])
 def test_is_the_expanded_layer_on_a_gathered_input(
     case: str, rng: np.random.Generator, randomize: Any

@@ -10,6 +10,7 @@ import ocs_tf
 from ocs_tf.layers.recurrent import UnrolledRNN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["kernel", "recurrent_kernel"])
 @pytest.mark.parametrize("with_data", [False, True])
 def test_a_kernel_of_a_cell_may_stay_in_float(left, with_data):

@@ -142,6 +142,7 @@ def histogram_error(
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 3])
 @pytest.mark.parametrize("levels", [3, 7.5])
 def test_least_error_of_all_choices(count: int, levels: float, rng: np.random.Generator) -> None:

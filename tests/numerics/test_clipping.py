@@ -191,6 +191,7 @@ def kl_divergences(values, bits, one_sided):
     return divergences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 6])
 @each_side
 @each_distribution
@@ -206,7 +207,8 @@ def test_kl(draw, one_sided, bits) -> None:
 # Optimal thresholds
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("n", [9, 64, 2000])
 @each_side
 @pytest.mark.parametrize("draw", list(DISTRIBUTIONS.values())[:3], ids=list(DISTRIBUTIONS)[:3])
@@ -229,6 +231,7 @@ def test_optimal_looks_between_the_thresholds_it_scanned_first(n, seed) -> None:
     assert squared_error(values, optimal_thresholds(values[:, None], 8)[0], 8) <= 1.005 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @each_side
 def test_optimal_of_weighted_columns(one_sided, bits) -> None:
@@ -283,6 +286,7 @@ def test_optimal_reads_large_inputs_in_blocks() -> None:
         assert squared_error(column, threshold, 3) <= 1.001 * best
 
 
+@pytest.mark.slow
 @quick
 @given(
     hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-100, 100, width=32)),

@@ -138,6 +138,7 @@ def test_without_splits_it_is_the_base_quantizer(bits) -> None:
     np.testing.assert_allclose(q.effective_kernel(), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 8])
 def test_channel_granularity_is_one_quantizer_per_output_channel(bits) -> None:
     kernel = outlier_kernel()
@@ -170,6 +171,7 @@ def test_scaling_by_a_power_of_two_changes_no_code(clip, granularity) -> None:
         np.testing.assert_array_equal(scaled.scale, q.scale * np.float32(2.0**exponent))
 
 
+@pytest.mark.slow
 def test_order_of_input_channels_does_not_matter() -> None:
     kernel = outlier_kernel()
     order = np.random.default_rng(1).permutation(kernel.shape[-2])

@@ -70,6 +70,7 @@ def test_each_row_makes_up_for_those_before(
         np.testing.assert_array_equal(codes[g], expected)
 
 
+@pytest.mark.slow
 def test_more_rows_than_are_done_together(rng: np.random.Generator) -> None:
     kernel, hessian = rng.normal(size=(1, 150, 3)), products(rng, 1, 150, samples=400)
     low, high = wide(150)
