@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ from ocs_tf.activation_planning import activation_grids
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
 from ocs_tf.calibration import Statistics, calibrate, channel_magnitudes
 from ocs_tf.compensation import compensate, compensate_blind, sample_limit
-from ocs_tf.config import Config, Override, check_count
+from ocs_tf.config import Config, ConfigOptions, Override, check_count
 from ocs_tf.data_checks import watched
 from ocs_tf.graph.activations import Site, all_sites, input_sites
 from ocs_tf.graph.chains import chains
@@ -46,6 +46,9 @@ from ocs_tf.planning import (
 from ocs_tf.process import restores_state
 from ocs_tf.progress import progress_bar
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of `typing` from Python 3.11 on
+
 _TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
 _MAGNITUDE_SAMPLES = 256
 _COARSE = (
@@ -63,7 +66,7 @@ def convert(
     *,
     representative_dataset: data.Dataset = None,
     verbose: bool = True,
-    **options: Any,
+    **options: Unpack[ConfigOptions],
 ) -> keras.Model:
     """Quantize a trained Keras model without training.
 
@@ -108,7 +111,7 @@ def plan(
     *,
     representative_dataset: data.Dataset = None,
     verbose: bool = True,
-    **options: Any,
+    **options: Unpack[ConfigOptions],
 ) -> Plan:
     """Decide what `apply` is going to do, without changing anything. Arguments as for `convert`.
 
@@ -477,7 +480,7 @@ def _check_options(verbose: Any, samples: Any = None) -> None:
         check_count("calibration_samples", samples)
 
 
-def _config(config: Config | None, options: dict[str, Any]) -> Config:
+def _config(config: Config | None, options: ConfigOptions) -> Config:
     if config is None:
         known = {field.name for field in dataclasses.fields(Config)}
         unknown = sorted(set(options) - known)

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ocs_tf"
 # From the ground up; docs/architecture.md shows the same list. Rooms on one line do not know each
 # other.
 FLOORS = (
-    ("process", "progress", "writing"),
+    ("process", "progress", "writing", "options"),
     ("numerics", "kernels", "closeness"),
     ("documents",),
     ("config", "layers", "tflite"),
