@@ -1,8 +1,8 @@
-"""A width and copies for each layer, so that the error of the whole is least for its size.
+"""Mixed precision: a bit width and copies for each layer, with the least total error for a size.
 
-Errors that layers add to the outputs add up, as far as they are small. What a layer adds at some
-width is measured, or taken to be the noise to signal ratio of its kernel; how it changes with the
-width follows from the kernel's squared error at each width, splits and clipping included.
+Small errors of single layers add up at the outputs. The error of a layer at a reference bit width
+is measured, or approximated by the noise-to-signal ratio of its kernel. Other bit widths are scaled
+by the kernel's squared error at each of them, splits and clipping included.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _REFERENCE_BITS = (3, 5)  # widths at which errors are measured: large enough to
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """What the widths of one layer come to: squared error and cost at each of `WIDTHS`."""
+    """One layer's choices: squared error and cost at each bit width in `WIDTHS`."""
 
     site: KernelSite
     options: Override
@@ -200,8 +200,8 @@ def _check_budget(
         if config.average_bits is not None:
             asked, lowest = f"`average_bits` (={config.average_bits})", f"{least / count:.3g}"
         raise ValueError(
-            f"{asked} is too small: with 2 bits wherever the width is not given, copies counted,"
-            f" it is {lowest}. Give more, or a smaller `expand_ratio`."
+            f"{asked} is too small: with 2 bits for every layer without a given bit width,"
+            f" copies counted, it is {lowest}. Give more, or a smaller `expand_ratio`."
         )
 
 
@@ -224,7 +224,7 @@ def _measured(
     config: Config,
     progress: Any,
 ) -> dict[str, float]:
-    """What each layer alone, in `bits` bits, adds to the error of the float model's outputs.
+    """The error that each layer alone, in `bits` bits, adds to the float model's outputs.
 
     Some samples choose the codes, others tell the error: on those that chose them, few-sample
     layers look better than they are.

@@ -1,4 +1,4 @@
-"""How close two models' outputs are on the same inputs, Keras or TFLite each; no labels needed."""
+"""Closeness of the outputs of two models (Keras or TFLite) on the same inputs; no labels needed."""
 
 from __future__ import annotations
 

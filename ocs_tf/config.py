@@ -654,8 +654,7 @@ class Config:
         default=False,
         metadata=option(
             _CHECKS,
-            "Fail with `ValueError` if a layer with a kernel would stay in float32 unasked. Bits of"
-            " `None` ask for it.",
+            "Fail with `ValueError` if a layer that should be quantized would stay in float32.",
             {
                 "True": "",
                 "False": "name such layers in the report",
@@ -711,8 +710,8 @@ class Config:
             _keep(self, "weight_bytes", check_count("weight_bytes", size))
         if average is not None and size is not None:
             raise ValueError(
-                f"`average_bits` (={average!r}) and `weight_bytes` (={size!r}) are two ways to say"
-                " one thing; give one."
+                f"`average_bits` (={average!r}) and `weight_bytes` (={size!r}) are mutually"
+                " exclusive; give one."
             )
         if size is not None and self.allocation_cost != "size":
             raise ValueError(
@@ -722,12 +721,12 @@ class Config:
 
     @property
     def allocates(self) -> bool:
-        """Whether each layer gets a width of its own."""
+        """Whether bit widths are allocated to the layers (mixed precision)."""
         return self.average_bits is not None or self.weight_bytes is not None
 
     @property
     def equalizes_activations(self) -> bool:
-        """Whether channels that are concatenated are scaled."""
+        """Whether concatenated channels are rescaled."""
         rounded = self.activation_bits is not None and self.activation_scope == "all"
         return self.activation_equalization and rounded
 
@@ -802,9 +801,9 @@ class Config:
 
     @classmethod
     def paper(cls, **options: Unpack[ConfigOptions]) -> Config:
-        """The set-up of Zhao et al. (ICML 2019) and its released code.
+        """The configuration of Zhao et al. (ICML 2019) and its released code.
 
-        One step per kernel, the first layer and `Dense` layers in float, batch norm not folded,
+        Per-tensor scales, the first layer and `Dense` layers in float, batch norm not folded,
         symmetric activation grids on the inputs of quantized layers only, depthwise kernels in
         float. `options` are the remaining fields, e.g. `weight_bits`, `expand_ratio`,
         `weight_clip`; overrides given here come first.

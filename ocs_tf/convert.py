@@ -441,7 +441,9 @@ def _check_splits(plan: Plan, graph: Graph) -> None:
         if isinstance(grid, ActivationGrid) and reason is None and max(grid.copies) >= channels:
             reason = f"it has {channels} channels, so not all of the copies {list(grid.copies)}"
         if reason is not None:
-            raise ValueError(f"the plan splits activations at {key!r}, which cannot be: {reason}.")
+            raise ValueError(
+                f"the plan splits activations at {key!r}, which cannot be split: {reason}."
+            )
 
 
 def _whole(grid: ActivationGrid | OracleGrid) -> bool:

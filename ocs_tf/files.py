@@ -1,4 +1,4 @@
-"""Files that a user of the command names: models, data, outputs; and what is said of bad ones."""
+"""Files named on the command line: models, data, outputs; checks and error messages."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ class Pictures:
         named = [f"{path} ({reason})" for path, reason in self._skipped.items()]
         more = f", and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         return (
-            f"{len(named)} of {self._wanted} pictures of --data cannot be read:"
+            f"{len(named)} of {self._wanted} images of --data cannot be read:"
             f" {', '.join(named[:_NAMED])}{more}."
         )
 

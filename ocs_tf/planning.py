@@ -1,4 +1,4 @@
-"""`Plan`: what a conversion is going to do, in numbers, before any kernel changes."""
+"""`Plan`: the numbers of a conversion (bits, thresholds, copies, grids), made before any change."""
 
 from __future__ import annotations
 

@@ -219,15 +219,13 @@ class TestConvert:
         (pictures / "class_a" / "2.png").write_bytes(b"no picture")
         code, _, err = run("convert {}/model.keras --data some --output out.keras")
         assert code == 0
-        assert err.startswith(
-            "ocs_tf: 1 of 20 pictures of --data cannot be read: some/class_a/2.png"
-        )
+        assert err.startswith("ocs_tf: 1 of 20 images of --data cannot be read: some/class_a/2.png")
         assert err.count("\n") == 1
         for i in range(3):
             (pictures / f"{i}.png").write_bytes(b"")
         code, out, err = run("compare {}/model.keras {}/quantized.keras --data some")
         assert (code, out) == (2, "")
-        assert err.startswith("ocs_tf: 3 of 20 pictures of --data cannot be read:")
+        assert err.startswith("ocs_tf: 3 of 20 images of --data cannot be read:")
         assert err.endswith("That is more than 10%.\n")
 
     def test_suspicious_data_are_told_in_one_line(self, run):

@@ -126,7 +126,7 @@ def test_what_only_looks_like_a_picture(tmp_path: pathlib.Path) -> None:
         pictures = Pictures(tmp_path, taking(8, 12, 3), lambda x: x, None)
         assert values(list(pictures())) == list(range(40))
     text = pictures.describe_skipped()
-    assert text.startswith("3 of 43 pictures of --data cannot be read:")
+    assert text.startswith("3 of 43 images of --data cannot be read:")
     for name in ("pipe.png", "broken.png", "socket.png"):
         assert f"{name} (not a regular file)" in text
 
@@ -141,7 +141,7 @@ def test_broken_pictures_are_skipped_and_named(tmp_path: pathlib.Path) -> None:
     pictures = Pictures(tmp_path, taking(8, 12, 3), lambda x: x, 100)
     for _ in range(2):
         assert values(list(pictures())) == [i for i in range(40) if i not in (3, 4, 5)]
-        assert pictures.describe_skipped().startswith("3 of 40 pictures of --data cannot be read:")
+        assert pictures.describe_skipped().startswith("3 of 40 images of --data cannot be read:")
         assert all(f"00{i}.png (" in pictures.describe_skipped() for i in (3, 4, 5))
 
 
@@ -155,7 +155,7 @@ def test_too_many_broken_pictures(tmp_path: pathlib.Path) -> None:
     (tmp_path / "009.png").write_bytes(b"no picture")
     with pytest.raises(ValueError) as caught:
         list(Source(data).batches(taking(8, 12, 3)))
-    assert one_line(caught.value).startswith("2 of 10 pictures of --data cannot be read:")
+    assert one_line(caught.value).startswith("2 of 10 images of --data cannot be read:")
     assert one_line(caught.value).endswith("That is more than 10%.")
 
 

@@ -148,6 +148,13 @@ def test_the_reference_is_built_without_warnings(tmp_path: pathlib.Path) -> None
         assert f'id="{name}"' in page or f"ocs_tf/{name}.html" in page, name
 
 
+def test_changelog_and_citation_have_the_version() -> None:
+    changes = (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {ocs_tf.__version__}\n" in changes
+    citation = (CHECKOUT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {ocs_tf.__version__}\n" in citation
+
+
 def test_bazel_has_the_same_version() -> None:
     text = (CHECKOUT / "MODULE.bazel").read_text(encoding="utf-8")
     assert re.findall(r'^    version = "(.*)",$', text, re.MULTILINE) == [ocs_tf.__version__]

@@ -1,4 +1,4 @@
-"""What attention needs in int8 files: ranges that suit masks, symmetric factors.
+"""Attention in int8 files: ranges of masked scores, symmetric factors.
 
 Keras masks a score by adding -1e9 or putting something like -1e38 in its place. An int8 grid that
 reaches so far has no steps left for the scores; and behind a softmax, what lies far enough below a

@@ -237,9 +237,10 @@ class _Lowering:
         steps = [call.inputs[0].shape[1] for call in self.graph.calls_of(layer.name)]
         if composites.is_recurrent(layers.unwrapped(layer)) and None in steps:
             raise ValueError(
-                f"layer {layer.name!r} reads sequences of any length, and an int8 file holds a step"
-                " of its own for each. Build the model with a fixed length (keras.Input((100, 8))),"
-                " or export with activations='float' or 'dynamic', or target='packed'."
+                f"layer {layer.name!r} reads sequences of any length, but an int8 file has a copy"
+                " of the layer's operators for each time step. Build the model with a fixed length"
+                " (keras.Input((100, 8))), or export with activations='float' or 'dynamic', or"
+                " target='packed'."
             )
 
     def _choose_expansion(self, node: Node) -> None:

@@ -55,7 +55,7 @@ _NEEDS_DELEGATE = (
 
 @dataclasses.dataclass(frozen=True)
 class ExportResult:
-    """What was written.
+    """Result of an export.
 
     Attributes:
         path: of the file.

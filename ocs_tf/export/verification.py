@@ -1,4 +1,4 @@
-"""Reading a written .tflite file back: is it what was asked for?"""
+"""Verification of a written .tflite file: its codes and scales against those of the model."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _verify_bias(model: Any, float_op: Any, result: Any, op: Any) -> None:
     if np.any(np.abs(fb.constant(result, bias) * step - given) > step + 1e-6 * np.abs(given)):
         raise VerificationError(
             f"bias {fb.name(bias)!r}: values up to {np.max(np.abs(given)):.6g} do not fit int32 in"
-            f" steps of input scale x kernel scale (down to {step.min():.3g}); use larger steps"
+            f" steps of input scale x kernel scale (down to {step.min():.3g}); use larger scales"
         )
 
 

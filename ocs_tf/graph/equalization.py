@@ -1,4 +1,4 @@
-"""Equalization of a model: what the channels of its chains are scaled by, and the scaled model."""
+"""Equalization of a model: the factors of the channels of its chains, and the scaled model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a Keras model: its layers in order, who reads whom, which batch norms can be folded."""
+"""Reads a Keras model: its layers in order, their consumers, which batch norms can be folded."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel, code_li
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
-    """What stands in for a layer with a kernel.
+    """Replacement of a layer with a kernel.
 
     Attributes:
         kernel: canonical quantized kernel.

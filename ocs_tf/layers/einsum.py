@@ -1,4 +1,4 @@
-"""What the equation of an `EinsumDense` says of its kernel."""
+"""Axes of the kernel of an `EinsumDense`, from its equation."""
 
 from __future__ import annotations
 

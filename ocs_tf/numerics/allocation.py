@@ -1,4 +1,4 @@
-"""Bit widths and copies shared out among layers.
+"""Allocation of bit widths and copies to layers under a budget.
 
 What the quantization of each layer adds to a network's output error adds up (Lin, Talathi,
 Annapureddy, "Fixed Point Quantization of Deep Convolutional Networks", ICML 2016, section 3: the
