@@ -20,7 +20,7 @@ from ocs_tf.export.tflite import TARGETS
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.files import (
     PREPROCESS,
-    Pictures,
+    Images,
     UsageError,
     check_data,
     check_distinct,
@@ -177,7 +177,7 @@ def _define_export(values: Flags) -> None:
     _define_data(values)
     _define_target(values)
     flags.DEFINE_boolean(
-        "strict", False, "fail if a layer would be computed in float", flag_values=values
+        "strict", False, "fail if a layer would be computed in float32", flag_values=values
     )
 
 
@@ -403,14 +403,14 @@ def _demo(values: Flags, arguments: Arguments) -> None:
 
 COMMANDS: Mapping[str, Command] = {
     "convert": Command(
-        "Quantize a trained Keras model without training.",
+        "Quantize a trained Keras model without training (post-training quantization).",
         ("MODEL",),
         "model.keras --weight_bits 5 --data images.npy --output model_w5.keras",
         _define_convert,
         _convert,
     ),
     "report": Command(
-        "Show what was done to each layer of a quantized model, and what it cost.",
+        "Show bits, copies, error and size of each layer of a quantized model.",
         ("MODEL",),
         "model_w5.keras",
         lambda values: None,
@@ -478,7 +478,7 @@ def _write_tflite(model: Any, path: str, values: Flags, dataset: Any) -> None:
 
 
 def _tell_skipped(dataset: Any) -> None:
-    text = dataset.describe_skipped() if isinstance(dataset, Pictures) else ""
+    text = dataset.describe_skipped() if isinstance(dataset, Images) else ""
     if text:
         print(f"ocs_tf: {text}", file=sys.stderr)
 
@@ -499,7 +499,8 @@ def _help() -> str:
     commands = [f"  {name.ljust(width)}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
-            "Quantize trained Keras models without training, by outlier channel splitting.",
+            "Post-training quantization of Keras models: outlier channel splitting, GPTQ-style",
+            "rounding, mixed precision, and export to integer TFLite.",
             "",
             "usage: ocs_tf COMMAND [ARGUMENTS] [--FLAGS]",
             "",

@@ -44,7 +44,7 @@ Batches = Sequence[Sequence[NDArray[Any]]]
 _POSITIONS = 1 << 14
 _POSITIONS_PER_INPUT = 4
 _SAMPLES = 1024
-# Rows of a kernel that make up for each other: time and memory grow with their square.
+# Rows of a kernel that compensate each other: time and memory grow with their square.
 _ROWS = 4608
 _ASSUMED_ROWS = 256
 _BYTES = 1 << 31  # of activations of both models

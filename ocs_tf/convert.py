@@ -68,18 +68,19 @@ def convert(
     verbose: bool = True,
     **options: Unpack[ConfigOptions],
 ) -> keras.Model:
-    """Quantize a trained Keras model without training.
+    """Quantize a trained Keras model without training (post-training quantization).
 
     Arguments:
         model: a built `keras.Model`; it is not modified. Models nested in it are put in their
             places. One with a `call` of its own must have been called on data once, and consist of
             Keras layers and operations.
-        config: a `Config`; or give its fields as keyword `options`, e.g. `weight_bits=4`.
+        config: a `Config`; or give its fields as keyword `options`, e.g. `weight_bits=4`. See
+            `Config` or docs/options.md.
         representative_dataset: calibration inputs: an array, a dict of arrays by input name, a
             `tf.data.Dataset`, a `keras.utils.PyDataset`, or a callable that yields lists or dicts
             of arrays; labels, in tuples, are left out. See `data.Source` for all forms. It is read
             several times; what can be read only once, a generator, is kept in memory as far as it
-            is read. Without it activations stay in float.
+            is read. Without it activations stay in float32.
         verbose: show progress of what takes longer than two seconds.
 
     Returns:
@@ -317,7 +318,7 @@ def _compiles(model: keras.Model) -> bool:
 
 
 def _table_grids(graph: Graph, plan: Plan, bits: int) -> dict[str, ActivationGrid]:
-    """Of lookups in tables of one step: what they find is on that grid, as in a runtime."""
+    """Grids of lookups in per-tensor tables: the output is on the table's grid, as in a runtime."""
     return {
         name: ActivationGrid(bits, float(layer_plan.step()))
         for name, layer_plan in plan.layers.items()
@@ -330,7 +331,7 @@ def _table_grids(graph: Graph, plan: Plan, bits: int) -> dict[str, ActivationGri
 def _scales(
     graph: Graph, config: Config, source: data.Source | None, verbose: bool
 ) -> dict[str, NDArray[np.float64]]:
-    """What channels are divided by, by the name of the layer that makes them."""
+    """Factors that channels are divided by, by the name of the layer that makes them."""
     scales = choose_scales(graph, config.granularity) if config.equalization else {}
     if not config.equalizes_activations or source is None:
         return scales

@@ -366,7 +366,7 @@ class _Lowering:
             self.kernels.append(ExportKernel(name, codes.astype(np.int8), kernel.scale, kind, bits))
 
     def _kernel(self, layer: layers.KernelLayer) -> tuple[QuantizedKernel, np.ndarray | None]:
-        """Kernel in the layer's layout, and bias, with a batch norm behind taken up."""
+        """Kernel in the layer's layout, and bias, with a following batch norm folded into them."""
         kernel, bias = self._quantized(layer)
         norm = self.norms.get(layer.name)
         if norm is None:

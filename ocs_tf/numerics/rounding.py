@@ -74,7 +74,7 @@ def compensated_codes(
 
     Rows are rounded in the order of their inputs' energy, largest first ("act order").
 
-    Inputs that differ from those of the float network, `X` from `X + D`, are made up for: it is
+    Inputs that differ from those of the float network, `X` from `X + D`, are compensated: it is
     the kernel of least squared error against `(X + D) W`, `W + H^-1 X^T D W`, that is rounded. (Li
     et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", ICML 2025,
     match these outputs row by row instead.)
@@ -218,7 +218,7 @@ def _round_rows(
     lost: NDArray[np.float64] | None,
 ) -> NDArray[np.float64]:
     """`weights` [K, F], in steps, rounded row by row; they are overwritten."""
-    # Upper triangular U with H^-1 = U^T U; row k of it tells how the rows behind k make up for k.
+    # Upper triangular U with H^-1 = U^T U; its row k says how later rows compensate the error of k.
     # It is the inverse of the upper triangular R with H = R R^T.
     root = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
     factor = solve_triangular(root, np.eye(len(root)))
