@@ -269,7 +269,7 @@ def walk(
 
 
 def _run(node: Node, values: Mapping[int, Sequence[Any]], batches: int) -> list[list[Any]]:
-    """Of each batch, the outputs of a call, given the values of all tensors."""
+    """The outputs of a call for each batch, given the values of all tensors."""
     outputs = []
     for index in range(batches):
         args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.inputs})

@@ -106,7 +106,7 @@ def _check_scale(graph: Graph, batch: Batch, name: str) -> None:
         _warn(
             f"`{name}` holds values from {array.min():.4g} to {array.max():.4g} at input"
             f" {_name(model.inputs[source])!r}, which do not seem to be scaled like the training"
-            f" data: at {node.layer.name!r}, after this input, their standard deviation is"
+            f" data: after it, at {node.layer.name!r}, their standard deviation is"
             f" {often} that of the training data. Preprocess them as in training (pixels of"
             " 0 .. 255 are often divided by 255, or by 127.5 minus 1)."
         )

@@ -100,7 +100,7 @@ def test_the_page_shows_the_levels() -> None:
     unnamed = {"__main__", "support"}
     expected = [set(level) - unnamed for level in reversed(LEVELS) if set(level) - unnamed]
     assert [level & set(HEIGHT) for level in shown] == expected
-    names = re.findall(r"`(\w+/\w+)`", page)
+    names = re.findall(r"`([a-z]\w*/\w+)`", page)
     assert names
     for name in names:
         assert (PACKAGE / name).with_suffix(".py").exists(), name

@@ -64,7 +64,7 @@ class Scores:
     masked: bool
 
     def low(self, values: Mapping[str, np.ndarray], low: float) -> float:
-        """What an int8 grid must reach down to, given the tensors' values and least value `low`."""
+        """Lowest value that an int8 grid must hold, given the tensors' values and least `low`."""
         rows = values[self.softmax]
         return masked_floor(rows, -_MASK / 2) if self.masked else max(low, softmax_floor(rows))
 
@@ -87,7 +87,7 @@ def scores(model: Any) -> dict[str, Scores]:
 
 
 def mask_ranges(model: Any) -> dict[str, tuple[float, float]]:
-    """What tensors made of masks and constants alone may range over, by name.
+    """Possible ranges of tensors made of masks and constants alone, by name.
 
     A mask is 0 or 1, whatever the calibration data have of it.
     """

@@ -502,7 +502,7 @@ class _Lowering:
         return given
 
     def _apart_from_readers(self, layer: Any, made: Any, function: Any) -> Any:
-        """What a layer with kernels makes, apart from what the converter might fold into them.
+        """The output of a layer with kernels, apart from what the converter might fold into them.
 
         Arguments:
             made: before its activation `function`, if that is a step of its own.
@@ -534,7 +534,7 @@ class _Lowering:
         return self.added[name]
 
     def _scaled(self, layer: Any, twin: Any, tensor: Any) -> Any:
-        """What `twin`, in the place of the affine `layer`, makes of `tensor`, of any rank."""
+        """The output of `twin`, in place of the affine `layer`, for a `tensor` of any rank."""
         if not isinstance(twin, keras.layers.DepthwiseConv2D):
             return twin(tensor)
         *lead, channels = [-1 if size is None else size for size in tensor.shape[1:]]

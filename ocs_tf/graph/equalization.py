@@ -203,7 +203,7 @@ def _least_scales(bias: NDArray[Any] | None) -> Any:
 
 
 def _multiply(values: NDArray[np.floating], factors: NDArray[np.float64]) -> None:
-    """In place, in float64 piece by piece."""
+    """Multiply `values` by `factors` in place, in float64 piece by piece."""
     np.multiply(values, factors, out=values, casting="same_kind")
 
 

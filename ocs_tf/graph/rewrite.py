@@ -243,7 +243,7 @@ def _options(replacement: Replacement) -> dict[str, Any]:
 
 
 def _parts(graph: Graph, name: str, kernels: Mapping[str, Replacement]) -> dict[str, Replacement]:
-    """What replaces the kernels inside of a composite, by path."""
+    """Replacements of the kernels inside a composite, by path."""
     sites = graph.sites.get(name, [])
     return {site.part: kernels[site.name] for site in sites if site.part and site.name in kernels}
 
