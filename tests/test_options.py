@@ -15,6 +15,7 @@ import pytest
 import ocs_tf
 from ocs_tf import config, numerics
 from ocs_tf.config import Config, ConfigOptions, Override
+from ocs_tf.export import int4, tflite
 from ocs_tf.options import Option, code, documented, option, options_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -79,6 +80,7 @@ def test_choices_are_those_of_the_arithmetic() -> None:
     assert typing.get_args(config.ClipMethod) == numerics.CLIP_METHODS
     assert typing.get_args(config.WeightClip) == numerics.WEIGHT_CLIPS
     assert typing.get_args(config.ActivationSplit) == numerics.SPLIT_RULES
+    assert typing.get_args(tflite.Activations) == ("auto", *int4.ACTIVATIONS)
 
 
 def test_docstrings_hold_the_texts() -> None:

@@ -123,6 +123,7 @@ def test_mypy_knows_the_options(tmp_path: pathlib.Path) -> None:
         "ocs_tf.Config(granularity='axis')": 'Argument "granularity" to "Config" has incompatible',
         "ocs_tf.Config.paper(strict=1)": 'Argument "strict" to "paper" of "Config" has',
     }
+    lines["ocs_tf.export_tflite(model, 'x.tflite', target='int2')"] = 'Argument "target" to'
     source = "\n".join(["from typing import Any", "import ocs_tf", "model: Any = None", *lines])
     (tmp_path / "uses.py").write_text(source)
     command = [sys.executable, "-m", "mypy", "--config-file", str(CHECKOUT / "pyproject.toml")]
