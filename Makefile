@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CC_SOURCES := $(wildcard ocs_tf/kernels/cc/*)
 
-.PHONY: demo test onednn floor lint docs notebook benchmark-quick applications clean
+.PHONY: demo test onednn floor lint notebook benchmark-quick applications clean
 .PHONY: native-test native-sanitize native-arm fuzz bazel
 
 demo: $(VENV)/demo.stamp
@@ -53,6 +53,7 @@ notebook: $(VENV)/test.stamp
 	    --output-dir $(VENV)/notebooks notebooks/*.ipynb
 
 # The API reference, from the docstrings. (A dependency asks `uname` when it is imported.)
+.PHONY: docs
 docs: $(VENV)/docs.stamp
 	PDOC_ALLOW_EXEC=1 $(BIN)/python -m pdoc ocs_tf ocs_tf.layers ocs_tf.compare -d google -o dist/docs
 
