@@ -22,7 +22,7 @@ from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid
 
 _SAMPLES = 3
-_OPEN_SIZE = 128  # of drawn samples, where a model leaves it open: enough for any backbone
+_OPEN_SIZES = (32, 64, 128, 256, 512, 1024)  # of drawn samples: the first that a model can read
 _BITS = 8
 _EXACT = (
     "Output {!r} is float32: the parts that it concatenates have grids of their own. Convert with"
@@ -208,8 +208,9 @@ def sample_inputs(lowered: Lowered, source: data.Source | None) -> dict[str, np.
     graph = Graph(lowered.model)
     rng = np.random.default_rng(0)
     sample = {}
+    open_size = _open_size(lowered.model)
     for tensor in graph.model.inputs:
-        shape = (count, *(size or _OPEN_SIZE for size in tensor.shape[1:]))
+        shape = (count, *(size or open_size for size in tensor.shape[1:]))
         rows = table_rows(graph, tensor)
         grid = lowered.grids.get(tensor.name)
         dtype = keras.backend.standardize_dtype(tensor.dtype)
@@ -219,6 +220,25 @@ def sample_inputs(lowered: Lowered, source: data.Source | None) -> dict[str, np.
             low, high = (grid.minimum, grid.maximum) if grid else (-1.0, 1.0)
             sample[str(tensor.name)] = rng.uniform(low, high, shape).astype(dtype)
     return sample
+
+
+def _open_size(model: keras.Model) -> int:
+    """What the sizes are set to that a model leaves open, so that no layer lacks elements."""
+    if all(None not in tensor.shape[1:] for tensor in model.inputs):
+        return _OPEN_SIZES[0]
+    for size in _OPEN_SIZES:
+        shapes = [(1, *(given or size for given in t.shape[1:])) for t in model.inputs]
+        specs = [
+            keras.KerasTensor(shape, tensor.dtype)
+            for shape, tensor in zip(shapes, model.inputs, strict=True)
+        ]
+        try:
+            outputs = keras.tree.flatten(model.compute_output_spec(specs))
+        except ValueError:
+            continue
+        if all(0 not in output.shape for output in outputs):
+            return size
+    return _OPEN_SIZES[-1]
 
 
 def _named_batches(

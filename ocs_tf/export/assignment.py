@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -151,6 +151,13 @@ def assign(model: Any, kernels: Sequence[AnyKernel]) -> dict[fb.Place, AnyKernel
     for numbers, alike in groups.items():
         assigned.update(_share_out(model, alike, [kernels[number] for number in numbers]))
     return assigned
+
+
+def unmatched(model: Any, kernels: Iterable[Kernel]) -> list[str]:
+    """Names of the kernels that equal no weight tensor of a float file, each once."""
+    places = [place for place, op in fb.operators(model) if fb.op_name(model, op) in KERNEL_INPUTS]
+    found = [k.layer for k in kernels if not any(_equals(model, place, k) for place in places)]
+    return list(dict.fromkeys(found))
 
 
 def _equals(model: Any, place: fb.Place, kernel: Kernel) -> bool:

@@ -39,7 +39,8 @@ def check(kernels: Sequence[ExportKernel], activations: str) -> None:
     if all(kernel.bits != 4 for kernel in kernels):
         raise ValueError(
             "no kernel has 4 bits or less, so there is nothing to store in INT4; use"
-            " target='int8', or convert with weight_bits=4."
+            " target='int8', or convert with weight_bits=4 (and first_layer_bits='same',"
+            " last_layer_bits='same': these layers keep 8 bits otherwise)."
         )
     for kernel in kernels:
         if kernel.kind == "depthwise":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -51,30 +51,42 @@ def compare(
     """
     inputs = list(samples.values())
     interpreter = _opened(content, inputs)
-    batches = observe(model, model.outputs, _batches(model, inputs, _batch(interpreter)))
-    expected = [np.concatenate(column) for column in zip(*batches, strict=True)]
-    parts = output_parts(Graph(model, fold_batch_norm=False, open_quantized=True))
-    tallies = [Tally(str(n), p) for n, p in zip(model.output_names, parts, strict=True)]
+    found = _file_outputs(interpreter, inputs)
     steps = [
         of_file or _step(model, tensor)
         for of_file, tensor in zip(_steps(content), model.outputs, strict=True)
     ]
-    found = _file_outputs(interpreter, inputs)
+    # All at once is faster; a layer may mix the samples of a batch.
+    for size in dict.fromkeys((len(inputs[0]), _batch(interpreter))):
+        expected = _observed(model, model.outputs, inputs, size)
+        closeness = _closeness(model, expected, found)
+        apart = [
+            close
+            for close, wanted, got, step in zip(closeness, expected, found, steps, strict=True)
+            if not _close_enough(close, wanted, got, step)
+        ]
+        if not apart:
+            return closeness
+    where = _first_difference(content, model, samples, original, lowered)
+    raise VerificationError(
+        f"the file does not compute what the Keras model does: {apart[0]}.{where} Nothing was"
+        " written; verify=False writes it all the same."
+    )
+
+
+def _closeness(
+    model: keras.Model, expected: Sequence[np.ndarray], found: Sequence[np.ndarray]
+) -> list[Closeness]:
+    parts = output_parts(Graph(model, fold_batch_norm=False, open_quantized=True))
     closeness = []
-    for tally, wanted, got, step in zip(tallies, expected, found, steps, strict=True):
+    for name, indices, wanted, got in zip(model.output_names, parts, expected, found, strict=True):
         if got.shape != wanted.shape:
             raise VerificationError(
-                f"output {tally.name!r} of the file has shape {got.shape}, not {wanted.shape}."
+                f"output {str(name)!r} of the file has shape {got.shape}, not {wanted.shape}."
             )
+        tally = Tally(str(name), indices)
         tally.add(wanted, got)
-        one = tally.result()
-        closeness.append(one)
-        if not _close_enough(one, wanted, got, step):
-            where = _first_difference(content, model, samples, original, lowered)
-            raise VerificationError(
-                f"the file does not compute what the Keras model does: {one}.{where} Nothing was"
-                " written; verify=False writes it all the same."
-            )
+        closeness.append(tally.result())
     return closeness
 
 
@@ -107,15 +119,6 @@ def _step(model: keras.Model, tensor: Any) -> float | None:
     layer = tensor._keras_history[0]
     grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
     return None if grid is None else float(grid.scale)
-
-
-def _batches(
-    model: keras.Model, inputs: Sequence[np.ndarray], size: int
-) -> Iterator[list[np.ndarray]]:
-    """The samples in batches of the model's own size, if it has one, or else of the file's."""
-    size = model.inputs[0].shape[0] or size
-    for start in range(0, len(inputs[0]), size):
-        yield [array[start : start + size] for array in inputs]
 
 
 def _file_outputs(interpreter: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -166,7 +169,8 @@ def _first_difference(
     inputs = list(samples.values())
     interpreter = _opened(content, inputs, experimental_preserve_all_tensors=True)
     size = _batch(interpreter)
-    given = _observed(lowered.model, known, inputs, size)
+    values_known = _observed(lowered.model, list(known.values()), inputs, size)
+    given = dict(zip(known, values_known, strict=True))
     matches = matching.match_tensors(original, samples, given)
     values: dict[str, list[np.ndarray]] = {name: [] for name in matches}
     details = {d["name"].split(";")[0]: d for d in interpreter.get_tensor_details()}
@@ -177,21 +181,24 @@ def _first_difference(
             if detail is not None:
                 value = interpreter.get_tensor(detail["index"])
                 found.append(tflite.to_floats(value, detail).ravel())
-    expected = _observed(model, {key: layers[key] for key in matches.values()}, inputs, size)
-    for name, key in matches.items():
-        if values[name] and _parts(expected[key].ravel(), np.concatenate(values[name])):
+    expected = _observed(model, [layers[key] for key in matches.values()], inputs, size)
+    for (name, key), wanted in zip(matches.items(), expected, strict=True):
+        if values[name] and _parts(wanted.ravel(), np.concatenate(values[name])):
             return f" They part at layer {key!r}."
     return ""
 
 
 def _observed(
-    model: keras.Model, tensors: Mapping[str, Any], inputs: Sequence[np.ndarray], size: int
-) -> dict[str, np.ndarray]:
-    parts = observe(model, list(tensors.values()), _batches(model, inputs, size))
-    columns = [
-        np.concatenate([np.asarray(v) for v in column]) for column in zip(*parts, strict=True)
-    ]
-    return dict(zip(tensors, columns, strict=True))
+    model: keras.Model, tensors: Sequence[Any], inputs: Sequence[np.ndarray], size: int
+) -> list[np.ndarray]:
+    """Values of symbolic tensors, in batches of the model's own size, if it has one, or `size`."""
+    size = model.inputs[0].shape[0] or size
+    batches = (
+        [array[start : start + size] for array in inputs]
+        for start in range(0, len(inputs[0]), size)
+    )
+    columns = zip(*observe(model, tensors, batches), strict=True)
+    return [np.concatenate([np.asarray(v) for v in column]) for column in columns]
 
 
 def _parts(wanted: np.ndarray, got: np.ndarray) -> bool:

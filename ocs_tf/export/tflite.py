@@ -26,6 +26,7 @@ from ocs_tf.export.activations import find_activations, sample_inputs
 from ocs_tf.export.barrier import without_barriers
 from ocs_tf.export.lowering import lower
 from ocs_tf.export.signature import in_keras_order, sized_as
+from ocs_tf.export.unused import drop_unused
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.graph.flat import flat
 from ocs_tf.graph.parts import describe
@@ -192,6 +193,7 @@ def export_tflite(
     samples = sample_inputs(lowered, source)
     original = without_barriers(in_keras_order(convert_float(lowered.model), lowered.model))
     content = original = sized_as(original, lowered.model, list(samples.values()))
+    drop_unused(lowered, original, samples)
     ops: list[edge_tpu.OpReport] = []
     if form.integer:
         failures.check_straight(content, lowered.model)

@@ -18,7 +18,7 @@ from ocs_tf import layers
 from ocs_tf.graph import adapters
 from ocs_tf.graph.adapters import KernelAdapter
 from ocs_tf.layers.attention import PROJECTIONS
-from ocs_tf.layers.recurrent import CELL_KERNELS
+from ocs_tf.layers.recurrent import CELL_KERNELS, UnrolledRNN
 from ocs_tf.numerics import QuantizedKernel
 
 _LAYERS = keras.layers
@@ -32,7 +32,8 @@ _ATTENTION = {
     _LAYERS.GroupQueryAttention: layers.QuantizedGroupQueryAttention,
 }
 _FLOAT_CLASSES = {quantized: plain for plain, quantized in (*_CELLS.items(), *_ATTENTION.items())}
-_RECURRENT = (_LAYERS.RNN, _LAYERS.LSTM, _LAYERS.GRU, _LAYERS.SimpleRNN, layers.QuantizedRNN)
+_KERAS_RECURRENT = (_LAYERS.RNN, _LAYERS.LSTM, _LAYERS.GRU, _LAYERS.SimpleRNN)
+_RECURRENT = (*_KERAS_RECURRENT, layers.QuantizedRNN, UnrolledRNN)
 _RNN_OPTIONS = (
     "name",
     "return_sequences",
@@ -43,7 +44,7 @@ _RNN_OPTIONS = (
     "zero_output_for_mask",
 )
 COMPOSITES: tuple[type, ...] = (
-    *_RECURRENT[:-1],
+    *_KERAS_RECURRENT,
     _LAYERS.Bidirectional,
     _LAYERS.TimeDistributed,
     *_ATTENTION,
@@ -269,7 +270,8 @@ def _rebuilt(
     inside = {name: remake(name, child) for name, child in _children(layer).items()}
     if type(layer) in _RECURRENT:
         options = {name: getattr(layer, name) for name in _RNN_OPTIONS}
-        options["unroll"] = options["unroll"] or unroll
+        if unroll and not layer.unroll:
+            recurrent, options["unroll"] = UnrolledRNN, True
         return recurrent(inside[""], **options, dtype=layer.dtype_policy)
     if type(layer) is _LAYERS.StackedRNNCells:
         return _LAYERS.StackedRNNCells(list(inside.values()), name=layer.name)

@@ -118,3 +118,29 @@ class QuantizedRNN(FromConfig, keras.layers.RNN):
                 if isinstance(cell, QuantizedCell):
                     stack.enter_context(cell.unpacked())
             return super().inner_loop(*args, **kwargs)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class UnrolledRNN(keras.layers.RNN):
+    """`keras.layers.RNN`, unrolled, that computes what a loop does.
+
+    Keras' own, unrolled, goes backwards through the mask when it selects states, but forwards when
+    it sets masked outputs to zero.
+    """
+
+    zero_output_for_mask: bool
+
+    def inner_loop(self, sequences: Any, initial_state: Any, mask: Any, **kwargs: Any) -> Any:
+        """One copy of the cell for each step."""
+        if mask is None or not (self.go_backwards and self.zero_output_for_mask):
+            return super().inner_loop(sequences, initial_state, mask, **kwargs)
+        self.zero_output_for_mask = False
+        try:
+            last, outputs, states = super().inner_loop(sequences, initial_state, mask, **kwargs)
+        finally:
+            self.zero_output_for_mask = True
+        mask = keras.ops.expand_dims(mask, -1)  # [N, T, 1]
+        backwards = keras.ops.flip(mask, 1)
+        zero = keras.ops.zeros((), outputs.dtype)
+        last = keras.ops.where(mask[:, 0], last, zero)
+        return last, keras.ops.where(backwards, outputs, zero), states

@@ -14,6 +14,7 @@ from keras import layers, ops
 import ocs_tf
 from ocs_tf import tflite
 from ocs_tf.compare import TFLiteModel, compare
+from ocs_tf.export.activations import _open_size
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.kernels.library import library_path
 
@@ -64,6 +65,9 @@ MASKED = {
     "norm-between": normalized,
     "bare": bare_attention,
     "recurrent": lambda ids: layers.GRU(5)(embedded(ids)),
+    "both-ways": lambda ids: layers.Bidirectional(layers.LSTM(3, return_sequences=True))(
+        embedded(ids)
+    ),
 }
 
 
@@ -187,3 +191,28 @@ def test_one_grid_where_it_is_asked_for(tmp_path, rng):
         )
     result = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", strict=True)
     assert any(note.startswith("The parts of 'row' share one grid") for note in result.notes)
+
+
+def _open_image(*stack: keras.Layer) -> keras.Model:
+    return keras.Sequential([keras.Input((None, None, 3)), *stack])
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        # 5 -> 1 of each: (size - 5) // 2 + 1; six times is 1 from 253 on.
+        (lambda: _open_image(*(layers.Conv2D(4, 5, strides=2) for _ in range(6))), 256),
+        (lambda: _open_image(layers.Cropping2D(40)), 128),  # 2 * 40 and one more
+        (lambda: _open_image(layers.MaxPooling2D(40)), 64),
+        (lambda: _open_image(layers.Reshape((-1, 8, 3))), 32),
+    ],
+    ids=["convolutions", "crop", "pool", "reshape"],
+)
+def test_open_sizes_are_large_enough(model: Callable[[], keras.Model], size: int) -> None:
+    assert _open_size(model()) == size
+
+
+def test_open_sizes_are_large_enough_for_what_cuts_inputs() -> None:
+    x = keras.Input((None, 3))
+    model = keras.Model(x, layers.Dense(2)(x[:, 100:]))
+    assert _open_size(model) == 128  # 64 would leave nothing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+import keras
 import numpy as np
 import pytest
 from keras import layers
@@ -148,6 +149,18 @@ def test_nothing_to_store_in_int4(tmp_path):
     quantized = ocs_tf.convert(MODELS["residual"](), weight_bits=5, verbose=False)
     with pytest.raises(ValueError, match="no kernel has 4 bits or less"):
         ocs_tf.export_tflite(quantized, tmp_path / "x.tflite", target="int4")
+
+
+def test_networks_of_first_and_last_layers_have_int4_kernels_if_told_so(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5), keras.layers.Dense(4)])
+    quantized = ocs_tf.convert(model, weight_bits=4, verbose=False)
+    with pytest.raises(ValueError, match="first_layer_bits='same', last_layer_bits='same'"):
+        ocs_tf.export_tflite(quantized, tmp_path / "x.tflite", target="int4")
+    quantized = ocs_tf.convert(
+        model, weight_bits=4, first_layer_bits="same", last_layer_bits="same", verbose=False
+    )
+    ocs_tf.export_tflite(quantized, tmp_path / "x.tflite", target="int4")
+    assert (tmp_path / "x.tflite").exists()
 
 
 def test_depthwise_with_dynamic_activations(tmp_path):
