@@ -45,7 +45,8 @@ TEST = [
     "pytest-xdist",
     "setuptools>=77",
 ]
-DEV = [*TEST, "mypy", "ruff"]
+DOCS = ["pdoc"]
+DEV = [*TEST, *DOCS, "mypy", "ruff"]
 
 
 class BuildLibrary(build_ext):
@@ -75,7 +76,8 @@ class Wheel(bdist_wheel):
 setup(
     name="ocs_tf",
     version=VERSION,
-    description="Training-free quantization of Keras models by outlier channel splitting",
+    description="Post-training quantization of Keras models: outlier channel splitting, GPTQ-style"
+    " rounding, mixed precision, and export to integer TFLite",
     long_description=README.read_text("utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -105,7 +107,7 @@ setup(
         "tensorflow>=2.17",
         "tqdm",
     ],
-    extras_require={"demo": DEMO, "images": IMAGES, "test": TEST, "dev": DEV},
+    extras_require={"demo": DEMO, "images": IMAGES, "test": TEST, "docs": DOCS, "dev": DEV},
     entry_points={"console_scripts": ["ocs_tf = ocs_tf_command:main"]},
     # The default, "build", is Bazel's file BUILD where file names ignore case.
     options={"build": {"build_base": "dist/build"}},

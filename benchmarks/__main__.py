@@ -1,6 +1,7 @@
 """All benchmarks, one after the other: `python -m benchmarks [--quick] [--output_dir FOLDER]`.
 
-But for `benchmarks.imagenet`, which needs pictures that do not come with the others.
+Without flags, docs/results.md is written at the end. `benchmarks.imagenet` is left out: it needs
+images that do not come with the others.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def main() -> int:
         codes.append(
             subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]]).returncode
         )
+    if not sys.argv[1:]:  # the rows are where the page takes them from
+        codes.append(subprocess.run([sys.executable, "-m", "benchmarks.report"]).returncode)
     return max(codes)
 
 

@@ -1,4 +1,6 @@
-"""Training-free quantization of Keras models by outlier channel splitting."""
+"""Post-training quantization of Keras models: outlier channel splitting (OCS), GPTQ-style rounding,
+mixed precision, and export to integer TFLite.
+"""
 
 from ocs_tf import numerics, tflite
 from ocs_tf.config import Config, Override

@@ -1,4 +1,4 @@
-"""Grids of activations, and which channels are split, from what calibration has seen."""
+"""Quantization grids of activations and their split channels, from calibration statistics."""
 
 from __future__ import annotations
 

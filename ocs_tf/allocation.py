@@ -1,8 +1,8 @@
-"""A width and copies for each layer, so that the error of the whole is least for its size.
+"""Mixed precision: a bit width and copies for each layer, with the least total error for a size.
 
-Errors that layers add to the outputs add up, as far as they are small. What a layer adds at some
-width is measured, or taken to be the noise to signal ratio of its kernel; how it changes with the
-width follows from the kernel's squared error at each width, splits and clipping included.
+Small errors of single layers add up at the outputs. The error of a layer at a reference bit width
+is measured, or approximated by the noise-to-signal ratio of its kernel. Other bit widths are scaled
+by the kernel's squared error at each of them, splits and clipping included.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from ocs_tf.progress import progress_bar
 
 WIDTHS = range(2, 9)
 MEASURED_SAMPLES = 256
-_LOOKED_AT = 1 << 16  # weights of a kernel that tell its error at each width
+_LOOKED_AT = 1 << 16  # weights of a kernel that its error at each bit width is computed on
 _TESTED_SAMPLES = 64  # of them, at most, and no more than half
 _AVERAGE_STEP = 0.02
 _MORE = 4  # times as many copies as by its own ratio a layer may get
-_REFERENCE_BITS = (3, 5)  # widths at which errors are measured: large enough to see, yet small
+_REFERENCE_BITS = (3, 5)  # at which errors are measured: large enough to see, yet small
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """What the widths of one layer come to: squared error and cost at each of `WIDTHS`."""
+    """One layer's choices: squared error and cost at each bit width in `WIDTHS`."""
 
     site: KernelSite
     options: Override
@@ -59,13 +59,13 @@ def allocate_bits(
     batches: Batches,
     verbose: bool = True,
 ) -> dict[str, Override]:
-    """`options`, with a width for each layer that has none yet.
+    """`options`, with a bit width for each layer that has none yet.
 
     Arguments:
         batches: calibration data, of each batch one array per input; for allocation `"measured"`.
 
     Raises:
-        ValueError: the budget is too small for widths of 2 bits.
+        ValueError: the budget is too small for 2 bits.
     """
 
     def progress(items: Sequence[Any], title: str) -> Iterable[Any]:
@@ -77,7 +77,7 @@ def allocate_bits(
         return dict(options)
     layers = {
         name: _layer(graph.kernels[name], options[name], config, counts[name])
-        for name in progress(free, "Trying widths")
+        for name in progress(free, "Trying bit widths")
     }
     given = sum(
         _given_cost(graph.kernels[name], o, counts[name])
@@ -113,7 +113,7 @@ def allocate_bits(
 def allocate_copies(
     graph: Graph, options: Mapping[str, Override], config: Config, verbose: bool = True
 ) -> dict[str, Override]:
-    """`options`, with copies where they lower the kernels' noise to signal ratios most.
+    """`options`, with copies where they lower the kernels' noise-to-signal ratios most.
 
     In all they take no more codes than `expand_ratio` would give each layer by itself.
     """
@@ -161,7 +161,7 @@ def _layer(site: KernelSite, options: Override, config: Config, count: float) ->
     for bits in WIDTHS:
         wide = dataclasses.replace(options, weight_bits=bits)
         error = plan_kernel(sample, wide, config).quantize(sample).effective_kernel() - sample
-        # Not 0, which an all-zero kernel has: then no width would cost anything.
+        # Not 0, which an all-zero kernel has: then no bit width would cost anything.
         noise.append(max(float(np.square(error, dtype=np.float64).sum()), 1e-300))
         costs.append(_cost(bits, copy_count(split_ratio(wide), channels), channels, count))
     scale = columns / sample.shape[-1]
@@ -200,13 +200,13 @@ def _check_budget(
         if config.average_bits is not None:
             asked, lowest = f"`average_bits` (={config.average_bits})", f"{least / count:.3g}"
         raise ValueError(
-            f"{asked} is too small: with 2 bits wherever the width is not given, copies counted,"
-            f" it is {lowest}. Give more, or a smaller `expand_ratio`."
+            f"{asked} is too small: with 2 bits for every layer without a given bit width,"
+            f" copies counted, it is {lowest}. Give more, or a smaller `expand_ratio`."
         )
 
 
 def _closed_form(layers: Mapping[str, _Layer], limit: float) -> dict[str, int]:
-    """Lin et al.'s widths, as large as they may be with the copies that come with them."""
+    """Bit widths by the rule of Lin et al., the largest that fit with their copies."""
     counts = [layer.costs[-1] / WIDTHS[-1] for layer in layers.values()]
     for average in np.arange(max(WIDTHS), min(WIDTHS), -_AVERAGE_STEP):
         bits = closed_form_bits(counts, average).tolist()
@@ -224,7 +224,7 @@ def _measured(
     config: Config,
     progress: Any,
 ) -> dict[str, float]:
-    """What each layer alone, in `bits` bits, adds to the error of the float model's outputs.
+    """The error that each layer alone, in `bits` bits, adds to the float model's outputs.
 
     Some samples choose the codes, others tell the error: on those that chose them, few-sample
     layers look better than they are.
@@ -261,7 +261,7 @@ def _measured(
 def _quantize_in_float(
     site: KernelSite, layer: Any, plan: LayerPlan, inputs: list[NDArray[Any]], config: Config
 ) -> None:
-    """Give a float `layer` the weights that the quantized kernel of `site` comes to."""
+    """Give a float `layer` the dequantized weights of the kernel of `site`."""
     kernel, bias = site.weights()
     if config.rounding == "error_compensated" and not site.part:
         effective = rounded(site, kernel, plan, inputs).effective_kernel()

@@ -25,7 +25,7 @@ _CHANNEL_BINS = 1 << 19
 
 @dataclasses.dataclass(frozen=True)
 class ChannelStatistics:
-    """What was seen of each channel (last axis) of one tensor.
+    """Statistics of each channel (last axis) of one tensor.
 
     The histograms are of magnitudes: equal bins over `0 .. 2^exponent`, the same for all channels.
     They nest and merge like those of `Statistics`.
@@ -51,7 +51,7 @@ class ChannelStatistics:
 
     @property
     def width(self) -> float:
-        """Of a bin."""
+        """Width of a bin."""
         return 2.0**self.exponent / self.counts.shape[1]
 
     @property
@@ -80,7 +80,7 @@ class ChannelStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What was seen of one tensor.
+    """Statistics of one tensor.
 
     The histogram spans `-2^exponent .. 2^exponent` in `2 * HALF_BINS` equal bins, and doubles its
     span by adding neighbouring bins when a larger value comes. Since the edges nest, the result
@@ -216,8 +216,7 @@ def _repeated(
 
 
 def _exponent(largest: float) -> int:
-    """Of the smallest power of two above a magnitude that is not negative; of 0 that of float32's
-    least positive number."""
+    """Exponent of the smallest power of two above a magnitude, or of float32's least for 0."""
     # frexp: largest = m * 2^e with m in [0.5, 1), so 2^e lies above every magnitude.
     return math.frexp(largest)[1] if largest else _LEAST_EXPONENT
 

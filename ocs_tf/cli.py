@@ -20,7 +20,7 @@ from ocs_tf.export.tflite import TARGETS
 from ocs_tf.export.verification import VerificationError
 from ocs_tf.files import (
     PREPROCESS,
-    Pictures,
+    Images,
     UsageError,
     check_data,
     check_distinct,
@@ -31,6 +31,7 @@ from ocs_tf.files import (
     read_data,
 )
 from ocs_tf.kernels import NativeLibraryError
+from ocs_tf.options import options_of
 from ocs_tf.process import held_stderr
 from ocs_tf.writing import replacing
 
@@ -41,48 +42,11 @@ Arguments = Sequence[str]
 _MISTAKES = (ValueError, OSError, VerificationError, NativeLibraryError)
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 
-_CONFIG_HELP = {
-    "weight_bits": "bits of weights, 2..8, or none for float",
-    "activation_bits": "bits of activations, 2..8 or 16; none for float; auto: 8 if there is data",
-    "granularity": "channel (a step per output channel) or tensor (one per kernel)",
-    "expand_ratio": "share of input channels to add by splitting, e.g. 0.02; auto: 0 at 8 bits",
-    "weight_clip": "how to clip weights: none, mse, aciq, kl, optimal, percentile; joint: searched"
-    " together with the splits",
-    "rounding": "nearest; error_compensated: for what layers compute on --data; error_balanced:"
-    " without data; auto: one of the last two",
-    "bias_correction": "add to biases what outputs lose on average: true: on --data, batch_norm: as"
-    " batch norms tell, false, auto",
-    "split_budget": "expand_ratio is that of each layer, or of the whole network: layer, network",
-    "average_bits": "give each layer a width of its own, for this many bits per weight on average",
-    "weight_bytes": "the same, for this many bytes of codes",
-    "allocation": "how widths are chosen: auto, measured, sqnr, closed_form",
-    "allocation_cost": "what average_bits is about: size or macs",
-    "equalization": "scale channels so that kernels share ranges: true, false, auto: if granularity"
-    " is tensor",
-    "activation_expand_ratio": "share of channels of activations to add: 0 .. 1",
-    "activation_split": "which of them: error, maximum, count, or oracle (a simulation only)",
-    "activation_clip": "how to clip activations; the same choices",
-    "percentile": "for clip percentile, e.g. 99.9",
-    "first_layer_bits": "weight bits of the first layers; none, or same as the others",
-    "last_layer_bits": "weight bits of the last layers; none, or same as the others",
-    "activation_scope": "all, or inputs: only what quantized layers read",
-    "calibration_samples": "use at most this many samples of --data, the first ones; none: all",
-}
-_CONFIG_SWITCHES = {
-    "activation_equalization": "scale channels of what is concatenated to share a grid better",
-    "exact_outputs": "do not round an output that concatenates parts of very different ranges",
-    "fold_batch_norm": "multiply batch norms into the layers before them",
-    "quantization_aware": "let the codes of copies add up to the code of the whole weight",
-    "power_of_two": "steps are powers of two",
-    "full_range": "weights may take the lowest code, too",
-    "activation_symmetric": "activation grids are symmetric about 0",
-    "strict": "fail if a layer would stay in float unasked, or be so in an int8 file",
-}
-_MAY_BE_NONE = (
-    "calibration_samples",
-    "weight_bytes",
-    *(name for name in _CONFIG_HELP if name.endswith("_bits")),
-)
+# Options of `Config` that are flags; `--override` stands for `overrides`.
+_OPTIONS = {name: text for name, text in options_of(Config).items() if name != "overrides"}
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
+_MAY_BE_NONE = tuple(name for name, text in _OPTIONS.items() if "None" in text.values)
+_STRICT_TOO = " With --tflite, also if one would be computed in float32 in an int8 file."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +133,10 @@ def _parse(arguments: list[str]) -> tuple[Command | None, Flags, Arguments]:
 
 
 def _define_convert(values: Flags) -> None:
-    for name, text in _CONFIG_HELP.items():
-        flags.DEFINE_string(name, None, text, flag_values=values)
-    for name, text in _CONFIG_SWITCHES.items():
-        flags.DEFINE_boolean(name, None, text, flag_values=values)
+    for name, option in _OPTIONS.items():
+        define = flags.DEFINE_boolean if _is_switch(name) else flags.DEFINE_string
+        text = _plain(option.text()) + (_STRICT_TOO if name == "strict" else "")
+        define(name, None, text, flag_values=values)
     flags.DEFINE_multi_string(
         "override",
         [],
@@ -180,7 +144,9 @@ def _define_convert(values: Flags) -> None:
         " may be given several times",
         flag_values=values,
     )
-    flags.DEFINE_boolean("paper", False, "start from the set-up of the paper", flag_values=values)
+    flags.DEFINE_boolean(
+        "paper", False, "start from the configuration of the paper", flag_values=values
+    )
     for name, text in (
         ("config", "start from the options in this .json file"),
         ("from_plan", "do what this plan .json says; takes no other options"),
@@ -194,12 +160,24 @@ def _define_convert(values: Flags) -> None:
     _define_target(values)
 
 
+def _is_switch(name: str) -> bool:
+    """Whether an option of `Config` is either true or false."""
+    return isinstance(_DEFAULTS[name], bool)
+
+
+def _plain(text: str) -> str:
+    """The text of an option as the command line writes its values."""
+    return re.sub(
+        r"\b(?:None|True|False)\b", lambda word: word[0].lower(), re.sub('[`"]', "", text)
+    )
+
+
 def _define_export(values: Flags) -> None:
     flags.DEFINE_string("output", None, "the .tflite file to write (required)", flag_values=values)
     _define_data(values)
     _define_target(values)
     flags.DEFINE_boolean(
-        "strict", False, "fail if a layer would be computed in float", flag_values=values
+        "strict", False, "fail if a layer would be computed in float32", flag_values=values
     )
 
 
@@ -265,7 +243,7 @@ def _config(values: Flags) -> Config:
     """The `Config` that the flags describe."""
     options = {
         name: _value(name, values[name].value)
-        for name in (*_CONFIG_HELP, *_CONFIG_SWITCHES)
+        for name in _OPTIONS
         if values[name].value is not None
     }
     overrides = tuple(_override(text) for text in values.override)
@@ -425,14 +403,14 @@ def _demo(values: Flags, arguments: Arguments) -> None:
 
 COMMANDS: Mapping[str, Command] = {
     "convert": Command(
-        "Quantize a trained Keras model without training.",
+        "Quantize a trained Keras model without training (post-training quantization).",
         ("MODEL",),
         "model.keras --weight_bits 5 --data images.npy --output model_w5.keras",
         _define_convert,
         _convert,
     ),
     "report": Command(
-        "Show what was done to each layer of a quantized model, and what it cost.",
+        "Show bits, copies, error and size of each layer of a quantized model.",
         ("MODEL",),
         "model_w5.keras",
         lambda values: None,
@@ -500,7 +478,7 @@ def _write_tflite(model: Any, path: str, values: Flags, dataset: Any) -> None:
 
 
 def _tell_skipped(dataset: Any) -> None:
-    text = dataset.describe_skipped() if isinstance(dataset, Pictures) else ""
+    text = dataset.describe_skipped() if isinstance(dataset, Images) else ""
     if text:
         print(f"ocs_tf: {text}", file=sys.stderr)
 
@@ -521,7 +499,8 @@ def _help() -> str:
     commands = [f"  {name.ljust(width)}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
-            "Quantize trained Keras models without training, by outlier channel splitting.",
+            "Post-training quantization of Keras models: outlier channel splitting, GPTQ-style",
+            "rounding, mixed precision, and export to integer TFLite.",
             "",
             "usage: ocs_tf COMMAND [ARGUMENTS] [--FLAGS]",
             "",
@@ -547,9 +526,10 @@ def _in_order(values: Flags) -> list[str]:
 
 def _flag_help(flag: Any) -> str:
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-    fields = {field.name: field.default for field in dataclasses.fields(Config)}
-    default = fields.get(flag.name, flag.default)
-    shown = "" if default in (None, False, []) else f" (default {default})"
+    if flag.name in _OPTIONS:
+        shown = f" (default {_plain(f'`{_DEFAULTS[flag.name]}`')})"
+    else:
+        shown = "" if flag.default in (None, False, []) else f" (default {flag.default})"
     text = re.sub(r"^<.*?>: |;\n.*", "", flag.help)  # what absl adds around it
     return textwrap.fill(
         f"{text}{shown}",

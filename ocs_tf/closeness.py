@@ -1,4 +1,4 @@
-"""How close two arrays of outputs are, summed up over batches."""
+"""Closeness of two arrays of outputs, accumulated over batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How close two models' outputs are on the same inputs, Keras or TFLite each; no labels needed."""
+"""Closeness of the outputs of two models (Keras or TFLite) on the same inputs; no labels needed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TFLiteModel:
         self.inputs = [_float_tensor(name, detail) for name, detail in self._inputs.items()]
 
     def predict_on_batch(self, x: Array | Sequence[Array]) -> Array | list[Array]:
-        """As in Keras: an array for a single input or output, lists of arrays for several."""
+        """Outputs for one batch: an array for one input or output, else lists, as in Keras."""
         arrays = [x] if isinstance(x, np.ndarray) else x
         size = len(arrays[0])
         batch = _batch_size(next(iter(self._inputs.values()))) or size

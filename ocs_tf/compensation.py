@@ -1,12 +1,15 @@
-"""Rounding that minds what layers compute: error-compensated codes, and biases put right.
+"""Error-compensated (GPTQ-style) rounding and bias correction of a model, on calibration data.
 
-The quantized model and the float one are run over calibration data side by side, one layer at a
-time. When they come to a layer with a kernel, its inputs are those that the layers before it,
-already quantized, produce. The codes are chosen for these inputs, so that the outputs come near
-those of the float model (`numerics.rounding`): a layer makes up for its own rounding and, as far as
-it can, for what was lost before it. The bias takes up the mean error that is left (Nagel et al.,
-"Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2;
-here the means are measured).
+1. The quantized and the float model are run over the data side by side, one layer at a time.
+2. At a layer with a kernel, the inputs of the quantized model come from layers that are already
+   quantized.
+3. The codes are chosen for these inputs, so that the outputs approximate those of the float model
+   (`numerics.rounding`). Each layer compensates its own rounding error and the accumulated error of
+   the layers before it.
+4. The bias compensates the mean error that is left (Nagel et al., "Data-Free Quantization Through
+   Weight Equalization and Bias Correction", ICCV 2019, section 4.2; here the means are measured).
+
+`compensate_blind` does the same without data, from batch-norm statistics.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ Batches = Sequence[Sequence[NDArray[Any]]]
 _POSITIONS = 1 << 14
 _POSITIONS_PER_INPUT = 4
 _SAMPLES = 1024
-# Rows of a kernel that make up for each other: time and memory grow with their square.
+# Rows of a kernel that compensate each other: time and memory grow with their square.
 _ROWS = 4608
 _ASSUMED_ROWS = 256
 _BYTES = 1 << 31  # of activations of both models
@@ -226,7 +229,7 @@ def sample_limit(graph: Graph) -> int:
 
 
 def _last_reads(graph: Graph) -> dict[int, list[int]]:
-    """Of each call, by its id: the tensors, by theirs, that no later call reads."""
+    """By the id of each call: the ids of the tensors that no later call reads."""
     last = {id(tensor): id(node) for node in graph.nodes for tensor in node.inputs}
     reads: dict[int, list[int]] = {id(node): [] for node in graph.nodes}
     for tensor, node in last.items():
@@ -266,7 +269,7 @@ def walk(
 
 
 def _run(node: Node, values: Mapping[int, Sequence[Any]], batches: int) -> list[list[Any]]:
-    """Of each batch, the outputs of a call, given the values of all tensors."""
+    """The outputs of a call for each batch, given the values of all tensors."""
     outputs = []
     for index in range(batches):
         args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.inputs})

@@ -6,10 +6,9 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from ocs_tf import documents
-from ocs_tf.numerics.activation_splitting import SPLIT_RULES
 from ocs_tf.numerics.checks import (
     LARGEST_INT64,
     check_choice,
@@ -21,17 +20,27 @@ from ocs_tf.numerics.checks import (
     refuse,
     shown,
 )
-from ocs_tf.numerics.clipping import CLIP_METHODS, DEFAULT_PERCENTILE
+from ocs_tf.numerics.clipping import DEFAULT_PERCENTILE
 from ocs_tf.numerics.grid import check_bits
-from ocs_tf.numerics.kernel import GRANULARITIES, MAX_WEIGHT_BITS, WEIGHT_CLIPS
+from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS
+from ocs_tf.options import documented, option
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of `typing` from Python 3.11 on
 
 ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
-ACTIVATION_SCOPES = ("all", "inputs")
-ROUNDINGS = ("auto", "nearest", "error_balanced", "error_compensated")
+# The choices of options, for type checkers; `numerics` has the same names.
+Granularity = Literal["tensor", "channel"]
+SplitBudget = Literal["layer", "network"]
+ClipMethod = Literal["none", "mse", "aciq", "kl", "percentile", "optimal"]
+WeightClip = Literal[ClipMethod, "joint"]
+Rounding = Literal["auto", "nearest", "error_balanced", "error_compensated"]
+Allocation = Literal["auto", "measured", "sqnr", "closed_form"]
+AllocationCost = Literal["size", "macs"]
+ActivationSplit = Literal["count", "maximum", "error", "oracle"]
+ActivationScope = Literal["all", "inputs"]
+ROUNDINGS = get_args(Rounding)
 BIAS_CORRECTIONS = ("auto", True, False, "batch_norm")
-ALLOCATIONS = ("auto", "measured", "sqnr", "closed_form")
-ALLOCATION_COSTS = ("size", "macs")
-SPLIT_BUDGETS = ("layer", "network")
 # What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
 AUTO_EXPAND_RATIO = 0.02
 CALIBRATION_SAMPLES = 1024
@@ -46,42 +55,82 @@ _SWITCHES = (
     "strict",
 )
 _CHOICES: Mapping[str, Sequence[Any]] = {
-    "granularity": GRANULARITIES,
-    "weight_clip": WEIGHT_CLIPS,
+    "granularity": get_args(Granularity),
+    "weight_clip": get_args(WeightClip),
     "rounding": ROUNDINGS,
     "bias_correction": BIAS_CORRECTIONS,
     "equalization": ("auto", True, False),
-    "split_budget": SPLIT_BUDGETS,
-    "allocation": ALLOCATIONS,
-    "allocation_cost": ALLOCATION_COSTS,
-    "activation_clip": CLIP_METHODS,
-    "activation_scope": ACTIVATION_SCOPES,
-    "activation_split": SPLIT_RULES,
+    "split_budget": get_args(SplitBudget),
+    "allocation": get_args(Allocation),
+    "allocation_cost": get_args(AllocationCost),
+    "activation_clip": get_args(ClipMethod),
+    "activation_scope": get_args(ActivationScope),
+    "activation_split": get_args(ActivationSplit),
 }
+
+# Sections of docs/options.md, in their order.
+_WIDTHS = "Bit widths"
+_SCALES = "Scales and clipping"
+_SPLITTING = "Outlier channel splitting"
+_ROUNDING = "Rounding and bias correction"
+_MIXED = "Mixed precision"
+_EQUALIZATION = "Equalization"
+_ACTIVATIONS = "Activations"
+_LAYERS = "Layers"
+_CHECKS = "Data and checks"
+OPTION_GROUPS = (
+    _WIDTHS,
+    _SCALES,
+    _SPLITTING,
+    _ROUNDING,
+    _MIXED,
+    _EQUALIZATION,
+    _ACTIVATIONS,
+    _LAYERS,
+    _CHECKS,
+)
 
 Selector = str | re.Pattern[str] | type | Callable[[Any], bool]
 
 
+_AS_IN_CONFIG = option("", "The option of `Config` of this name.", {"None": "as in `Config`"})
+
+
+@documented
 @dataclasses.dataclass(frozen=True)
 class Override:
-    """Options for some layers that differ from the rest.
-
-    Attributes:
-        select: which layers: a layer name (str), a compiled regular expression that matches a
-            whole layer name, a layer class, or a callable from a layer to bool. A name may also be
-            that of one kernel of several, such as `lstm/recurrent_kernel`.
-        weight_bits: 2..8, or `None` to leave these layers in float.
-        granularity, expand_ratio, weight_clip: as in `Config`.
+    """Options of some layers that differ from those of the others.
 
     An option that is not given keeps what `Config` says. `Override(select, weight_bits=None)`
     therefore differs from `Override(select)`.
     """
 
-    select: Selector
-    weight_bits: int | Literal["unset"] | None = "unset"
-    granularity: str | None = None
-    expand_ratio: float | Literal["auto"] | None = None
-    weight_clip: str | None = None
+    select: Selector = dataclasses.field(
+        metadata=option(
+            "",
+            "Which layers.",
+            {
+                "a str": "a layer's name, or that of one of its kernels, such as"
+                " `lstm/recurrent_kernel`",
+                "a compiled regular expression": "layers whose whole name it matches",
+                "a layer class": "its instances",
+                "a callable": "layers for which it returns True",
+            },
+        )
+    )
+    weight_bits: int | Literal["unset"] | None = dataclasses.field(
+        default="unset",
+        metadata=option(
+            "",
+            "Bit width of the weights.",
+            {"2..8": "", "None": "leave these layers in float32", '"unset"': "as in `Config`"},
+        ),
+    )
+    granularity: Granularity | None = dataclasses.field(default=None, metadata=_AS_IN_CONFIG)
+    expand_ratio: float | Literal["auto"] | None = dataclasses.field(
+        default=None, metadata=_AS_IN_CONFIG
+    )
+    weight_clip: WeightClip | None = dataclasses.field(default=None, metadata=_AS_IN_CONFIG)
 
     def __post_init__(self) -> None:
         of_bytes = isinstance(self.select, re.Pattern) and not isinstance(self.select.pattern, str)
@@ -93,9 +142,9 @@ class Override:
         if self.weight_bits is not None and not _is_text(self.weight_bits, "unset"):
             _keep(self, "weight_bits", _check_weight_bits("weight_bits", self.weight_bits))
         if self.granularity is not None:
-            _keep_choice(self, "granularity", GRANULARITIES)
+            _keep_choice(self, "granularity", _CHOICES["granularity"])
         if self.weight_clip is not None:
-            _keep_choice(self, "weight_clip", WEIGHT_CLIPS)
+            _keep_choice(self, "weight_clip", _CHOICES["weight_clip"])
         if self.expand_ratio is not None:
             _keep(self, "expand_ratio", _check_ratio(self.expand_ratio))
 
@@ -194,110 +243,424 @@ class _ClassName:
         return any(c.__name__ == self.name for c in type(layer).__mro__)
 
 
+class ConfigOptions(TypedDict, total=False):
+    """The fields of `Config` as keyword arguments, for type checkers and editors."""
+
+    weight_bits: int | None
+    activation_bits: int | Literal["auto"] | None
+    granularity: Granularity
+    expand_ratio: float | Literal["auto"]
+    split_budget: SplitBudget
+    weight_clip: WeightClip
+    rounding: Rounding
+    bias_correction: bool | Literal["auto", "batch_norm"]
+    activation_clip: ClipMethod
+    activation_expand_ratio: float
+    activation_split: ActivationSplit
+    percentile: float
+    first_layer_bits: int | Literal["auto", "same"] | None
+    last_layer_bits: int | Literal["auto", "same"] | None
+    average_bits: float | None
+    weight_bytes: int | None
+    allocation: Allocation
+    allocation_cost: AllocationCost
+    equalization: bool | Literal["auto"]
+    activation_equalization: bool
+    exact_outputs: bool
+    fold_batch_norm: bool
+    quantization_aware: bool
+    power_of_two: bool
+    full_range: bool
+    activation_scope: ActivationScope
+    activation_symmetric: bool
+    overrides: Sequence[Override] | Mapping[Selector, Mapping[str, Any]]
+    calibration_samples: int | None
+    strict: bool
+
+
+@documented
 @dataclasses.dataclass(frozen=True)
 class Config:
     """How to quantize a model. The defaults are the best we know; `Config.paper` is the paper's.
 
-    Attributes:
-        weight_bits: 2..8, or `None` to leave all weights in float.
-        activation_bits: 2..8 or 16; `None` leaves activations in float; `"auto"` is 8 where
-            calibration data are given, else float.
-        granularity: `"channel"`, one step per output channel, or `"tensor"`, one per kernel.
-        expand_ratio: each layer gets `ceil(expand_ratio * C)` copies of its outlier channels,
-            0..1; `"auto"` is 0.02 below 8 weight bits, 0 at 8.
-        split_budget: `"layer"`: `expand_ratio` holds for each; `"network"`: as many codes are added
-            in all, where they lower the kernels' noise to signal ratios most. A layer may get none.
-        weight_clip: one of `numerics.WEIGHT_CLIPS`.
-        rounding: `"nearest"`, or `"error_compensated"`: what is lost by rounding one weight, or in
-            the layers before, is made up for by others, for the inputs that the layer sees on
-            calibration data; or `"error_balanced"`: what is lost by rounding is, without data, for
-            inputs as batch norms describe them.
-            `"auto"` is compensated where data are given, else balanced (or nearest, without
-            `quantization_aware`).
-        bias_correction: add to biases the mean difference to the float model's outputs: `True`, as
-            measured on calibration data; `"batch_norm"`, as batch norms before the layer tell.
-            `"auto"`: measured where data are given. Layers without a bias stay without.
-        activation_clip: one of `numerics.CLIP_METHODS`.
-        activation_expand_ratio: each activation tensor that only quantized layers read gets
-            `ceil(activation_expand_ratio * C)` copies of its outlier channels, 0..1.
-        activation_split: which channels these are: `"error"`, those that leave the least squared
-            error, together with a clip threshold (`activation_clip` is for the other tensors,
-            then); `"maximum"`, those with the largest values; `"count"`, the paper's rule, those
-            with the most values above the 99th percentile; `"oracle"`, the best for each batch, for
-            simulation only.
-        percentile: for clip method `"percentile"`, 0..100.
-        first_layer_bits, last_layer_bits: weight bits of the layers next to the model's inputs
-            and outputs: 2..8, `None` for float, `"same"` for those of the others; `"auto"` is 8,
-            or `"same"` where widths are allocated. The first layers are not split (they have few
-            channels) unless an override gives them an `expand_ratio`.
-        average_bits: 2..8: each layer gets a width of its own, 2..8, so that weights take no more
-            than this on average, copies and the layers with a given width counted. `weight_bits`
-            is not used then.
-        weight_bytes: the same, with a limit to the bytes of all codes; give one of the two.
-        allocation: how the widths are chosen: `"measured"`, by what each layer adds to the error
-            of the model's outputs on calibration data; `"sqnr"`, by each kernel's signal to
-            quantization noise ratio; `"closed_form"`, by how many weights it has (Lin et al., ICML
-            2016). `"auto"`: measured where data are given, else `"sqnr"`.
-        allocation_cost: what `average_bits` is an average over: `"size"`, the weights, or
-            `"macs"`, the multiplications with them.
-        equalization: scale the channels between kernels for weights to use their grids better
-            (cross-layer equalization); the float model's function stays the same. `"auto"`: with
-            granularity `"tensor"`.
-        activation_equalization: scale the channels of what is concatenated, for each to use the
-            grid that they share; the float model's function stays the same. Only where every
-            activation tensor is quantized; measured on 256 samples of the calibration data.
-        exact_outputs: do not round a concatenation that is an output of the model where one of its
-            parts would span fewer than 16 codes of the grid that they share: the parts keep grids
-            of their own, and a `.tflite` file has a float32 output there.
-        fold_batch_norm: multiply a batch norm into the layer before it, where that is possible.
-        quantization_aware: the codes of a channel's copies add up to the code of the whole weight.
-        power_of_two: all steps are powers of two.
-        full_range: weights may take the code `-2^(bits-1)`, too. TFLite's kernels do not have it
-            at 8 bits.
-        activation_scope: `"all"` quantizes every activation tensor that an integer runtime holds;
-            `"inputs"` only what quantized layers read, as the paper does.
-        activation_symmetric: activation grids are symmetric about 0 (always so at 16 bits).
-        overrides: `Override`s; the first that matches a layer wins. A mapping from selectors to
-            dicts of options is accepted, too: `{"conv1": {"weight_bits": 4}}`.
-        calibration_samples: use at most this many samples of the calibration data, the first ones;
-            so many are enough for ranges. `None` uses all, which must then have an end.
-        strict: raise `ValueError` if a layer with a kernel would stay in float although the
-            options ask for it to be quantized.
+    Each field has its own text; docs/options.md shows them all.
 
     Raises:
         ValueError: an option is out of range; the message names it, its value and the rule.
     """
 
-    weight_bits: int | None = 8
-    activation_bits: int | Literal["auto"] | None = "auto"
-    granularity: str = "channel"
-    expand_ratio: float | Literal["auto"] = "auto"
-    split_budget: str = "layer"
-    weight_clip: str = "joint"
-    rounding: str = "auto"
-    bias_correction: bool | Literal["auto", "batch_norm"] = "auto"
-    activation_clip: str = "none"
-    activation_expand_ratio: float = 0.0
-    activation_split: str = "error"
-    percentile: float = DEFAULT_PERCENTILE
-    first_layer_bits: int | Literal["auto", "same"] | None = "auto"
-    last_layer_bits: int | Literal["auto", "same"] | None = "auto"
-    average_bits: float | None = None
-    weight_bytes: int | None = None
-    allocation: str = "auto"
-    allocation_cost: str = "size"
-    equalization: bool | Literal["auto"] = "auto"
-    activation_equalization: bool = True
-    exact_outputs: bool = True
-    fold_batch_norm: bool = True
-    quantization_aware: bool = True
-    power_of_two: bool = False
-    full_range: bool = False
-    activation_scope: str = "all"
-    activation_symmetric: bool = False
-    overrides: Sequence[Override] | Mapping[Selector, Mapping[str, Any]] = ()
-    calibration_samples: int | None = CALIBRATION_SAMPLES
-    strict: bool = False
+    weight_bits: int | None = dataclasses.field(
+        default=8,
+        metadata=option(
+            _WIDTHS,
+            "Bit width of the weights.",
+            {
+                "2..8": "",
+                "None": "leave all weights in float32",
+            },
+        ),
+    )
+    activation_bits: int | Literal["auto"] | None = dataclasses.field(
+        default="auto",
+        metadata=option(
+            _WIDTHS,
+            "Bit width of the activations.",
+            {
+                "2..8": "",
+                "16": "",
+                "None": "leave activations in float32",
+                '"auto"': "8 if there are calibration data, else `None`",
+            },
+        ),
+    )
+    granularity: Granularity = dataclasses.field(
+        default="channel",
+        metadata=option(
+            _SCALES,
+            "How many scales a weight tensor has.",
+            {
+                '"channel"': "one per output channel (per-channel)",
+                '"tensor"': "one (per-tensor)",
+            },
+        ),
+    )
+    expand_ratio: float | Literal["auto"] = dataclasses.field(
+        default="auto",
+        metadata=option(
+            _SPLITTING,
+            "Share `r` of input channels to add by splitting. A layer with `C` input channels gets"
+            " `ceil(r * C)` copies of its outlier channels.",
+            {
+                "0..1": "",
+                '"auto"': "0.02 below 8 weight bits, 0 at 8",
+            },
+        ),
+    )
+    split_budget: SplitBudget = dataclasses.field(
+        default="layer",
+        metadata=option(
+            _SPLITTING,
+            "What `expand_ratio` applies to.",
+            {
+                '"layer"': "each layer",
+                '"network"': "the whole network; as many values are added in all, in the layers"
+                " where they reduce the quantization error most (a layer may get none)",
+            },
+        ),
+    )
+    weight_clip: WeightClip = dataclasses.field(
+        default="joint",
+        metadata=option(
+            _SCALES,
+            "How the clip threshold of the weights is chosen.",
+            {
+                '"none"': "the largest magnitude",
+                '"mse"': "least squared error over a histogram, as in the paper's code",
+                '"aciq"': "closed form for a normal or Laplace distribution",
+                '"kl"': "least Kullback-Leibler divergence between the histograms before and after",
+                '"percentile"': "the `percentile` of the magnitudes",
+                '"optimal"': "least squared error over the values themselves",
+                '"joint"': "least squared error, searched together with the channels to split",
+            },
+        ),
+    )
+    rounding: Rounding = dataclasses.field(
+        default="auto",
+        metadata=option(
+            _ROUNDING,
+            "How weights are rounded.",
+            {
+                '"nearest"': "round-to-nearest (RTN)",
+                '"error_compensated"': "GPTQ-style, on calibration data: each rounding error is"
+                " compensated by the weights that are not rounded yet, and each layer"
+                " compensates the error of the layers before it",
+                '"error_balanced"': "data-free (SQuant-style), from batch-norm statistics",
+                '"auto"': '`"error_compensated"` if there are calibration data, else'
+                ' `"error_balanced"`; `"nearest"` with `quantization_aware=False`',
+            },
+        ),
+    )
+    bias_correction: bool | Literal["auto", "batch_norm"] = dataclasses.field(
+        default="auto",
+        metadata=option(
+            _ROUNDING,
+            "Add the mean difference from the float model's outputs to the biases. Layers"
+            " without a bias stay without.",
+            {
+                "True": "measured on calibration data",
+                '"batch_norm"': "data-free, from batch-norm statistics",
+                "False": "no correction",
+                '"auto"': '`True` if there are calibration data, else `"batch_norm"`',
+            },
+        ),
+    )
+    activation_clip: ClipMethod = dataclasses.field(
+        default="none",
+        metadata=option(
+            _ACTIVATIONS,
+            "How the range of an activation tensor is clipped.",
+            {
+                '"none"': "the largest magnitude",
+                '"mse"': "least squared error over a histogram, as in the paper's code",
+                '"aciq"': "closed form for a normal or Laplace distribution",
+                '"kl"': "least Kullback-Leibler divergence between the histograms before and after",
+                '"percentile"': "the `percentile` of the magnitudes",
+                '"optimal"': "least squared error over the values themselves",
+            },
+        ),
+    )
+    activation_expand_ratio: float = dataclasses.field(
+        default=0.0,
+        metadata=option(
+            _ACTIVATIONS,
+            "Share `r` of channels to add by splitting activations. A tensor with `C` channels that"
+            " only quantized layers read gets `ceil(r * C)` copies of its outlier channels.",
+            {
+                "0..1": "",
+            },
+        ),
+    )
+    activation_split: ActivationSplit = dataclasses.field(
+        default="error",
+        metadata=option(
+            _ACTIVATIONS,
+            "Which channels of activations are split.",
+            {
+                '"error"': "those that leave the least squared error, together with a clip"
+                " threshold (`activation_clip` is for the other tensors then)",
+                '"maximum"': "those with the largest values",
+                '"count"': "the paper's rule: those with the most values above the 99th percentile",
+                '"oracle"': "the best ones of each batch; a simulation that cannot be exported",
+            },
+        ),
+    )
+    percentile: float = dataclasses.field(
+        default=DEFAULT_PERCENTILE,
+        metadata=option(
+            _SCALES,
+            'The percentile of clip method `"percentile"`, for weights and activations.',
+            {
+                "0..100": "",
+            },
+        ),
+    )
+    first_layer_bits: int | Literal["auto", "same"] | None = dataclasses.field(
+        default="auto",
+        metadata=option(
+            _WIDTHS,
+            "Weight bits of the layers next to the model's inputs. They are not split unless an"
+            " override gives them an `expand_ratio`.",
+            {
+                "2..8": "",
+                "None": "float32",
+                '"same"': "as the other layers",
+                '"auto"': '8, or `"same"` with mixed precision',
+            },
+        ),
+    )
+    last_layer_bits: int | Literal["auto", "same"] | None = dataclasses.field(
+        default="auto",
+        metadata=option(
+            _WIDTHS,
+            "Weight bits of the layers next to the model's outputs.",
+            {
+                "2..8": "",
+                "None": "float32",
+                '"same"': "as the other layers",
+                '"auto"': '8, or `"same"` with mixed precision',
+            },
+        ),
+    )
+    average_bits: float | None = dataclasses.field(
+        default=None,
+        metadata=option(
+            _MIXED,
+            "Budget of mixed precision in bits per weight. Each layer gets 2 to 8 bits, so that"
+            " weights take at most this many on average, copies and layers with given bits"
+            " counted."
+            " `weight_bits` is not used then.",
+            {
+                "2..8": "",
+                "None": "no such budget",
+            },
+        ),
+    )
+    weight_bytes: int | None = dataclasses.field(
+        default=None,
+        metadata=option(
+            _MIXED,
+            "Budget of mixed precision in bytes of all quantized weights. It excludes"
+            " `average_bits`.",
+            {
+                "1 or more": "",
+                "None": "no such budget",
+            },
+        ),
+    )
+    allocation: Allocation = dataclasses.field(
+        default="auto",
+        metadata=option(
+            _MIXED,
+            "The sensitivity metric of mixed precision.",
+            {
+                '"measured"': "what each layer adds to the error of the model's outputs, on"
+                " calibration data",
+                '"sqnr"': "the signal-to-quantization-noise ratio of each kernel",
+                '"closed_form"': "the number of weights (Lin et al., ICML 2016)",
+                '"auto"': '`"measured"` if there are calibration data, else `"sqnr"`',
+            },
+        ),
+    )
+    allocation_cost: AllocationCost = dataclasses.field(
+        default="size",
+        metadata=option(
+            _MIXED,
+            "What `average_bits` is an average over.",
+            {
+                '"size"': "the weights",
+                '"macs"': "the multiplications with them",
+            },
+        ),
+    )
+    equalization: bool | Literal["auto"] = dataclasses.field(
+        default="auto",
+        metadata=option(
+            _EQUALIZATION,
+            "Cross-layer equalization (Nagel et al., ICCV 2019). Channels are scaled between layers"
+            " so that the weights use their ranges better; the float function stays the same.",
+            {
+                "True": "always",
+                "False": "never",
+                '"auto"': 'with `granularity="tensor"` only',
+            },
+        ),
+    )
+    activation_equalization: bool = dataclasses.field(
+        default=True,
+        metadata=option(
+            _EQUALIZATION,
+            "Rescale concatenated channels so that they share one scale with less error. The float"
+            " function stays the same. It is measured on 256 calibration samples, and done only if"
+            " every activation tensor is quantized.",
+            {
+                "True": "",
+                "False": "",
+            },
+        ),
+    )
+    exact_outputs: bool = dataclasses.field(
+        default=True,
+        metadata=option(
+            _ACTIVATIONS,
+            "Keep a concatenated model output in float32 if its parts have very different ranges."
+            " It is kept if one part would span fewer than 16 levels of the shared grid; each part"
+            " keeps its own scale, and a `.tflite` file has a float32 output there.",
+            {
+                "True": "",
+                "False": "round it to one grid",
+            },
+        ),
+    )
+    fold_batch_norm: bool = dataclasses.field(
+        default=True,
+        metadata=option(
+            _LAYERS,
+            "Multiply a batch norm into the layer before it, where that is possible.",
+            {
+                "True": "",
+                "False": "",
+            },
+        ),
+    )
+    quantization_aware: bool = dataclasses.field(
+        default=True,
+        metadata=option(
+            _SPLITTING,
+            "Split so that the copies add up to the quantized value of the whole weight.",
+            {
+                "True": "",
+                "False": "halve the weights",
+            },
+        ),
+    )
+    power_of_two: bool = dataclasses.field(
+        default=False,
+        metadata=option(
+            _SCALES,
+            "Restrict all scales to powers of two.",
+            {
+                "True": "",
+                "False": "",
+            },
+        ),
+    )
+    full_range: bool = dataclasses.field(
+        default=False,
+        metadata=option(
+            _SCALES,
+            "Let weights take the value `-2^(bits-1)`, too. TFLite's kernels do not have it at"
+            " 8 bits.",
+            {
+                "True": "",
+                "False": "",
+            },
+        ),
+    )
+    activation_scope: ActivationScope = dataclasses.field(
+        default="all",
+        metadata=option(
+            _ACTIVATIONS,
+            "Which activation tensors are quantized.",
+            {
+                '"all"': "every one that an integer runtime holds",
+                '"inputs"': "what quantized layers read, as in the paper",
+            },
+        ),
+    )
+    activation_symmetric: bool = dataclasses.field(
+        default=False,
+        metadata=option(
+            _ACTIVATIONS,
+            "Make activation grids symmetric about 0, without a zero point (always so at 16 bits).",
+            {
+                "True": "",
+                "False": "",
+            },
+        ),
+    )
+    overrides: Sequence[Override] | Mapping[Selector, Mapping[str, Any]] = dataclasses.field(
+        default=(),
+        metadata=option(
+            _LAYERS,
+            "Options of single layers; the first that matches a layer wins.",
+            {
+                "a sequence of Override": "",
+                "a mapping": 'from selectors to dicts of options: `{"conv1": {"weight_bits": 4}}`',
+            },
+        ),
+    )
+    calibration_samples: int | None = dataclasses.field(
+        default=CALIBRATION_SAMPLES,
+        metadata=option(
+            _CHECKS,
+            "Use at most this many samples of the calibration data, the first ones.",
+            {
+                "1 or more": "",
+                "None": "all; the data must then have an end",
+            },
+        ),
+    )
+    strict: bool = dataclasses.field(
+        default=False,
+        metadata=option(
+            _CHECKS,
+            "Fail with `ValueError` if a layer that should be quantized would stay in float32.",
+            {
+                "True": "",
+                "False": "name such layers in the report",
+            },
+        ),
+    )
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "first_layer_bits", "last_layer_bits"):
@@ -347,8 +710,8 @@ class Config:
             _keep(self, "weight_bytes", check_count("weight_bytes", size))
         if average is not None and size is not None:
             raise ValueError(
-                f"`average_bits` (={average!r}) and `weight_bytes` (={size!r}) are two ways to say"
-                " one thing; give one."
+                f"`average_bits` (={average!r}) and `weight_bytes` (={size!r}) are mutually"
+                " exclusive; give one."
             )
         if size is not None and self.allocation_cost != "size":
             raise ValueError(
@@ -358,12 +721,12 @@ class Config:
 
     @property
     def allocates(self) -> bool:
-        """Whether each layer gets a width of its own."""
+        """Whether bit widths are allocated to the layers (mixed precision)."""
         return self.average_bits is not None or self.weight_bytes is not None
 
     @property
     def equalizes_activations(self) -> bool:
-        """Whether channels that are concatenated are scaled."""
+        """Whether concatenated channels are rescaled."""
         rounded = self.activation_bits is not None and self.activation_scope == "all"
         return self.activation_equalization and rounded
 
@@ -437,15 +800,15 @@ class Config:
         return config
 
     @classmethod
-    def paper(cls, **options: Any) -> Config:
-        """The set-up of Zhao et al. (ICML 2019) and its released code.
+    def paper(cls, **options: Unpack[ConfigOptions]) -> Config:
+        """The configuration of Zhao et al. (ICML 2019) and its released code.
 
-        One step per kernel, the first layer and `Dense` layers in float, batch norm not folded,
+        Per-tensor scales, the first layer and `Dense` layers in float, batch norm not folded,
         symmetric activation grids on the inputs of quantized layers only, depthwise kernels in
         float. `options` are the remaining fields, e.g. `weight_bits`, `expand_ratio`,
         `weight_clip`; overrides given here come first.
         """
-        fixed = {
+        fixed: dict[str, Any] = {
             "granularity": "tensor",
             "first_layer_bits": None,
             "last_layer_bits": "same",
@@ -459,12 +822,17 @@ class Config:
             "activation_equalization": False,
             "exact_outputs": False,
         }
-        defaults = {"expand_ratio": 0.0, "weight_clip": "none", "activation_clip": "none"}
+        defaults: dict[str, Any] = {
+            "expand_ratio": 0.0,
+            "weight_clip": "none",
+            "activation_clip": "none",
+        }
         extra = _as_overrides(options.pop("overrides", ()))
         floats = tuple(
             Override(_ClassName(name), weight_bits=None) for name in ("Dense", "DepthwiseConv2D")
         )
-        return cls(**{**fixed, **defaults, **options, "overrides": (*extra, *floats)})
+        given: dict[str, Any] = {**options, "overrides": (*extra, *floats)}
+        return cls(**{**fixed, **defaults, **given})
 
     def override_for(self, layer: Any, kernel: str = "") -> Override | None:
         """The first override that selects `layer`, or its kernel of this name; or `None`."""

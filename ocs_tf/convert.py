@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ from ocs_tf.activation_planning import activation_grids
 from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
 from ocs_tf.calibration import Statistics, calibrate, channel_magnitudes
 from ocs_tf.compensation import compensate, compensate_blind, sample_limit
-from ocs_tf.config import Config, Override, check_count
+from ocs_tf.config import Config, ConfigOptions, Override, check_count
 from ocs_tf.data_checks import watched
 from ocs_tf.graph.activations import Site, all_sites, input_sites
 from ocs_tf.graph.chains import chains
@@ -46,6 +46,9 @@ from ocs_tf.planning import (
 from ocs_tf.process import restores_state
 from ocs_tf.progress import progress_bar
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of `typing` from Python 3.11 on
+
 _TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
 _MAGNITUDE_SAMPLES = 256
 _COARSE = (
@@ -63,20 +66,21 @@ def convert(
     *,
     representative_dataset: data.Dataset = None,
     verbose: bool = True,
-    **options: Any,
+    **options: Unpack[ConfigOptions],
 ) -> keras.Model:
-    """Quantize a trained Keras model without training.
+    """Quantize a trained Keras model without training (post-training quantization).
 
     Arguments:
         model: a built `keras.Model`; it is not modified. Models nested in it are put in their
             places. One with a `call` of its own must have been called on data once, and consist of
             Keras layers and operations.
-        config: a `Config`; or give its fields as keyword `options`, e.g. `weight_bits=4`.
+        config: a `Config`; or give its fields as keyword `options`, e.g. `weight_bits=4`. See
+            `Config` or docs/options.md.
         representative_dataset: calibration inputs: an array, a dict of arrays by input name, a
             `tf.data.Dataset`, a `keras.utils.PyDataset`, or a callable that yields lists or dicts
             of arrays; labels, in tuples, are left out. See `data.Source` for all forms. It is read
             several times; what can be read only once, a generator, is kept in memory as far as it
-            is read. Without it activations stay in float.
+            is read. Without it activations stay in float32.
         verbose: show progress of what takes longer than two seconds.
 
     Returns:
@@ -108,7 +112,7 @@ def plan(
     *,
     representative_dataset: data.Dataset = None,
     verbose: bool = True,
-    **options: Any,
+    **options: Unpack[ConfigOptions],
 ) -> Plan:
     """Decide what `apply` is going to do, without changing anything. Arguments as for `convert`.
 
@@ -314,7 +318,7 @@ def _compiles(model: keras.Model) -> bool:
 
 
 def _table_grids(graph: Graph, plan: Plan, bits: int) -> dict[str, ActivationGrid]:
-    """Of lookups in tables of one step: what they find is on that grid, as in a runtime."""
+    """Grids of lookups in per-tensor tables: the output is on the table's grid, as in a runtime."""
     return {
         name: ActivationGrid(bits, float(layer_plan.step()))
         for name, layer_plan in plan.layers.items()
@@ -327,7 +331,7 @@ def _table_grids(graph: Graph, plan: Plan, bits: int) -> dict[str, ActivationGri
 def _scales(
     graph: Graph, config: Config, source: data.Source | None, verbose: bool
 ) -> dict[str, NDArray[np.float64]]:
-    """What channels are divided by, by the name of the layer that makes them."""
+    """Factors that channels are divided by, by the name of the layer that makes them."""
     scales = choose_scales(graph, config.granularity) if config.equalization else {}
     if not config.equalizes_activations or source is None:
         return scales
@@ -438,7 +442,9 @@ def _check_splits(plan: Plan, graph: Graph) -> None:
         if isinstance(grid, ActivationGrid) and reason is None and max(grid.copies) >= channels:
             reason = f"it has {channels} channels, so not all of the copies {list(grid.copies)}"
         if reason is not None:
-            raise ValueError(f"the plan splits activations at {key!r}, which cannot be: {reason}.")
+            raise ValueError(
+                f"the plan splits activations at {key!r}, which cannot be split: {reason}."
+            )
 
 
 def _whole(grid: ActivationGrid | OracleGrid) -> bool:
@@ -477,7 +483,7 @@ def _check_options(verbose: Any, samples: Any = None) -> None:
         check_count("calibration_samples", samples)
 
 
-def _config(config: Config | None, options: dict[str, Any]) -> Config:
+def _config(config: Config | None, options: ConfigOptions) -> Config:
     if config is None:
         known = {field.name for field in dataclasses.fields(Config)}
         unknown = sorted(set(options) - known)

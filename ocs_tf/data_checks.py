@@ -1,4 +1,4 @@
-"""What is suspicious about representative data: warnings, since only the user can know better."""
+"""Warnings about suspicious representative data."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def _check_scale(graph: Graph, batch: Batch, name: str) -> None:
         often = f"{ratio:.3g} times" if ratio > 1 else f"1/{1 / ratio:.3g} of"
         _warn(
             f"`{name}` holds values from {array.min():.4g} to {array.max():.4g} at input"
-            f" {_name(model.inputs[source])!r}, which seem to be scaled otherwise than what the"
-            f" model was trained on: behind it, at {node.layer.name!r}, their standard deviation is"
+            f" {_name(model.inputs[source])!r}, which do not seem to be scaled like the training"
+            f" data: after it, at {node.layer.name!r}, their standard deviation is"
             f" {often} that of the training data. Preprocess them as in training (pixels of"
             " 0 .. 255 are often divided by 255, or by 127.5 minus 1)."
         )

@@ -39,14 +39,14 @@ _WAYS: dict[str, dict[str, Any]] = {
 }
 
 _EXPLANATION = f"""\
-Activations are in float; the first and the last layer have 8 bits throughout.
-  round only  one step per kernel, from its largest weight
-  clip only   the step with the least squared error; what is larger is clipped
-  OCS         the channels with the largest weights are split, {_ADDED:.0f} % are added
+Weights only, activations in float32; the first and the last layer have 8 bits in all rows.
+  round only  round-to-nearest, per-tensor
+  clip only   the same, with the clip threshold of the least squared error
+  OCS         the same without clipping; the channels with the largest weights are split,
+              {_ADDED:.0f} % are added
   OCS + clip  both
-  default     what ocs_tf.convert does unasked: a step per output channel, splits and clipping with
-              the least error, 2 % of channels added below 8 bits; and weights are not rounded to
-              the nearest code, but so that errors cancel in what a layer computes"""
+  default     the defaults of ocs_tf.convert: per-channel, splits and clip thresholds of the least
+              error, 2 % of channels added below 8 bits, data-free error-balanced rounding"""
 
 
 @dataclasses.dataclass(frozen=True)

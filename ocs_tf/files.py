@@ -1,4 +1,4 @@
-"""Files that a user of the command names: models, data, outputs; and what is said of bad ones."""
+"""Files named on the command line: models, data, outputs; checks and error messages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-_MOST_UNREADABLE = 0.1  # of the pictures in a folder
+_MOST_UNREADABLE = 0.1  # of the images in a folder
 _NAMED = 10  # files in one message, at most
-_IN_MEMORY = 1 << 28  # bytes of decoded pictures; more are kept on the disk
+_IN_MEMORY = 1 << 28  # bytes of decoded images; more are kept on the disk
 _BATCH = 32
 # The statistics of ImageNet that Keras' applications and others are trained with.
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -137,7 +137,7 @@ def check_data(data: str | None) -> None:
 
 
 def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What has the name of a picture in `folder` and those within it, in a fixed order.
+    """Files named like images in `folder` and its subfolders, in a fixed order.
 
     Hidden files and folders are left out; folders that cannot be read are among the results.
     """
@@ -176,7 +176,7 @@ def read_data(
     preprocess = PREPROCESS[preprocessing][1]
     path = pathlib.Path(data)
     if path.is_dir():
-        return Pictures(path, model, preprocess, samples)
+        return Images(path, model, preprocess, samples)
     arrays = _read_arrays(path, model)
     length = max(map(len, arrays.values()))
 
@@ -227,20 +227,20 @@ def _image_shape(model: Any) -> tuple[int, int, int]:
     return shapes[0]
 
 
-class Pictures:
-    """The pictures in a folder, as inputs of a model: a callable that yields them.
+class Images:
+    """The images in a folder, as inputs of a model: a callable that yields them.
 
     Those that cannot be read are left out. Each is decoded once, if it is known how many are
     going to be read: they are kept in a temporary file.
 
     Arguments:
-        folder: with pictures, in folders of classes, say.
-        model: takes one picture of known size.
+        folder: with images, in folders of classes, say.
+        model: takes one image of known size.
         preprocess: of arrays 0..255, RGB.
         samples: how many are going to be read, the first ones; `None` for all.
 
     Raises:
-        UsageError: `model` does not take pictures, or, while they are read, more than 10 % of them
+        UsageError: `model` does not take images, or, while they are read, more than 10 % of them
             cannot be.
     """
 
@@ -265,36 +265,36 @@ class Pictures:
         for path in self._paths:
             if path not in self._skipped:
                 try:
-                    picture = self._picture(path)
+                    image = self._image(path)
                 except Exception as error:  # Pillow raises whatever a broken file leads to
                     self._skip(path, error)
                 else:
-                    yield self._preprocess(picture)
+                    yield self._preprocess(image)
 
     def describe_skipped(self) -> str:
-        """Which pictures were left out, and why; nothing if there are none."""
+        """Which images were left out, and why; nothing if there are none."""
         if not self._skipped:
             return ""
         named = [f"{path} ({reason})" for path, reason in self._skipped.items()]
         more = f", and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         return (
-            f"{len(named)} of {self._wanted} pictures of --data cannot be read:"
+            f"{len(named)} of {self._wanted} images of --data cannot be read:"
             f" {', '.join(named[:_NAMED])}{more}."
         )
 
-    def _picture(self, path: pathlib.Path) -> Any:
+    def _image(self, path: pathlib.Path) -> Any:
         if path in self._kept:
             size = 4 * math.prod(self._shape)
             self._file.seek(self._kept[path] * size)
             return np.frombuffer(self._file.read(size), np.float32).reshape(self._shape)
-        picture = _read_image(path, self._shape)
+        image = _read_image(path, self._shape)
         if self._whole_numbers:
-            picture = np.rint(picture)
+            image = np.rint(image)
         if len(self._kept) < self._keep:
             self._file.seek(0, os.SEEK_END)
-            self._file.write(picture.tobytes())
+            self._file.write(image.tobytes())
             self._kept[path] = len(self._kept)
-        return picture
+        return image
 
     def _skip(self, path: pathlib.Path, error: Exception) -> None:
         text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
@@ -318,7 +318,7 @@ def _read_image(path: pathlib.Path, shape: tuple[int, int, int]) -> Any:
 
 
 def _pixels(image: Any, channels: int) -> Any:
-    """A picture of any mode as float32 0..255 `[height, width, channels]`; alpha is left out."""
+    """An image of any mode as float32 0..255 `[height, width, channels]`; alpha is left out."""
     if image.mode.startswith("I"):  # 16 bits of grey
         grey = np.asarray(image, np.float32)[..., None] / 257
         return np.repeat(grey, channels, axis=2)

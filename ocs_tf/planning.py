@@ -1,4 +1,4 @@
-"""`Plan`: what a conversion is going to do, in numbers, before any kernel changes."""
+"""`Plan`: the numbers of a conversion (bits, thresholds, copies, grids), made before any change."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def _kind(layer: Any) -> str:
 
 
 def layer_options(graph: Graph, config: Config) -> dict[str, Override]:
-    """The options of each layer with a kernel, none left open but widths to be allocated.
+    """The options of each layer with a kernel, all resolved except bit widths to be allocated.
 
     Raises:
         ValueError: an override matches no layer; there is no layer to quantize.
@@ -371,14 +371,14 @@ def _options(site: KernelSite, config: Config, first: bool, last: bool) -> Overr
 
 
 def split_ratio(options: Override) -> float:
-    """The expand ratio of a layer that has a width."""
+    """The expand ratio of a layer with a given bit width."""
     if options.expand_ratio != "auto":
         return float(options.expand_ratio or 0)
     return AUTO_EXPAND_RATIO if options.weight_bits != 8 else 0.0
 
 
 def plan_layer(site: KernelSite, options: Override, config: Config) -> LayerPlan:
-    """The plan of one layer, which has a width."""
+    """The plan of one layer with a given bit width."""
     kernel, bias = site.weights()
     kernel = check_kernel(kernel, f"kernel of layer {site.name}")
     if bias is not None:

@@ -1,4 +1,4 @@
-"""What belongs to the whole process: stderr, logging, warnings, random numbers, Keras' names.
+"""State of the whole process: stderr, logging, warnings, random numbers, Keras' names.
 
 Each is changed here only, so that threads do not undo each other's changes: the first thread makes
 a change, the last one undoes it, whatever fails.

@@ -1,4 +1,4 @@
-"""`report`: what was done to each layer of a quantized model, and what it cost."""
+"""`report`: bits, copies, error and size of each layer of a quantized model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SIMULATED = (
     " integer hardware does."
 )
 _FLOAT_ACTIVATIONS = (
-    "Keras computes in float with weights that are codes times steps; activations are not rounded."
+    "Keras computes in float32 with weights that are codes x scales; activations are not rounded."
 )
 _ORACLE = (
     "An oracle chose grids and split channels from each batch itself: that is a simulation of what"
@@ -115,12 +115,12 @@ class Report:
 
     @property
     def bytes_before(self) -> int:
-        """Of all weights in float32."""
+        """Bytes of all weights in float32."""
         return sum(layer.bytes_before for layer in self.layers)
 
     @property
     def bytes_after(self) -> int:
-        """Of all weights with the quantized kernels packed."""
+        """Bytes of all weights with the quantized kernels packed."""
         return sum(layer.bytes_after for layer in self.layers)
 
     @property

@@ -1,4 +1,4 @@
-"""Which layers can be quantized, and what becomes of them: the table of docs/layers.md.
+"""Layers that can be quantized, and their form in each kind of file: the table of docs/layers.md.
 
 `python -m ocs_tf.support` prints it.
 """

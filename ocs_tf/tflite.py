@@ -113,7 +113,7 @@ def has_grid(detail: dict[str, Any]) -> bool:
 
 
 def to_codes(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
-    """What an input, as an interpreter describes it, takes for the numbers in `array`."""
+    """`array` in the dtype, and on the grid, of an input as an interpreter describes it."""
     if not has_grid(detail):
         return np.ascontiguousarray(array, detail["dtype"])
     scale, zero_point = detail["quantization"]

@@ -1,4 +1,4 @@
-"""Files are written in one step: whatever fails, the old file stays and nothing else is left."""
+"""Atomic file writes: on any failure the old file stays and nothing else is left."""
 
 from __future__ import annotations
 

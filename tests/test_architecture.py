@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import re
 from collections.abc import Iterator
 
 import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ocs_tf"
-# From the ground up; docs/architecture.md shows the same list. Rooms on one line do not know each
-# other.
-FLOORS = (
-    ("process", "progress", "writing"),
+# From the lowest up; docs/architecture.md shows the same list. Modules and packages on one line do
+# not import each other.
+LEVELS = (
+    ("process", "progress", "writing", "options"),
     ("numerics", "kernels", "closeness"),
     ("documents",),
     ("config", "layers", "tflite"),
@@ -29,14 +30,14 @@ FLOORS = (
     ("cli", "demo", "support"),
     ("__main__",),
 )
-HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
+HEIGHT = {part: height for height, level in enumerate(LEVELS) for part in level}
 FRAMEWORKS = {"tensorflow", "keras", "ai_edge_litert", "ai_edge_quantizer"}
 ALLOWED = {("cli", "demo")}  # the command runs the demo
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room_of(path: pathlib.Path) -> str:
-    """The room that a module is in: its folder below `ocs_tf`, or its own name."""
+def part_of(path: pathlib.Path) -> str:
+    """The package below `ocs_tf` that a module is in, or its own name."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -55,21 +56,21 @@ def imported_modules(path: pathlib.Path) -> Iterator[str]:
                 yield name if is_module else str(node.module)
 
 
-def imported_rooms(path: pathlib.Path) -> set[str]:
+def imported_parts(path: pathlib.Path) -> set[str]:
     names = [name.split(".") for name in imported_modules(path)]
     return {(parts[1:] or ["__init__"])[0] for parts in names if parts[0] == "ocs_tf"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_import_runs_upwards(path: pathlib.Path) -> None:
-    room = room_of(path)
-    for other in imported_rooms(path) - {room}:
-        below = HEIGHT[other] < HEIGHT[room] or (room, other) in ALLOWED
-        assert below, f"{room} imports {other}, which is not below it"
+    part = part_of(path)
+    for other in imported_parts(path) - {part}:
+        below = HEIGHT[other] < HEIGHT[part] or (part, other) in ALLOWED
+        assert below, f"{part} imports {other}, which is not below it"
 
 
-def test_no_circle_within_a_room() -> None:
-    """Modules of one room import each other in one direction, too."""
+def test_no_cycle_within_a_package() -> None:
+    """Modules of one package import each other in one direction, too."""
     names = {
         ".".join(("ocs_tf", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in MODULES
     }
@@ -80,12 +81,26 @@ def test_no_circle_within_a_room() -> None:
         graph = {name: needs for name, needs in graph.items() if name not in free}
 
 
-@pytest.mark.parametrize("room", ["numerics", "documents", "config", "kernels"])
-def test_the_arithmetic_knows_no_framework(room: str) -> None:
-    for path in (path for path in MODULES if room_of(path) == room):
+@pytest.mark.parametrize("part", ["numerics", "documents", "config", "kernels"])
+def test_the_arithmetic_knows_no_framework(part: str) -> None:
+    for path in (path for path in MODULES if part_of(path) == part):
         frameworks = {name.split(".")[0] for name in imported_modules(path)} & FRAMEWORKS
         assert not frameworks, f"{path.relative_to(PACKAGE)} imports {frameworks}"
 
 
-def test_every_room_has_a_floor() -> None:
-    assert {room_of(path) for path in MODULES} <= set(HEIGHT)
+def test_every_part_has_a_level() -> None:
+    assert {part_of(path) for path in MODULES} <= set(HEIGHT)
+
+
+def test_the_page_shows_the_levels() -> None:
+    """docs/architecture.md: the import order, and modules that exist."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"## Import order.*?```\n(.*?)```", page, re.DOTALL)
+    shown = [set(re.findall(r"\w+", line.partition("(")[0])) for line in block.splitlines()]
+    unnamed = {"__main__", "support"}
+    expected = [set(level) - unnamed for level in reversed(LEVELS) if set(level) - unnamed]
+    assert [level & set(HEIGHT) for level in shown] == expected
+    names = re.findall(r"`([a-z]\w*/\w+)`", page)
+    assert names
+    for name in names:
+        assert (PACKAGE / name).with_suffix(".py").exists(), name

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import typing
 
 import keras
 import numpy as np
@@ -15,6 +18,7 @@ import pytest
 
 import ocs_tf
 from ocs_tf import cli
+from ocs_tf.options import options_of
 
 SHAPE = (6, 6, 3)
 
@@ -215,15 +219,13 @@ class TestConvert:
         (pictures / "class_a" / "2.png").write_bytes(b"no picture")
         code, _, err = run("convert {}/model.keras --data some --output out.keras")
         assert code == 0
-        assert err.startswith(
-            "ocs_tf: 1 of 20 pictures of --data cannot be read: some/class_a/2.png"
-        )
+        assert err.startswith("ocs_tf: 1 of 20 images of --data cannot be read: some/class_a/2.png")
         assert err.count("\n") == 1
         for i in range(3):
             (pictures / f"{i}.png").write_bytes(b"")
         code, out, err = run("compare {}/model.keras {}/quantized.keras --data some")
         assert (code, out) == (2, "")
-        assert err.startswith("ocs_tf: 3 of 20 pictures of --data cannot be read:")
+        assert err.startswith("ocs_tf: 3 of 20 images of --data cannot be read:")
         assert err.endswith("That is more than 10%.\n")
 
     def test_suspicious_data_are_told_in_one_line(self, run):
@@ -394,8 +396,23 @@ class TestHelp:
 
     def test_every_option_of_config_has_a_flag(self, run):
         _, out, _ = run("convert --help")
-        for name in ocs_tf.Config.__dataclass_fields__:
-            assert name in out or name == "overrides"
+        entries = dict(re.findall(r"(?ms)^  --(?:\[no\])?(\w+) +(.*?)(?=^  --|\Z)", out))
+        fields = dataclasses.fields(ocs_tf.Config)
+        assert {field.name for field in fields} - set(entries) == {"overrides"}
+        for field in fields:
+            if field.name != "overrides":
+                said = "".join(entries[field.name].split())  # lines may break anywhere
+                default = str(field.default)
+                default = default.lower() if default in ("None", "True", "False") else default
+                assert f"(default{default})" in said, field.name
+                assert f"--[no]{field.name} " in out or field.type != "bool", field.name
+                summary = re.sub(r'[`"\s]', "", options_of(ocs_tf.Config)[field.name].summary)
+                assert said.lower().startswith(summary.lower()), field.name
+
+    def test_which_options_may_be_none(self, run):
+        types = typing.get_type_hints(ocs_tf.Config)
+        names = [name for name, hint in types.items() if type(None) in typing.get_args(hint)]
+        assert sorted(cli._MAY_BE_NONE) == sorted(names)
 
     def test_version(self, run):
         assert run("--version") == (0, f"ocs_tf {ocs_tf.__version__}\n", "")

@@ -45,7 +45,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "average_bits-low": ({"average_bits": 1.9}, r"`average_bits` \(=1.9\) must be a number in 2"),
     "average_bits-text": ({"average_bits": "4"}, r"`average_bits` \(='4'\)"),
     "weight_bytes": ({"weight_bytes": 0}, r"`weight_bytes` \(=0\) must be a positive integer"),
-    "two budgets": ({"average_bits": 4, "weight_bytes": 9}, "two ways to say one thing; give one"),
+    "two budgets": ({"average_bits": 4, "weight_bytes": 9}, "are mutually exclusive; give one"),
     "bytes of macs": ({"weight_bytes": 9, "allocation_cost": "macs"}, r"`weight_bytes` .* size"),
     "allocation": ({"allocation": "best"}, r"`allocation` .*'measured', 'sqnr', 'closed_form'"),
     "allocation_cost": ({"allocation_cost": "time"}, r"`allocation_cost` .*'size', 'macs'"),

@@ -80,7 +80,9 @@ def test_rows_of_a_table(rows: int, factor: float, warned: int) -> None:
     model = keras.Model(inputs, norm(layers.Dense(4, kernel_initializer="ones")(inputs)))
     norm.moving_variance.assign([3.0] * 4)  # of the sum of three
     data = factor * np.random.default_rng(0).normal(size=(rows, 3))
-    assert ["scaled otherwise" in message for message in found(model, data)] == [True] * warned
+    assert ["scaled like the training data" in message for message in found(model, data)] == [
+        True
+    ] * warned
 
 
 @pytest.mark.parametrize("value", [0, 3.5])
@@ -137,4 +139,4 @@ def test_pictures_of_a_trained_network(zoo: ModuleType) -> None:
     assert found(entry.model, right[..., ::-1]) == []
     raw = (right * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255
     for wrong in (raw, raw / 255, right / 255, right * 255):
-        assert "scaled otherwise" in found(entry.model, wrong)[0]
+        assert "scaled like the training data" in found(entry.model, wrong)[0]

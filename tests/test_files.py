@@ -16,7 +16,7 @@ from PIL import Image
 
 from ocs_tf import files
 from ocs_tf.data import Source
-from ocs_tf.files import Pictures, UsageError, check_data, one_line, read_data
+from ocs_tf.files import Images, UsageError, check_data, one_line, read_data
 
 COLORS = np.random.default_rng(0).integers(0, 256, (8, 12, 3)).astype(np.uint8)
 GREY = np.arange(96, dtype=np.uint8).reshape(8, 12)
@@ -28,7 +28,7 @@ def taking(*shape: int, dtype: str = "float32") -> keras.Model:
 
 
 def read(folder: pathlib.Path, *shape: int, samples: int | None = None) -> list[Any]:
-    return list(Pictures(folder, taking(*shape), lambda x: x, samples)())
+    return list(Images(folder, taking(*shape), lambda x: x, samples)())
 
 
 def fill(folder: pathlib.Path, count: int) -> None:
@@ -37,8 +37,8 @@ def fill(folder: pathlib.Path, count: int) -> None:
         Image.fromarray(np.full((8, 12, 3), i, np.uint8)).save(folder / f"{i:03}.png")
 
 
-def values(pictures: list[Any]) -> list[float]:
-    return [float(picture.max()) for picture in pictures]
+def values(images: list[Any]) -> list[float]:
+    return [float(image.max()) for image in images]
 
 
 @pytest.mark.parametrize("shape", [(8, 12), (5, 7), (16, 16)])
@@ -49,12 +49,12 @@ def test_is_cropped_and_resized_as_keras_does(
     path = tmp_path / f"a.{suffix}"
     smooth = np.asarray(Image.fromarray(COLORS[:2, :3]).resize((12, 8)))
     Image.fromarray(smooth).save(path)
-    (picture,) = read(tmp_path, *shape, 3)
+    (image,) = read(tmp_path, *shape, 3)
     decoded = tf.io.decode_image(path.read_bytes(), 3)
     expected = keras.preprocessing.image.smart_resize(decoded, shape)
-    assert picture.dtype == np.float32
+    assert image.dtype == np.float32
     # JPEG decoders differ a little.
-    np.testing.assert_allclose(picture, expected, atol=4 if suffix == "jpg" else 0)
+    np.testing.assert_allclose(image, expected, atol=4 if suffix == "jpg" else 0)
 
 
 SIXTEEN = GREY.astype(np.uint16) * 257
@@ -77,30 +77,30 @@ def test_modes(mode: str, channels: int, tmp_path: pathlib.Path) -> None:
     image, suffix, expected = MODES[mode]
     more = {"save_all": True, "append_images": [image]} if mode == "animated" else {}
     image.save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else more))
-    (picture,) = read(tmp_path, 8, 12, channels)
+    (image,) = read(tmp_path, 8, 12, channels)
     if expected.ndim == 3 and channels == 1:
         expected = expected @ [0.299, 0.587, 0.114]  # ITU-R 601-2
     if expected.ndim == 2:
         expected = np.repeat(expected[..., None], channels, axis=2)
-    np.testing.assert_allclose(picture, expected.reshape(8, 12, channels), atol=1)
+    np.testing.assert_allclose(image, expected.reshape(8, 12, channels), atol=1)
 
 
 def test_cmyk(tmp_path: pathlib.Path) -> None:
     Image.new("CMYK", (12, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
-    (picture,) = read(tmp_path, 8, 12, 3)
-    np.testing.assert_allclose(picture.mean((0, 1)), [255, 0, 0], atol=4)
+    (image,) = read(tmp_path, 8, 12, 3)
+    np.testing.assert_allclose(image.mean((0, 1)), [255, 0, 0], atol=4)
 
 
 def test_orientation(tmp_path: pathlib.Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
     Image.fromarray(COLORS).save(tmp_path / "a.png", exif=exif)
-    (picture,) = read(tmp_path, 12, 8, 3)
-    np.testing.assert_array_equal(picture, np.rot90(COLORS, -1))
+    (image,) = read(tmp_path, 12, 8, 3)
+    np.testing.assert_array_equal(image, np.rot90(COLORS, -1))
 
 
 def test_order_and_folders(tmp_path: pathlib.Path) -> None:
-    """Nested folders by name, one like a picture too; hidden ones and other files not at all."""
+    """Nested folders by name, one like an image too; hidden ones and other files not at all."""
     for i, name in enumerate(["b", "a", "c.png/d", ".hidden"]):
         (tmp_path / name).mkdir(parents=True)
         Image.fromarray(np.full((8, 12, 3), i + 1, np.uint8)).save(tmp_path / name / "x.PNG")
@@ -123,39 +123,39 @@ def test_what_only_looks_like_a_picture(tmp_path: pathlib.Path) -> None:
             server.bind("socket.png")
         finally:
             os.chdir(place)
-        pictures = Pictures(tmp_path, taking(8, 12, 3), lambda x: x, None)
-        assert values(list(pictures())) == list(range(40))
-    text = pictures.describe_skipped()
-    assert text.startswith("3 of 43 pictures of --data cannot be read:")
+        images = Images(tmp_path, taking(8, 12, 3), lambda x: x, None)
+        assert values(list(images())) == list(range(40))
+    text = images.describe_skipped()
+    assert text.startswith("3 of 43 images of --data cannot be read:")
     for name in ("pipe.png", "broken.png", "socket.png"):
         assert f"{name} (not a regular file)" in text
 
 
 def test_broken_pictures_are_skipped_and_named(tmp_path: pathlib.Path) -> None:
     fill(tmp_path, 40)
-    assert Pictures(tmp_path, taking(8, 12, 3), lambda x: x, None).describe_skipped() == ""
-    (tmp_path / "003.png").write_bytes(b"no picture")
+    assert Images(tmp_path, taking(8, 12, 3), lambda x: x, None).describe_skipped() == ""
+    (tmp_path / "003.png").write_bytes(b"no image")
     whole = (tmp_path / "004.png").read_bytes()
     (tmp_path / "004.png").write_bytes(whole[:50])
     (tmp_path / "005.png").write_bytes(b"")
-    pictures = Pictures(tmp_path, taking(8, 12, 3), lambda x: x, 100)
+    images = Images(tmp_path, taking(8, 12, 3), lambda x: x, 100)
     for _ in range(2):
-        assert values(list(pictures())) == [i for i in range(40) if i not in (3, 4, 5)]
-        assert pictures.describe_skipped().startswith("3 of 40 pictures of --data cannot be read:")
-        assert all(f"00{i}.png (" in pictures.describe_skipped() for i in (3, 4, 5))
+        assert values(list(images())) == [i for i in range(40) if i not in (3, 4, 5)]
+        assert images.describe_skipped().startswith("3 of 40 images of --data cannot be read:")
+        assert all(f"00{i}.png (" in images.describe_skipped() for i in (3, 4, 5))
 
 
 def test_too_many_broken_pictures(tmp_path: pathlib.Path) -> None:
     """Told in the words of the command, also where the library reads them."""
     fill(tmp_path, 10)
     data = read_data(str(tmp_path), "0..1", taking(8, 12, 3), None)
-    (tmp_path / "008.png").write_bytes(b"no picture")
+    (tmp_path / "008.png").write_bytes(b"no image")
     assert data is not None
     assert len(list(data())) == 9
-    (tmp_path / "009.png").write_bytes(b"no picture")
+    (tmp_path / "009.png").write_bytes(b"no image")
     with pytest.raises(ValueError) as caught:
         list(Source(data).batches(taking(8, 12, 3)))
-    assert one_line(caught.value).startswith("2 of 10 pictures of --data cannot be read:")
+    assert one_line(caught.value).startswith("2 of 10 images of --data cannot be read:")
     assert one_line(caught.value).endswith("That is more than 10%.")
 
 
@@ -180,9 +180,9 @@ def test_each_is_decoded_once(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
 def test_models_of_whole_numbers(tmp_path: pathlib.Path) -> None:
     Image.fromarray(COLORS).save(tmp_path / "a.png")
     model = taking(5, 5, 3, dtype="uint8")
-    ((picture,),) = Source(read_data(str(tmp_path), "none", model, 1)).batches(model)
+    ((image,),) = Source(read_data(str(tmp_path), "none", model, 1)).batches(model)
     (exact,) = read(tmp_path, 5, 5, 3)
-    np.testing.assert_array_equal(picture[0], np.rint(exact))
+    np.testing.assert_array_equal(image[0], np.rint(exact))
 
 
 def test_without_pillow(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 SECONDS = 300  # for a cell
 # Proxies that refuse: nothing may be downloaded.
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
-FLOAT = r"float: ([\d.]+) % of (\d+) test pictures"
+FLOAT = r"float: ([\d.]+) % of (\d+) test images"
 EIGHT_BITS = r"8 bits: ([\d.]+) %"
 TFLITE = r"tflite: ([\d.]+) %"
 AGREEMENT = r"agreement with Keras: ([\d.]+) %"

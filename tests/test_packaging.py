@@ -113,6 +113,49 @@ def test_a_source_distribution_holds_the_sources(source: pathlib.Path) -> None:
     assert LIBRARY not in names
 
 
+def test_mypy_knows_the_options(tmp_path: pathlib.Path) -> None:
+    """Names and values that do not exist are errors before anything runs."""
+    pytest.importorskip("mypy", reason="mypy is not installed; it is in the extra `dev`")
+    lines = {
+        "ocs_tf.convert(model, weight_bits=4, rounding='nearest')": "",
+        "ocs_tf.convert(model, weight_bitz=4)": 'Unexpected keyword argument "weight_bitz"',
+        "ocs_tf.plan(model, rounding='up')": 'Argument "rounding" to "plan" has incompatible type',
+        "ocs_tf.Config(granularity='axis')": 'Argument "granularity" to "Config" has incompatible',
+        "ocs_tf.Config.paper(strict=1)": 'Argument "strict" to "paper" of "Config" has',
+    }
+    lines["ocs_tf.export_tflite(model, 'x.tflite', target='int2')"] = 'Argument "target" to'
+    source = "\n".join(["from typing import Any", "import ocs_tf", "model: Any = None", *lines])
+    (tmp_path / "uses.py").write_text(source)
+    command = [sys.executable, "-m", "mypy", "--config-file", str(CHECKOUT / "pyproject.toml")]
+    found = subprocess.run([*command, "uses.py"], cwd=tmp_path, capture_output=True, text=True)
+    for number, (line, message) in enumerate(lines.items(), 4):
+        said = [text for text in found.stdout.splitlines() if text.startswith(f"uses.py:{number}:")]
+        assert bool(said) == bool(message), (line, found.stdout, found.stderr)
+        assert all(message in text for text in said if " error: " in text), said
+
+
+def test_the_reference_is_built_without_warnings(tmp_path: pathlib.Path) -> None:
+    """Every public name is on a page that pdoc makes of the docstrings."""
+    pytest.importorskip("pdoc", reason="pdoc is not installed; it is in the extra `docs`")
+    makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+    (found,) = re.findall(r"-m pdoc (.*?) -o \S+", makefile)
+    command = [sys.executable, "-m", "pdoc", *found.split(), "-o", str(tmp_path)]
+    allowed = os.environ | {"PDOC_ALLOW_EXEC": "1"}
+    done = subprocess.run(command, cwd=CHECKOUT, env=allowed, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Warn:" not in done.stderr, done.stderr  # as pdoc tells its warnings
+    page = (tmp_path / "ocs_tf.html").read_text(encoding="utf-8")
+    for name in ocs_tf.__all__:
+        assert f'id="{name}"' in page or f"ocs_tf/{name}.html" in page, name
+
+
+def test_changelog_and_citation_have_the_version() -> None:
+    changes = (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {ocs_tf.__version__}\n" in changes
+    citation = (CHECKOUT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {ocs_tf.__version__}\n" in citation
+
+
 def test_bazel_has_the_same_version() -> None:
     text = (CHECKOUT / "MODULE.bazel").read_text(encoding="utf-8")
     assert re.findall(r'^    version = "(.*)",$', text, re.MULTILINE) == [ocs_tf.__version__]

@@ -421,8 +421,12 @@ def test_nothing_is_split_by_default(randomize: Any) -> None:
 
 GRID = ocs_tf.numerics.ActivationGrid(8, 0.1, copies=(4,))
 BAD_SPLITS: dict[str, tuple[str, Any, str]] = {
-    "a sum of pixels": ("pool", GRID, "which cannot be: 'pool' makes it, which cannot repeat"),
-    "nowhere": ("stem", GRID, "which cannot be: activations are not rounded there"),
+    "a sum of pixels": (
+        "pool",
+        GRID,
+        "which cannot be split: 'pool' makes it, which cannot repeat",
+    ),
+    "nowhere": ("stem", GRID, "which cannot be split: activations are not rounded there"),
     "no channel": (
         "relu",
         dataclasses.replace(GRID, copies=(4, 10)),

@@ -1,1 +1,1 @@
-"""From quantized Keras models to files that other runtimes load."""
+"""Export of quantized Keras models to `.tflite` files."""

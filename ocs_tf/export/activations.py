@@ -1,4 +1,4 @@
-"""Which grid, or range, each tensor of a float file gets when its activations become integers."""
+"""Grids and ranges of the tensors of a float file whose activations become integers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EXACT = (
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """What `writer.write_int8` needs to know of activations.
+    """Grids and ranges of activations, for `writer.write_int8`.
 
     Attributes:
         content: the float file, its masks limited to what integers need.

@@ -1,4 +1,4 @@
-"""Which integer kernel belongs to which operator of a float .tflite file.
+"""Assignment of integer kernels to the operators of a float .tflite file.
 
 The converter renames and merges; what it cannot change is the data. So kernels are found by
 content, and names only decide between equal ones.
@@ -136,8 +136,9 @@ def assign(model: Any, kernels: Sequence[AnyKernel]) -> dict[fb.Place, AnyKernel
                     " convolution of size 1 computes the same and is kept."
                 )
             raise ValueError(
-                f"kernel of layer {kernel.layer!r} ({kernel.kind} {shape}) equals no weight tensor"
-                " of the float model: the converter changed it, or the layer is not in use."
+                f"kernel of layer {kernel.layer!r} ({kernel.kind} {shape}) is not in the"
+                " converted file: TensorFlow's converter merged other operations into it, or the"
+                " layer is not used. Leave it in float32 with an override (weight_bits=None)."
                 f"{remedy}"
             )
         for place in found:

@@ -1,4 +1,4 @@
-"""What attention needs in int8 files: ranges that suit masks, symmetric factors.
+"""Attention in int8 files: ranges of masked scores, symmetric factors.
 
 Keras masks a score by adding -1e9 or putting something like -1e38 in its place. An int8 grid that
 reaches so far has no steps left for the scores; and behind a softmax, what lies far enough below a
@@ -64,7 +64,7 @@ class Scores:
     masked: bool
 
     def low(self, values: Mapping[str, np.ndarray], low: float) -> float:
-        """What an int8 grid must reach down to, given the tensors' values and least value `low`."""
+        """Lowest value that an int8 grid must hold, given the tensors' values and least `low`."""
         rows = values[self.softmax]
         return masked_floor(rows, -_MASK / 2) if self.masked else max(low, softmax_floor(rows))
 
@@ -87,7 +87,7 @@ def scores(model: Any) -> dict[str, Scores]:
 
 
 def mask_ranges(model: Any) -> dict[str, tuple[float, float]]:
-    """What tensors made of masks and constants alone may range over, by name.
+    """Possible ranges of tensors made of masks and constants alone, by name.
 
     A mask is 0 or 1, whatever the calibration data have of it.
     """

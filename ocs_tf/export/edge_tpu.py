@@ -22,7 +22,7 @@ _BORDER = "converts a float input or output, which the CPU does"
 
 @dataclasses.dataclass(frozen=True)
 class OpReport:
-    """What the documentation says of one operator.
+    """The documented rules for one operator.
 
     Attributes:
         op: TFLite name, for example `"CONV_2D"`.

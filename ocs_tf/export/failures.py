@@ -1,4 +1,4 @@
-"""What to tell a user whose model TensorFlow's converter cannot do: where, which operator, why."""
+"""Errors of TensorFlow's converter in words for users: layer, operator, reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stays in float in an int8 file: operators without an integer form, and those around them.
+"""Regions of an int8 file that stay in float32, around operators without an integer form.
 
 The Keras model computes a layer in float and rounds its output. If one operator of a layer has no
 integer form, all of the layer is computed like that in the file, too: from a tensor on a grid,

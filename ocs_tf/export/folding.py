@@ -1,4 +1,4 @@
-"""Where TensorFlow's converter might fold constants into a kernel, which must stay as it is.
+"""Places where TensorFlow's converter might fold constants into a kernel, which must not change.
 
 It multiplies factors in front of a kernel, or behind it, into the weights, and adds what is added
 in front of a dense layer to the bias: constants of batch norms, but also of activation functions

@@ -1,4 +1,4 @@
-"""Whose grid each tensor of an int8 .tflite file has, by operator.
+"""Rules for the grids of tensors in an int8 .tflite file, by operator.
 
 The rules are those of the TFLite quantization specification
 (https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec) as

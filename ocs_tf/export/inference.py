@@ -1,4 +1,4 @@
-"""Layers as they are in a float file: nothing is dropped, and numbers are float32.
+"""Layers in inference form for a float file: no dropout, float32.
 
 A converter traces a layer for inference, where dropout does nothing. All the same a layer with
 dropout inside brings along the state of its generator of random numbers, draws masks that nobody

@@ -1,4 +1,4 @@
-"""INT4 kernels in `.tflite` files: how they are stored, and what runtimes do with them.
+"""INT4 kernels in `.tflite` files: storage, and combinations that runtimes fail with.
 
 The tensor type holds two codes in a byte. LiteRT and TensorFlow Lite compute with it, but not with
 every operator, and not every failure is an error: some combinations return nonsense. All those that
@@ -85,7 +85,7 @@ def _check_convolution(kernel: ExportKernel, activations: str, groups: int) -> N
     if groups > 1 and activations == "dynamic" and np.all(kernel.scale == kernel.scale.flat[0]):
         raise ValueError(
             f"layer {kernel.layer!r}: tf.lite cannot run a convolution of {groups} groups whose"
-            " output channels have one step with activations='dynamic'; use 'int8' or 'float', or"
+            " output channels have one scale with activations='dynamic'; use 'int8' or 'float', or"
             " convert this layer with granularity='channel'."
         )
 

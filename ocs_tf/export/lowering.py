@@ -238,9 +238,10 @@ class _Lowering:
         steps = [call.inputs[0].shape[1] for call in self.graph.calls_of(layer.name)]
         if composites.is_recurrent(layers.unwrapped(layer)) and None in steps:
             raise ValueError(
-                f"layer {layer.name!r} reads sequences of any length, and an int8 file holds a step"
-                " of its own for each. Build the model with a fixed length (keras.Input((100, 8))),"
-                " or export with activations='float' or 'dynamic', or target='packed'."
+                f"layer {layer.name!r} reads sequences of any length, but an int8 file has a copy"
+                " of the layer's operators for each time step. Build the model with a fixed length"
+                " (keras.Input((100, 8))), or export with activations='float' or 'dynamic', or"
+                " target='packed'."
             )
 
     def _choose_expansion(self, node: Node) -> None:
@@ -371,7 +372,7 @@ class _Lowering:
             self.kernels.append(ExportKernel(name, codes.astype(np.int8), kernel.scale, kind, bits))
 
     def _kernel(self, layer: layers.KernelLayer) -> tuple[QuantizedKernel, np.ndarray | None]:
-        """Kernel in the layer's layout, and bias, with a batch norm behind taken up."""
+        """Kernel in the layer's layout, and bias, with a following batch norm folded into them."""
         kernel, bias = self._quantized(layer)
         norm = self.norms.get(layer.name)
         if norm is None:
@@ -510,7 +511,7 @@ class _Lowering:
         return given
 
     def _apart_from_readers(self, layer: Any, made: Any, function: Any) -> Any:
-        """What a layer with kernels makes, apart from what the converter might fold into them.
+        """The output of a layer with kernels, apart from what the converter might fold into them.
 
         Arguments:
             made: before its activation `function`, if that is a step of its own.
@@ -542,7 +543,7 @@ class _Lowering:
         return self.added[name]
 
     def _scaled(self, layer: Any, twin: Any, tensor: Any) -> Any:
-        """What `twin`, in the place of the affine `layer`, makes of `tensor`, of any rank."""
+        """The output of `twin`, in place of the affine `layer`, for a `tensor` of any rank."""
         if not isinstance(twin, keras.layers.DepthwiseConv2D):
             return twin(tensor)
         if is_integer(tensor):

@@ -1,4 +1,4 @@
-"""Which tensor of a float .tflite file is which tensor of the Keras graph, and what it ranges over.
+"""Matching of the tensors of a float .tflite file with those of the Keras graph, and their ranges.
 
 The converter renames, fuses and reorders; what it cannot change is the data. So the file is run and
 its tensors are told apart by content.

@@ -1,4 +1,4 @@
-"""Names of layers that a converter takes: what it sees are identifiers, what a file says is ours.
+"""Layer names: identifiers for the converter, the original names in the file.
 
 TensorFlow wants names of inputs to be Python identifiers, and those of layers to be scopes. The
 names in a file are any text.

@@ -1,4 +1,4 @@
-"""Every written file is run, and its outputs compared with those of the Keras model."""
+"""Runs a written file and compares its outputs with those of the Keras model."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _close_enough(
 
 
 def _steps(content: bytes) -> list[float | None]:
-    """Of the grids of a file's outputs, which it may turn into floats at the end."""
+    """Steps of the grids of a file's outputs, also of outputs that it dequantizes at the end."""
     parsed = fb.read(content)
     graph = parsed.subgraphs[0]
     before = {
@@ -115,7 +115,7 @@ def _steps(content: bytes) -> list[float | None]:
 
 
 def _step(model: keras.Model, tensor: Any) -> float | None:
-    """Of the grid that an output of the model is rounded to."""
+    """Step of the grid that an output of the model is rounded to."""
     layer = tensor._keras_history[0]
     grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
     return None if grid is None else float(grid.scale)

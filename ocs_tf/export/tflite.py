@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import keras
 
@@ -37,9 +38,12 @@ from ocs_tf.writing import exists, write
 
 __all__ = ["ExportResult", "VerificationError", "export_tflite"]
 
-TARGETS = ("int8", "int4", "packed", "float")
-IO_DTYPES = ("int8", "float32")
-_ACTIVATIONS = ("auto", *int4.ACTIVATIONS)
+Target = Literal["int8", "int4", "packed", "float"]
+Activations = Literal["auto", "int8", "float", "dynamic"]
+IODtype = Literal["int8", "float32"]
+TARGETS = get_args(Target)
+IO_DTYPES = get_args(IODtype)
+_ACTIVATIONS = get_args(Activations)
 _FORMS = {
     "int8": lowering.INT8,
     "int4": lowering.INT4,
@@ -56,7 +60,7 @@ _NEEDS_DELEGATE = (
 
 @dataclasses.dataclass(frozen=True)
 class ExportResult:
-    """What was written.
+    """Result of an export.
 
     Attributes:
         path: of the file.
@@ -89,10 +93,10 @@ def export_tflite(
     model: keras.Model,
     path: str | os.PathLike[str],
     *,
-    target: str = "int8",
+    target: Target = "int8",
     representative_dataset: data.Dataset = None,
-    activations: str = "auto",
-    io_dtype: str = "int8",
+    activations: Activations = "auto",
+    io_dtype: IODtype = "int8",
     dynamic_batch: bool = False,
     merge_copies: bool = True,
     fused_dense: bool = False,
@@ -103,14 +107,14 @@ def export_tflite(
     """Write a quantized model to a `.tflite` file.
 
     Target `"int8"` is full-integer: int8 kernels with exactly the codes and scales of the Keras
-    layers (below 8 bits with their own step, at no saving in size), int8 activations on exactly
+    layers (one byte each at any bit width), int8 activations on exactly
     the grids of the Keras model, int32 biases. The file is read back, and a difference is an
-    error. Layers that were left in float get ordinary 8-bit kernels. Layers that need an operator
-    without an int8 form (layer normalization, for example) are computed in float, between a
+    error. Layers that were left in float32 get ordinary 8-bit kernels. Layers that need an operator
+    without an int8 form (layer normalization, for example) are computed in float32, between a
     DEQUANTIZE and a QUANTIZE; `notes` of the result names them.
 
-    Target `"int4"` is the same, but for kernels of up to 4 bits, which are INT4 tensors, two codes
-    in a byte; and activations may stay float.
+    Target `"int4"` is the same, except that kernels of up to 4 bits are INT4 tensors, two codes
+    in a byte, and activations may stay float32.
 
     Target `"packed"` stores each quantized kernel in exactly its bits, with its scales and the
     copies of split channels, and rounds activations where the model does; it computes in float32.
@@ -121,16 +125,16 @@ def export_tflite(
 
     Arguments:
         model: what `convert` returned.
-        path: of the file to write.
+        path: the file to write.
         target: `"int8"`, `"int4"`, `"packed"` or `"float"`.
         representative_dataset: inputs, in any form that `convert` takes; needed for int8
             activations where those of `model` have no grid. At most 1,024 samples are used.
         activations: with `"int8"` and `"int4"`. `"int8"`: on the grids of `model`, or measured
-            ones, which makes recurrent layers straight (unrolled); `"float"`:
-            kernels are turned into floats again, exactly; `"dynamic"`: the runtime quantizes them
+            ones, which unrolls recurrent layers; `"float"`:
+            kernels are dequantized, exactly; `"dynamic"`: the runtime quantizes them
             to 8 bits, by each input's own range. `"auto"` is `"int8"`, but `"float"` with target
             `"int4"` where `model` has no grids and no data are given.
-        io_dtype: of the inputs and outputs of a file with int8 activations: `"int8"` or
+        io_dtype: type of the inputs and outputs of a file with int8 activations: `"int8"` or
             `"float32"`.
         dynamic_batch: leave the batch size open instead of fixing it to that of `model`, or to 1
             where `model` leaves it open. Runtimes for accelerators and microcontrollers want it

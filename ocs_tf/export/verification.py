@@ -1,4 +1,4 @@
-"""Reading a written .tflite file back: is it what was asked for?"""
+"""Verification of a written .tflite file: its codes and scales against those of the model."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ def _activation_statistics(
 
 
 def _quantizer_name(op_name: str) -> str:
-    """What ai-edge-quantizer calls an operator."""
+    """Name of an operator in ai-edge-quantizer."""
     return "CONV_2D_TRANSPOSE" if op_name == "TRANSPOSE_CONV" else op_name
 
 
@@ -334,7 +334,7 @@ def _quantize(engine: quantizer.Quantizer, statistics: dict[str, dict[str, np.nd
 
 
 def _finish(quantized: Any, assigned: Mapping[fb.Place, ExportKernel]) -> bytes:
-    """What ai-edge-quantizer leaves to do: INT4 tensors, and operator versions."""
+    """Add what ai-edge-quantizer does not: INT4 tensors and operator versions."""
     int4.store(quantized, assigned)
     _raise_versions(quantized)
     return fb.write(quantized)

@@ -108,7 +108,7 @@ class KernelAdapter:
     def patches(
         self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
     ) -> np.ndarray:
-        """What outputs are weighted sums of: `[N, G, K]` for G groups of K inputs each.
+        """The inputs that each output sums up (im2col): `[N, G, K]` for G groups of K inputs each.
 
         The inputs are in the order of a group's rows in the canonical kernel. Along each axis of
         `positions`, every so many-th place is taken, from `start` on.

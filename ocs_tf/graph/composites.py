@@ -189,7 +189,7 @@ def assign(layer: Any, kernels: Mapping[str, tuple[QuantizedKernel, np.ndarray |
 
 @contextlib.contextmanager
 def recorded(layer: Any, path: str) -> Iterator[list[np.ndarray]]:
-    """What the kernel at `path` reads in eager calls of the quantized composite `layer`.
+    """Inputs of the kernel at `path` in eager calls of the quantized composite `layer`.
 
     The list that this gives grows while the context lasts: arrays `[N, ..., C]`, in cells one for
     each step, and what Keras looks at the first step for.

@@ -169,7 +169,7 @@ def _belongs(layer: Any, value: Any) -> bool:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What is in containers within containers."""
+    """The items of nested containers."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,4 +1,4 @@
-"""Equalization of a model: what the channels of its chains are scaled by, and the scaled model."""
+"""Equalization of a model: the factors of the channels of its chains, and the scaled model."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def _least_scales(bias: NDArray[Any] | None) -> Any:
 
 
 def _multiply(values: NDArray[np.floating], factors: NDArray[np.float64]) -> None:
-    """In place, in float64 piece by piece."""
+    """Multiply `values` by `factors` in place, in float64 piece by piece."""
     np.multiply(values, factors, out=values, casting="same_kind")
 
 

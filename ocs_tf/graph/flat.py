@@ -258,7 +258,7 @@ class _Flattener:
     # Layers ----------------------------------------------------------------------------------
 
     def _twin(self, operation: Any, path: Path, layer: Any = None) -> Callable[..., Any]:
-        """What to call in the place of the user's `operation`; the same for all its calls.
+        """The replacement of the user's `operation`; the same for all its calls.
 
         Arguments:
             layer: takes its place; `None` for the layers that it consists of, or a copy.

@@ -78,7 +78,7 @@ def graph_on(model: Any, fold_batch_norm: bool, dtypes: Sequence[str]) -> Graph:
 
 
 def table_rows(graph: Graph, tensor: Any) -> int | None:
-    """Of the smallest table in which the numbers of `tensor`, as they are, are looked up."""
+    """Rows of the smallest table in which the numbers of `tensor`, unchanged, are looked up."""
     found: list[int | None] = []
     for reader in graph.consumers[id(tensor)]:
         layer = reader.layer

@@ -64,7 +64,7 @@ def check_layouts(graph: Graph) -> None:
 
 
 def _channels_first(node: Node) -> Iterator[tuple[Any, str, int, bool]]:
-    """What `node` computes so, layers inside included: it, its operation, rank, and if grouped."""
+    """The `channels_first` operations of `node`, inner layers included: it, name, rank, grouped."""
     if not isinstance(node.layer, keras.layers.Layer):
         operation = _BARE.get(type(node.layer).__name__)
         layout = getattr(node.layer, "data_format", "channels_last")

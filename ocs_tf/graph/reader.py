@@ -1,4 +1,4 @@
-"""Reading a Keras model: its layers in order, who reads whom, which batch norms can be folded."""
+"""Reads a Keras model: its layers in order, their consumers, which batch norms can be folded."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class KernelSite:
 
     @property
     def name(self) -> str:
-        """Of the layer; `LAYER/PART` in a composite."""
+        """Name of the layer; `LAYER/PART` in a composite."""
         return f"{self.owner.name}/{self.part}" if self.part else str(self.owner.name)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the kernel in canonical form, `[..., C, F]`."""
+        """Shape of the kernel in canonical form, `[..., C, F]`."""
         return self.adapter.read(self.layer)[0].shape
 
     def weights(self) -> tuple[np.ndarray, np.ndarray | None]:

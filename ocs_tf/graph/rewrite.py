@@ -21,7 +21,7 @@ from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel, code_li
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
-    """What stands in for a layer with a kernel.
+    """Replacement of a layer with a kernel.
 
     Attributes:
         kernel: canonical quantized kernel.
@@ -243,7 +243,7 @@ def _options(replacement: Replacement) -> dict[str, Any]:
 
 
 def _parts(graph: Graph, name: str, kernels: Mapping[str, Replacement]) -> dict[str, Replacement]:
-    """What replaces the kernels inside of a composite, by path."""
+    """Replacements of the kernels inside a composite, by path."""
     sites = graph.sites.get(name, [])
     return {site.part: kernels[site.name] for site in sites if site.part and site.name in kernels}
 

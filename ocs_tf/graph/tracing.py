@@ -1,4 +1,4 @@
-"""What a model with a `call` of its own computes, found by calling it on symbolic tensors.
+"""Tracing of models with their own `call`, by calling them on symbolic tensors.
 
 Keras records each call of a layer on symbolic tensors. The records are read, and then taken away
 from the user's layers again, which stay as they were.

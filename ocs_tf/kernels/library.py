@@ -1,4 +1,4 @@
-"""Where the native library is, and whether it is the one that this package expects."""
+"""Finds the native library and checks that it is the one that this package expects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which TFLite runtimes the delegate may be used with: the structures they share have no version.
+"""Compatibility of TFLite runtimes with the delegate: the structures they share have no version.
 
 A runtime of another layout would crash the process. So the versions that were tested are listed
 here; another one has to pass `self_test.py` in a process of its own before it is used in this one.

@@ -1,4 +1,4 @@
-"""What quantized layers are made of and store, checked.
+"""Validation of the configuration and stored arrays of quantized layers.
 
 A file may be damaged, and weights can be set by anyone: configurations are checked where layers are
 made, weights when they are stored or loaded, and both when they are read for a report or an export.

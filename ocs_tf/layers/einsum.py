@@ -1,4 +1,4 @@
-"""What the equation of an `EinsumDense` says of its kernel."""
+"""Axes of the kernel of an `EinsumDense`, from its equation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EinsumSpec:
 
     @classmethod
     def of(cls, layer: Any, input_shape: Sequence[int | None]) -> EinsumSpec:
-        """Of a `layer` that reads inputs of this shape."""
+        """The axes of a `layer` that reads inputs of this shape."""
         left, result = layer.equation.replace(" ", "").split("->")
         source, kernel = left.split(",")
         rank = len(input_shape)

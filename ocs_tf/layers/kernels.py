@@ -173,7 +173,7 @@ class KernelLayer(FromConfig, keras.layers.Layer):
         return self.keras_layout(codes * self._per_column(self.scale, codes))
 
     def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
-        """What the layer computes, without bias and activation function."""
+        """The output of the layer without bias and activation function."""
         raise NotImplementedError
 
     def call(self, inputs: Any) -> Any:

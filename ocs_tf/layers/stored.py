@@ -62,7 +62,7 @@ def effective_codes(codes: Any, channel_map: Any, copies: int) -> Any:
 
 
 def quantized_kernel(layer: Any) -> QuantizedKernel:
-    """What `layer` stores, as NumPy arrays.
+    """The quantized kernel that `layer` stores, as NumPy arrays.
 
     Raises:
         ValueError: it is not a quantized kernel: weights were set, or loaded from a bad file.

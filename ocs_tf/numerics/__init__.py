@@ -1,4 +1,4 @@
-"""Quantization arithmetic in pure NumPy: grids, clip thresholds, channel splitting, kernels.
+"""Quantization arithmetic in NumPy and SciPy: grids, clip thresholds, channel splitting, kernels.
 
 Nothing here knows TensorFlow or Keras. Kernels have their input channels on axis -2 and their
 output channels on axis -1, as Keras keeps them.

@@ -266,7 +266,7 @@ def _best_copies(tails: _Tails, threshold: float, count: int) -> tuple[list[int]
     """The copies that leave the least clipping error, and that error."""
 
     def change(channels: Any, k: int) -> Any:
-        """What one more code does to the error of channels with `k`: it falls."""
+        """Change of the error of channels with `k` codes from one more code; never positive."""
         errors = [tails.error(channels, n * threshold) for n in (k, k + 1)]
         return errors[1] - errors[0]
 

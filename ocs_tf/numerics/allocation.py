@@ -1,4 +1,4 @@
-"""Bit widths and copies shared out among layers.
+"""Allocation of bit widths and copies to layers under a budget.
 
 What the quantization of each layer adds to a network's output error adds up (Lin, Talathi,
 Annapureddy, "Fixed Point Quantization of Deep Convolutional Networks", ICML 2016, section 3: the
@@ -28,13 +28,13 @@ def closed_form_bits(
 ) -> NDArray[np.int32]:
     """Widths by Lin et al.'s rule (section 3.2): `bits_i = c - 10 log10(counts_i) / kappa`.
 
-    A tensor of more numbers gets fewer bits. The widths are rounded and kept within bounds, and
+    A tensor of more numbers gets fewer bits. The bit widths are rounded and kept within bounds, and
     `c` is the largest for which they do not exceed `average_bits` on average.
 
     Arguments:
         counts: positive `[L]`, the numbers in each tensor, or what is computed with each.
         average_bits: of all numbers, `smallest` or more.
-        kappa: dB of signal to noise ratio per bit, above 0; the paper takes 3.
+        kappa: dB of SQNR per bit, above 0; the paper takes 3.
 
     Returns:
         int32 `[L]`.
@@ -48,7 +48,7 @@ def closed_form_bits(
     if not average_bits >= smallest:
         raise ValueError(f"`average_bits` (={average_bits}) must be {smallest} or more.")
     offsets = -10 * np.log10(counts) / kappa
-    # The rounded widths only change where one of them passes a half.
+    # The rounded bit widths only change where one of them passes a half.
     steps = np.unique(np.arange(smallest, largest)[:, None] + 0.5 - offsets)
     bits = np.clip(np.floor(steps[:, None] + offsets + 0.5), smallest, largest)
     fits = bits @ counts <= average_bits * counts.sum() * (1 + 1e-12)

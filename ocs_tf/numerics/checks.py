@@ -1,4 +1,4 @@
-"""Values as they are allowed to be: each function returns one, as plain Python, or raises.
+"""Validation of values: each function returns one as a plain Python value, or raises.
 
 Types count: 1 and 1.0 are not `True`, and `True` is not a number. NumPy's booleans and numbers are
 as good as Python's.

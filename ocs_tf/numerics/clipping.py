@@ -111,7 +111,7 @@ def optimal_thresholds(
     one_sided: bool = False,
     candidates: int = 96,
 ) -> NDArray[np.float64]:
-    """For each column of `values` `[n, F]` the threshold of least squared quantization error.
+    """The threshold of the least squared quantization error for each column of `values` `[n, F]`.
 
     Scans thresholds up to each column's maximum, then more finely around the best, and improves
     that by the alternating minimisation of Lloyd: with the codes `c` fixed, the best step is

@@ -59,7 +59,7 @@ def input_factors(channel_factors: ArrayLike, groups: int, outputs: int) -> NDAr
 
 
 def input_ranges(sizes: NDArray[np.floating], groups: int, granularity: str) -> NDArray[np.float64]:
-    """How much of its grid each input channel of a kernel takes up at most, 0..1, `[C]`.
+    """The largest share of its grid that each input channel of a kernel uses, 0..1, `[C]`.
 
     Arguments:
         sizes: `[C / groups, F]`, the largest magnitude over the taps of a canonical kernel.

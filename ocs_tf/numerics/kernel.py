@@ -101,7 +101,7 @@ def quantize_kernel(
         bits: 2..8.
         expand_ratio: 0..1; `ceil(expand_ratio * C)` copies are added.
         clip: one of `numerics.WEIGHT_CLIPS`, see `choose_threshold` and `choose_splits`.
-        granularity: `"tensor"`, or `"channel"` for one step per output channel.
+        granularity: `"tensor"`, or `"channel"` for one scale per output channel.
         percentile: for clip `"percentile"`.
         power_of_two: steps are powers of two.
         quantization_aware: the copies' codes add up to the code of the whole weight (Zhao et al.,

@@ -1,14 +1,18 @@
-"""Error-compensated rounding: weights are rounded one input at a time, and what is lost in one is
-made up for by those that are not rounded yet.
+"""Error-compensated (GPTQ-style) rounding of one kernel.
 
-The layer's output error over calibration inputs `X` is `tr((W - Q)^T H (W - Q))`, `H = X^T X`. Once
-row k of `Q` is fixed, the best choice of the rows behind it is known in closed form (Hassibi &
-Stork, "Second order derivatives for network pruning", NIPS 1992; Frantar & Alistarh, "Optimal Brain
-Compression", NeurIPS 2022). By the Cholesky factor of `H^-1` all output channels are done together
-(Frantar et al., "GPTQ", ICLR 2023, algorithm 1).
+The output error of a layer with kernel `W` `[K, F]`, rounded to `Q`, over calibration inputs `X`
+`[N, K]` is `tr((W - Q)^T H (W - Q))` with the Hessian `H = X^T X`. The algorithm:
 
-With outlier channel splitting, a channel with copies has a wider range of codes, and the copies of
-a code are determined by it. So whole channels are rounded, each within the range of its copies.
+1. Damp `H` and compute the Cholesky factor of its inverse.
+2. Round row k of `W`, the weights of one input channel, to the nearest codes.
+3. Subtract from each later row its share of the rounding error, by the Cholesky factor. This is the
+   optimal update in closed form (Hassibi & Stork, "Second order derivatives for network
+   pruning", NIPS 1992; Frantar & Alistarh, "Optimal Brain Compression", NeurIPS 2022).
+4. Go on with row k + 1. All output channels are rounded together (Frantar et al., "GPTQ", ICLR
+   2023, algorithm 1).
+
+With outlier channel splitting, a channel with copies has a wider range of codes, and a code
+determines those of its copies. So whole channels are rounded, each within the range of its copies.
 """
 
 from __future__ import annotations
@@ -70,7 +74,7 @@ def compensated_codes(
 
     Rows are rounded in the order of their inputs' energy, largest first ("act order").
 
-    Inputs that differ from those of the float network, `X` from `X + D`, are made up for: it is
+    Inputs that differ from those of the float network, `X` from `X + D`, are compensated: it is
     the kernel of least squared error against `(X + D) W`, `W + H^-1 X^T D W`, that is rounded. (Li
     et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", ICML 2025,
     match these outputs row by row instead.)
@@ -214,7 +218,7 @@ def _round_rows(
     lost: NDArray[np.float64] | None,
 ) -> NDArray[np.float64]:
     """`weights` [K, F], in steps, rounded row by row; they are overwritten."""
-    # Upper triangular U with H^-1 = U^T U; row k of it tells how the rows behind k make up for k.
+    # Upper triangular U with H^-1 = U^T U; its row k says how later rows compensate the error of k.
     # It is the inverse of the upper triangular R with H = R R^T.
     root = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
     factor = solve_triangular(root, np.eye(len(root)))

@@ -1,4 +1,4 @@
-"""Windows of convolutions: what each output position is a weighted sum of."""
+"""Windows of convolutions (im2col): the inputs that each output position sums up."""
 
 from __future__ import annotations
 
