@@ -259,12 +259,12 @@ class _Lowering:
                 " export with merge_copies=True or target='packed'."
             )
         self.expanded[layer.name] = mapping = adapter.input_map(layer, kernel.channel_map)
-        shared = len(self.graph.calls(layer)) > 1
-        chain = None if shared else channels.producers(self.graph, node)
-        if chain is None:
+        try:
+            chain = channels.producers(self.graph, node)
+        except channels.NoProducer as reason:
             self.notes.append(
-                f"{layer.name}: no single layer produces its input (a sum, or one with other"
-                f" readers), so a Concatenation of slices duplicates {layer.copies} channels."
+                f"{layer.name}: no layer in front can repeat channels for it ({reason}), so a"
+                f" Concatenation of slices duplicates {layer.copies} channels."
             )
         else:
             self.fed.add(layer.name)
