@@ -238,7 +238,7 @@ ROWS: Mapping[str, Traits] = {
     "PReLU": Traits(elementwise=True, homogeneous=True),
     "ELU": Traits(elementwise=True),
     "Softmax": Traits(no_product=True),
-    "BatchNormalization": Traits(channelwise=True, inference_only=True),
+    "BatchNormalization": Traits(channelwise=True),
     "Flatten": _RESHAPED,
     "Permute": _RESHAPED,
     "Reshape": _RESHAPED,
@@ -250,6 +250,7 @@ ROWS: Mapping[str, Traits] = {
     "UpSampling2D": dataclasses.replace(_RESIZED, rank=2),
     "UpSampling3D": dataclasses.replace(_ELSEWHERE, rank=3),
     "Resizing": dataclasses.replace(_RESIZED, rank=2),
+    # TFLite has no pooling in three dimensions: such a model is converted, but not exported.
     "MaxPooling{}D": dataclasses.replace(_POOL, **_MAXIMUM),
     "AveragePooling{}D": dataclasses.replace(_POOL, **_MEAN),
     "GlobalMaxPooling{}D": dataclasses.replace(_GLOBAL_POOL, **_MAXIMUM),

@@ -49,6 +49,10 @@ CHAINS: dict[str, Callable[[], list]] = {
     "global-pool": lambda: [layers.GlobalAveragePooling2D()],
     "global-pool-flatten": lambda: [layers.GlobalAveragePooling2D(keepdims=True), layers.Flatten()],
     "dropout": lambda: [layers.Dropout(0.5)],
+    "noise": lambda: [layers.GaussianNoise(0.5), layers.GaussianDropout(0.5)],
+    "cropping": lambda: [layers.Cropping2D(1), layers.ActivityRegularization(0.1)],
+    "bilinear": lambda: [layers.UpSampling2D(2, interpolation="bilinear"), layers.ELU()],
+    "resizing": lambda: [layers.Resizing(5, 11)],
 }
 
 
@@ -77,6 +81,20 @@ def test_layer_in_front_produces_the_copies(name, randomize, rng):
     assert "second_copies" not in names_of_layers(lowered.model)
     assert lowered.notes == []
     x = rng.normal(size=(3, *SHAPE)).astype(np.float32)
+    np.testing.assert_allclose(
+        lowered.model.predict_on_batch(x), quantized.predict_on_batch(x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_vectors_that_are_repeated_have_copies(randomize, rng):
+    def function(x):
+        x = layers.RepeatVector(4)(layers.Dense(10, name="first")(x))
+        return layers.Conv1D(4, 2, name="second")(x)
+
+    quantized = split(randomize(build(function, (6,))))
+    lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
+    assert lowered.model.get_layer("first").units == 10 + 5
+    x = rng.normal(size=(3, 6)).astype(np.float32)
     np.testing.assert_allclose(
         lowered.model.predict_on_batch(x), quantized.predict_on_batch(x), rtol=1e-4, atol=1e-5
     )
