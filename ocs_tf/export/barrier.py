@@ -21,6 +21,8 @@ _NAME = "OcsBarrier"
 class Barrier(keras.layers.Identity):
     """Its input, as a custom operator of a `.tflite` file that `without_barriers` removes."""
 
+    same_function_as = keras.layers.Identity
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._function = barrier_function()

@@ -13,8 +13,9 @@ import keras
 
 from ocs_tf import layers
 from ocs_tf.graph import adapters
-from ocs_tf.graph.activations import POOLS, activation_function, is_operation, moves_values
+from ocs_tf.graph.activations import activation_function, is_operation, moves_values
 from ocs_tf.graph.affine import affine_axis
+from ocs_tf.graph.layer_traits import holds
 from ocs_tf.graph.reader import Graph
 
 _FUNCTIONS = (
@@ -23,29 +24,6 @@ _FUNCTIONS = (
     keras.activations.sigmoid,
     keras.activations.softmax,
     keras.activations.tanh,
-)
-# They neither begin nor end with a product with constants.
-_LAYERS = (
-    *POOLS,
-    keras.layers.Add,
-    keras.layers.Concatenate,
-    keras.layers.GlobalAveragePooling1D,
-    keras.layers.GlobalAveragePooling2D,
-    keras.layers.GlobalAveragePooling3D,
-    keras.layers.GlobalMaxPooling1D,
-    keras.layers.GlobalMaxPooling2D,
-    keras.layers.GlobalMaxPooling3D,
-    keras.layers.InputLayer,
-    keras.layers.Maximum,
-    keras.layers.Minimum,
-    keras.layers.Multiply,
-    keras.layers.ReLU,
-    keras.layers.Softmax,
-    keras.layers.Subtract,
-)
-_OPERATIONS = (
-    *("Add", "Concatenate", "Maximum", "Minimum", "Subtract"),
-    *("Relu", "Relu6", "Sigmoid", "Softmax", "Tanh"),
 )
 
 
@@ -100,8 +78,7 @@ def may_begin_with_product(graph: Graph, tensor: Any, moved: bool = False) -> bo
 
 def may_multiply(layer: Any) -> bool:
     """Whether `layer` may do more than its kernel does, or be no layer that is known not to."""
-    plain = isinstance(layer, (keras.layers.Activation, layers.KernelLayer))
-    plain = plain or type(layer) in _LAYERS or is_operation(layer, _OPERATIONS)
+    plain = isinstance(layer, layers.KernelLayer) or holds(layer, "no_product")
     return not plain or function_may_multiply(layer)
 
 

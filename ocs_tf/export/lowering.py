@@ -261,12 +261,12 @@ class _Lowering:
                 " export with merge_copies=True or target='packed'."
             )
         self.expanded[layer.name] = mapping = adapter.input_map(layer, kernel.channel_map)
-        shared = len(self.graph.calls(layer)) > 1
-        chain = None if shared else channels.producers(self.graph, node)
-        if chain is None:
+        try:
+            chain = channels.producers(self.graph, node)
+        except channels.NoProducer as reason:
             self.notes.append(
-                f"{layer.name}: no single layer produces its input (a sum, or one with other"
-                f" readers), so a Concatenation of slices duplicates {layer.copies} channels."
+                f"{layer.name}: no layer in front can repeat channels for it ({reason}), so a"
+                f" Concatenation of slices duplicates {layer.copies} channels."
             )
         else:
             self.fed.add(layer.name)
@@ -477,7 +477,7 @@ class _Lowering:
         if isinstance(layer, layers.FakeQuantize):
             tensor = args[0]
             if layer.grid.copies and self.form.splits_activations:
-                tensor = _split(tensor, layer.grid, name)
+                tensor = self._split(tensor, layer.grid, name)
             return self._rounded(tensor._keras_history.operation.name, tensor, layer.grid)
         if name in self.expanded and name not in self.fed:
             args = (self._duplicate(args[0], name), *args[1:])
@@ -561,9 +561,26 @@ class _Lowering:
 
     def _duplicate(self, tensor: Any, name: str) -> Any:
         """`tensor` with its channels repeated as layer `name` needs."""
-        output = _duplicated(tensor, self.expanded[name], name)
+        output = self._repeated(tensor, self.expanded[name], name)
         self._note_grid(f"{name}_copies", output, self.tensor_grids.get(id(tensor)))
         return output
+
+    def _repeated(self, tensor: Any, mapping: np.ndarray, name: str) -> Any:
+        """The channels of `tensor` that `mapping` lists: slices, concatenated."""
+        # Neighbours that follow each other in order make one slice.
+        runs = np.split(mapping, np.flatnonzero(np.diff(mapping) != 1) + 1)
+        slices = [
+            tensor if len(run) == tensor.shape[-1] else tensor[..., int(run[0]) : int(run[-1]) + 1]
+            for run in runs
+        ]
+        return self._once(keras.layers.Concatenate, name=f"{name}_copies")(slices)
+
+    def _split(self, tensor: Any, grid: ActivationGrid, name: str) -> Any:
+        """`tensor` with its channels split as `grid` says, in float."""
+        _, gain, offset = copy_parts(grid.copies, tensor.shape[-1])
+        mapping = np.array([*range(tensor.shape[-1]), *grid.copies])
+        expanded = self._repeated(tensor, mapping, name)
+        return expanded * gain.astype(np.float32) + (offset * grid.scale).astype(np.float32)
 
     def _rounded(self, name: str, tensor: Any, grid: ActivationGrid | None) -> Any:
         """`tensor`, which the quantized model rounds to `grid`, if any."""
@@ -578,25 +595,6 @@ class _Lowering:
         if grid is not None:
             self.grids.setdefault(name, grid)
             self.tensor_grids[id(tensor)] = grid
-
-
-def _duplicated(tensor: Any, mapping: np.ndarray, name: str) -> Any:
-    """The channels of `tensor` that `mapping` lists: slices, concatenated."""
-    # Neighbours that follow each other in order make one slice.
-    runs = np.split(mapping, np.flatnonzero(np.diff(mapping) != 1) + 1)
-    slices = [
-        tensor if len(run) == tensor.shape[-1] else tensor[..., int(run[0]) : int(run[-1]) + 1]
-        for run in runs
-    ]
-    return keras.layers.Concatenate(name=f"{name}_copies")(slices)
-
-
-def _split(tensor: Any, grid: ActivationGrid, name: str) -> Any:
-    """`tensor` with its channels split as `grid` says, in float."""
-    _, gain, offset = copy_parts(grid.copies, tensor.shape[-1])
-    mapping = np.array([*range(tensor.shape[-1]), *grid.copies])
-    expanded = _duplicated(tensor, mapping, name)
-    return expanded * gain.astype(np.float32) + (offset * grid.scale).astype(np.float32)
 
 
 def _in_two_dimensions(codes: np.ndarray, kind: str) -> np.ndarray:

@@ -15,58 +15,16 @@ from typing import Any
 
 import keras
 
-from ocs_tf.graph import adapters, resizing
+from ocs_tf.graph import adapters
 from ocs_tf.graph.affine import affine_axis
-from ocs_tf.graph.flat import WithMask
 from ocs_tf.graph.indices import index_tensors
+from ocs_tf.graph.layer_traits import holds, keras_class
 from ocs_tf.graph.masks import mask_ranges, masked_scores, without_masked
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.layers import unwrapped
 from ocs_tf.numerics import ActivationGrid
 
 _LAYERS = keras.layers
-# The output holds only numbers of the input.
-_MOVES = (
-    _LAYERS.Reshape,
-    _LAYERS.Flatten,
-    _LAYERS.Permute,
-    _LAYERS.ZeroPadding1D,
-    _LAYERS.ZeroPadding2D,
-    _LAYERS.ZeroPadding3D,
-    _LAYERS.Cropping1D,
-    _LAYERS.Cropping2D,
-    _LAYERS.Cropping3D,
-    _LAYERS.MaxPooling1D,
-    _LAYERS.MaxPooling2D,
-    _LAYERS.MaxPooling3D,
-    _LAYERS.RepeatVector,
-    _LAYERS.Dropout,
-    _LAYERS.SpatialDropout1D,
-    _LAYERS.SpatialDropout2D,
-    _LAYERS.SpatialDropout3D,
-    _LAYERS.GaussianNoise,
-    _LAYERS.GaussianDropout,
-    _LAYERS.AlphaDropout,
-    _LAYERS.ActivityRegularization,
-    _LAYERS.Identity,
-    WithMask,
-)
-_AVERAGE_POOLS = (_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D, _LAYERS.AveragePooling3D)
-# All inputs have the output's grid.
-_ONE_GRID = (_LAYERS.Concatenate, _LAYERS.Maximum)
-POOLS = (*_AVERAGE_POOLS, _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D)
-# What a runtime computes together with a ReLU behind it.
-_FUSES_RELU = (
-    *(adapter.layer_class for adapter in adapters.ADAPTERS if not adapter.is_lookup),
-    *POOLS,
-    _LAYERS.Add,
-    _LAYERS.Subtract,
-    _LAYERS.Multiply,
-)
-# Bare Keras operations (`x[..., :2]`, `keras.ops.concatenate`), by class name: they have no
-# public classes.
-_FUSING_OPERATIONS = ("Add", "Subtract", "Multiply")
-_MOVING_OPERATIONS = ("GetItem", "Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +136,7 @@ class _SiteFinder:
             self.group_of[id(output)] = self._group(node.inputs[0])
             if mixes_values(layer) and not self._fused_into_relu(output, layer):
                 self._add(name, output, self._group(node.inputs[0]))
-        elif _has_one_grid(layer):
+        elif holds(layer, "one_grid"):
             for tensor in node.inputs:
                 self._unite(name, self._group(tensor))
             self._add(name, output, name)
@@ -278,22 +236,13 @@ def tensor_grids(graph: Graph, grids: Mapping[str, ActivationGrid]) -> dict[int,
 
 
 def moves_values(layer: Any) -> bool:
-    """Whether the output of `layer` holds only numbers of its input."""
-    if isinstance(layer, _LAYERS.Activation):
-        return adapters.is_linear(layer.activation)
-    moves = isinstance(layer, _MOVES) or is_operation(layer, _MOVING_OPERATIONS)
-    return moves or resizing.repeats(layer)
-
-
-def _has_one_grid(layer: Any) -> bool:
-    """Whether all that `layer` reads, and what it adds of its own, has the grid of its output."""
-    joins = isinstance(layer, _ONE_GRID) or is_operation(layer, ("Concatenate", "Maximum"))
-    return joins or resizing.fills(layer)
+    """Whether the output of `layer` holds only numbers of its input, on the grid of the input."""
+    return holds(layer, "moves") and holds(layer, "keeps_grid")
 
 
 def mixes_values(layer: Any) -> bool:
     """Whether the output of `layer` holds new numbers, but stays on the grid of its input."""
-    return isinstance(layer, _AVERAGE_POOLS) or resizing.interpolates(layer)
+    return holds(layer, "keeps_grid") and not holds(layer, "moves")
 
 
 def fuses_into_producer(graph: Graph, node: Node) -> bool:
@@ -303,8 +252,8 @@ def fuses_into_producer(graph: Graph, node: Node) -> bool:
 
 
 def _fuses_relu(layer: Any) -> bool:
-    fuses = isinstance(layer, _FUSES_RELU) or is_operation(layer, _FUSING_OPERATIONS)
-    return (fuses or affine_axis(layer) is not None) and activation_function(layer) is None
+    fuses = holds(layer, "fuses_relu") or affine_axis(layer) is not None
+    return fuses and activation_function(layer) is None
 
 
 def _adds_constant(node: Node) -> bool:
@@ -328,7 +277,7 @@ def is_relu6(layer: Any) -> bool:
 
 def is_relu(layer: Any) -> bool:
     """Whether `layer` is nothing but a ReLU, unbounded or up to 6."""
-    alone = isinstance(layer, (_LAYERS.ReLU, _LAYERS.Activation))
+    alone = keras_class(layer) in (_LAYERS.ReLU, _LAYERS.Activation)
     return alone and _relu_limit(layer) is not None
 
 
@@ -343,7 +292,7 @@ def without_activation(layer: Any, input_shape: Any) -> Any:
 
 def activation_function(layer: Any) -> Any:
     """The activation function that `layer` applies to its output, or `None`."""
-    if isinstance(layer, _LAYERS.Softmax):
+    if keras_class(layer) is _LAYERS.Softmax:
         return keras.activations.softmax
     function = getattr(layer, "activation", None)
     return None if adapters.is_linear(function) else function
@@ -369,13 +318,21 @@ def _fixed_function(layer: Any) -> str | None:
         keras.activations.sigmoid: "sigmoid",
         keras.activations.tanh: "tanh",
     }
-    return names.get(activation_function(layer))
+    # What a user's own layer computes of its `activation` is not known.
+    own = isinstance(layer, _LAYERS.Layer) and not _is_ours(type(layer).call)
+    return None if own else names.get(activation_function(layer))
+
+
+def _is_ours(function: Any) -> bool:
+    """Whether a function is one of Keras or of this package."""
+    return function.__module__.split(".")[0] in ("keras", "ocs_tf")
 
 
 def _feeds_pool(graph: Graph, node: Node) -> bool:
     """Whether the ReLU `node` is computed by the pooling in front of it."""
-    before = graph.producer[id(node.inputs[0])]
-    return isinstance(before.layer, POOLS) and graph.only_consumer(node.inputs[0]) is node
+    before = graph.producer[id(node.inputs[0])].layer
+    pools = holds(before, "keeps_grid") and holds(before, "fuses_relu")
+    return pools and graph.only_consumer(node.inputs[0]) is node
 
 
 def is_operation(operation: Any, names: tuple[str, ...]) -> bool:

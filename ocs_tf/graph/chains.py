@@ -17,39 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf.graph import adapters
-from ocs_tf.graph.activations import POOLS, is_operation
+from ocs_tf.graph.activations import is_operation
+from ocs_tf.graph.layer_traits import holds, holds_for, is_homogeneous, is_training, keras_class
 from ocs_tf.graph.reader import Graph, Node
 
 _LAYERS = keras.layers
-_GLOBAL_POOLS = (
-    _LAYERS.GlobalMaxPooling1D,
-    _LAYERS.GlobalMaxPooling2D,
-    _LAYERS.GlobalMaxPooling3D,
-    _LAYERS.GlobalAveragePooling1D,
-    _LAYERS.GlobalAveragePooling2D,
-    _LAYERS.GlobalAveragePooling3D,
-)
-_SPATIAL = (
-    *POOLS,
-    *_GLOBAL_POOLS,
-    _LAYERS.ZeroPadding2D,
-    _LAYERS.Cropping2D,
-    _LAYERS.UpSampling2D,
-)
-_POINTWISE = (
-    _LAYERS.LeakyReLU,
-    _LAYERS.PReLU,
-    _LAYERS.Dropout,
-    _LAYERS.SpatialDropout1D,
-    _LAYERS.SpatialDropout2D,
-    _LAYERS.Identity,
-)
-_HOMOGENEOUS = (
-    None,
-    keras.activations.linear,
-    keras.activations.relu,
-    keras.activations.leaky_relu,
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,9 +83,8 @@ def _made_axis(graph: Graph, node: Node) -> int | None:
         return None
     rank = len(node.outputs[0].shape)
     if type(layer) is _LAYERS.BatchNormalization:
-        trains = node.arguments.kwargs.get("training")
-        return None if trains else layer.axis % rank
-    if not _has_kernel(layer) or layer.activation not in _HOMOGENEOUS:
+        return None if is_training(node) else layer.axis % rank
+    if not _has_kernel(layer) or not is_homogeneous(layer.activation):
         return None
     return adapters.channel_axis(layer) % rank
 
@@ -159,7 +130,7 @@ def _follow(graph: Graph, index: int, axis: int) -> Chain | None:
 def _is_lone_norm(graph: Graph, node: Node) -> bool:
     """Whether the call is a batch norm of fixed statistics that is not folded into a kernel."""
     alone = type(node.layer) is _LAYERS.BatchNormalization and node.layer.name not in graph.folded
-    return alone and not node.arguments.kwargs.get("training")
+    return alone and not is_training(node)
 
 
 def _reads_channels(graph: Graph, node: Node, place: Place) -> bool:
@@ -174,7 +145,7 @@ def _reads_channels(graph: Graph, node: Node, place: Place) -> bool:
 def _concatenates(node: Node) -> bool:
     """Whether the call is of a layer, or of `keras.ops.concatenate`."""
     layer = node.layer
-    return isinstance(layer, _LAYERS.Concatenate) or is_operation(layer, ("Concatenate",))
+    return keras_class(layer) is _LAYERS.Concatenate or is_operation(layer, ("Concatenate",))
 
 
 def _joined(node: Node, places: Mapping[int, Place]) -> Place | None:
@@ -195,22 +166,16 @@ def _carried(node: Node, place: Place) -> Place | None:
     if len(node.inputs) != 1:
         return None
     output = node.outputs[0]
-    if isinstance(layer, _LAYERS.Flatten):
+    if keras_class(layer) is _LAYERS.Flatten:
         return _flattened(layer, place, output)
-    if isinstance(layer, _SPATIAL):
-        if place.axis != adapters.channel_axis(layer) % len(place.tensor.shape):
-            return None
-        return Place(output, min(place.axis, len(output.shape) - 1), place.channels)
-    return dataclasses.replace(place, tensor=output) if _commutes(layer) else None
-
-
-def _commutes(layer: Any) -> bool:
-    """Whether `layer` acts on each number alone, and `f(x / s) = f(x) / s` for `s > 0`."""
-    if isinstance(layer, _LAYERS.ReLU):
-        return layer.max_value is None and not layer.threshold
-    if isinstance(layer, _LAYERS.Activation):
-        return layer.activation in _HOMOGENEOUS
-    return isinstance(layer, _POINTWISE)
+    if not holds_for(node, "homogeneous"):
+        return None
+    if holds(layer, "elementwise"):
+        return dataclasses.replace(place, tensor=output)
+    axis = adapters.channel_axis(layer)
+    if not holds(layer, "channelwise") or place.axis != axis % len(place.tensor.shape):
+        return None
+    return Place(output, axis % len(output.shape), place.channels)
 
 
 def _flattened(layer: Any, place: Place, output: Any) -> Place | None:

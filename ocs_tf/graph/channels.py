@@ -6,6 +6,7 @@ the channel up to the reader works channel by channel, that layer can produce th
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -13,60 +14,55 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.graph import adapters
+from ocs_tf.graph.layer_traits import acts_elementwise, holds_for, keras_class
 from ocs_tf.graph.reader import Graph, Node
 
 _LAYERS = keras.layers
-_CHANNELWISE = (
-    _LAYERS.ReLU,
-    _LAYERS.LeakyReLU,
-    _LAYERS.ELU,
-    _LAYERS.PReLU,
-    _LAYERS.Activation,
-    _LAYERS.BatchNormalization,
-    _LAYERS.Dropout,
-    _LAYERS.Identity,
-    _LAYERS.ZeroPadding2D,
-    _LAYERS.Cropping2D,
-    _LAYERS.UpSampling2D,
-    _LAYERS.MaxPooling2D,
-    _LAYERS.AveragePooling2D,
-    _LAYERS.GlobalAveragePooling2D,
-    _LAYERS.GlobalMaxPooling2D,
-    _LAYERS.DepthwiseConv2D,
-    layers.FakeQuantize,
-)
 
 
-def producers(graph: Graph, node: Node) -> list[Node] | None:
+class NoProducer(Exception):
+    """Why no layer in front can repeat channels."""
+
+
+def producers(graph: Graph, node: Node) -> list[Node]:
     """The calls that must repeat their channels for `node` to read an expanded input.
 
     The last one is a layer whose output channels can be repeated; before it come the channelwise
-    layers between it and `node`. `None` if there is no such chain: the tensor has other readers,
-    or is a sum, a concatenation or an input.
+    layers between it and `node`.
+
+    Raises:
+        NoProducer: there is no such chain: a tensor has other readers, or is a sum, a concatenation
+            or an input, or a layer mixes channels.
     """
-    chain = []
+    if len(graph.calls(node.layer)) != 1:
+        raise NoProducer("it is called several times")
+    chain: list[Node] = []
     tensor = node.inputs[0]
     while True:
         before = graph.producer[id(tensor)]
-        if graph.only_consumer(tensor) is None or len(graph.calls(before.layer)) != 1:
-            return None
+        name = before.layer.name
+        if not before.inputs:
+            raise NoProducer(f"{name!r} is an input of the model")
+        if graph.only_consumer(tensor) is None:
+            raise NoProducer(f"what {name!r} makes has other readers")
+        if len(graph.calls(before.layer)) != 1:
+            raise NoProducer(f"{name!r} is called several times")
         chain.append(before)
         if can_repeat_outputs(before.layer):
             return chain
         if not is_channelwise(before) or len(before.inputs) != 1:
-            return None
+            raise NoProducer(f"{name!r} does not make each channel from one, or by a kernel alone")
         tensor = before.inputs[0]
 
 
 def can_repeat_outputs(layer: Any) -> bool:
     """Whether `layer` makes its channels by a kernel, so that it can make some of them twice."""
     adapter = adapters.any_adapter(layer)
-    function = getattr(layer, "activation", None)
     return (
         adapter is not None
         and adapter.outputs_option is not None
         and getattr(layer, "groups", 1) == 1
-        and function is not keras.activations.softmax
+        and acts_elementwise(getattr(layer, "activation", None))
     )
 
 
@@ -75,21 +71,19 @@ def is_channelwise(node: Node) -> bool:
     layer = layers.unwrapped(node.layer)
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return False
-    if isinstance(layer, _LAYERS.DepthwiseConv2D):
-        return layer.depth_multiplier == 1
-    if isinstance(layer, _LAYERS.Activation):
-        return layer.activation is not keras.activations.softmax
-    if isinstance(layer, _LAYERS.BatchNormalization):
-        return layer.axis in (-1, len(node.inputs[0].shape) - 1)
-    if isinstance(layer, _LAYERS.Flatten):
+    kind = keras_class(layer)
+    if kind is _LAYERS.BatchNormalization and layer.axis not in (-1, len(node.inputs[0].shape) - 1):
+        return False
+    if kind is _LAYERS.Flatten:
         # One value per channel: nothing but the channels is left to flatten.
-        return node.inputs[0].shape[-1] == node.outputs[0].shape[-1]
-    return isinstance(layer, _CHANNELWISE)
+        return bool(node.inputs[0].shape[-1] == node.outputs[0].shape[-1])
+    return holds_for(dataclasses.replace(node, layer=layer), "channelwise")
 
 
 def repeat_weights(layer: Any, weights: list[np.ndarray], channel_map: np.ndarray) -> list[Any]:
     """Weights of a channelwise `layer` for the channels of `channel_map`."""
-    axis = -2 if isinstance(layers.unwrapped(layer), _LAYERS.DepthwiseConv2D) else -1
+    adapter = adapters.any_adapter(layers.unwrapped(layer))
+    axis = -2 if adapter is not None and adapter.kind == "depthwise" else -1
     channels = int(channel_map.max()) + 1
     return [
         w.take(channel_map, axis if w.ndim > 1 else -1)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf.graph.constants import MASKED, MOVES
+from ocs_tf.graph.layer_traits import keras_class
 from ocs_tf.graph.reader import Graph, Node
 
 _ARITHMETIC = {"Add": np.add, "Subtract": np.subtract, "Multiply": np.multiply}
@@ -139,8 +140,7 @@ def _combined(
 def _is_softmax(node: Node) -> bool:
     if isinstance(node.layer, keras.layers.Layer):
         function = getattr(node.layer, "activation", None)
-        alone = isinstance(node.layer, keras.layers.Softmax)
-        alone = alone or isinstance(node.layer, keras.layers.Activation)
+        alone = keras_class(node.layer) in (keras.layers.Softmax, keras.layers.Activation)
         return alone and (function is keras.activations.softmax or function is None)
     return _operation(node) == "Softmax"
 

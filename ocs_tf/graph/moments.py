@@ -17,29 +17,15 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from ocs_tf.graph import adapters
-from ocs_tf.graph.activations import activation_function
 from ocs_tf.graph.affine import affine, affine_axis
+from ocs_tf.graph.layer_traits import acts_elementwise, holds, holds_for, keras_class
 from ocs_tf.graph.reader import Graph, Node
 
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 _LAYERS = keras.layers
 _QUANTILES = ndtri((np.arange(256) + 0.5) / 256)  # of the standard normal distribution
-# Mean and variance of a channel stay as they are, or nearly so (zeros are padded, places averaged).
-_KEEP = (
-    _LAYERS.AveragePooling1D,
-    _LAYERS.AveragePooling2D,
-    _LAYERS.Dropout,
-    _LAYERS.GlobalAveragePooling1D,
-    _LAYERS.GlobalAveragePooling2D,
-    _LAYERS.Identity,
-    _LAYERS.SpatialDropout2D,
-    _LAYERS.UpSampling2D,
-    _LAYERS.ZeroPadding1D,
-    _LAYERS.ZeroPadding2D,
-)
 _FLAT = (_LAYERS.Flatten, _LAYERS.Reshape)
-_ELEMENTWISE = (_LAYERS.Activation, _LAYERS.ReLU, _LAYERS.LeakyReLU, _LAYERS.ELU)
 
 
 def channel_moments(graph: Graph) -> dict[int, Moments]:
@@ -61,14 +47,15 @@ def _of_call(node: Node, inputs: list[Moments | None]) -> Moments | None:
     layer = node.layer
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return None
-    if isinstance(layer, _LAYERS.BatchNormalization):
+    kind = keras_class(layer)
+    if kind is _LAYERS.BatchNormalization:
         return _of_batch_norm(layer, len(node.inputs[0].shape))
     if not inputs or any(moments is None for moments in inputs):
         return None
     means, variances = zip(*(moments for moments in inputs if moments is not None), strict=True)
-    if isinstance(layer, _LAYERS.Add):
+    if kind is _LAYERS.Add:
         return np.sum(means, axis=0), np.sum(variances, axis=0)
-    if isinstance(layer, _LAYERS.Concatenate):
+    if kind is _LAYERS.Concatenate:
         last = layer.axis in (-1, len(node.inputs[0].shape) - 1)
         return (np.concatenate(means), np.concatenate(variances)) if last else None
     if len(inputs) > 1:
@@ -77,12 +64,12 @@ def _of_call(node: Node, inputs: list[Moments | None]) -> Moments | None:
     if affine_axis(layer) is not None:
         gain, shift = affine(layer, len(mean))
         return gain * mean + shift, np.square(gain) * variance
-    if isinstance(layer, _KEEP):
+    if holds_for(node, "keeps_moments"):
         return mean, variance
-    if isinstance(layer, _FLAT):
+    if kind in _FLAT:
         places, rest = divmod(node.outputs[0].shape[-1] or 0, len(mean))
         return None if rest else (np.tile(mean, places), np.tile(variance, places))
-    if isinstance(layer, _ELEMENTWISE) and not _is_softmax(layer):
+    if holds(layer, "elementwise") and not layer.weights:
         return _through(layer, mean, variance)
     adapter = adapters.adapter_for(layer)
     if adapter is None or not adapter.is_direct(layer):
@@ -93,7 +80,7 @@ def _of_call(node: Node, inputs: list[Moments | None]) -> Moments | None:
     moments = mean_out, weighted_sums(np.square(kernel, dtype=np.float64), variance, groups)
     if adapters.is_linear(layer.activation):
         return moments
-    return None if _is_softmax(layer) else _through(layer.activation, *moments)
+    return _through(layer.activation, *moments) if acts_elementwise(layer.activation) else None
 
 
 def _of_batch_norm(norm: Any, rank: int) -> Moments | None:
@@ -123,7 +110,3 @@ def weighted_sums(
     weights = kernel.reshape(-1, *kernel.shape[-2:]).sum(0, dtype=np.float64)
     inputs = values.reshape(groups, -1)
     return np.einsum("gc,cgf->gf", inputs, weights.reshape(len(weights), groups, -1)).reshape(-1)
-
-
-def _is_softmax(layer: Any) -> bool:
-    return activation_function(layer) is keras.activations.softmax

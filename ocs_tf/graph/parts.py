@@ -12,14 +12,13 @@ from typing import Any
 import keras
 
 from ocs_tf.graph.activations import fuses_into_producer, is_operation, is_relu, moves_values
+from ocs_tf.graph.layer_traits import holds, keras_class
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.layers import FakeQuantize, QuantizedOutput, unwrapped
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 
 FEWEST_CODES = 16
 _LAYERS = keras.layers
-_JOINS = (_LAYERS.Concatenate, _LAYERS.Maximum, _LAYERS.Minimum, _LAYERS.Add, _LAYERS.Subtract)
-_JOINING = ("Concatenate", "Maximum", "Minimum", "Add", "Subtract")
 
 Ranges = Mapping[int, tuple[float, float]]  # by tensor id
 
@@ -39,7 +38,7 @@ def coarse_parts(
     """
     found: dict[str, dict[str, float]] = {}
     for node in graph.nodes:
-        if not (isinstance(node.layer, _JOINS) or is_operation(node.layer, _JOINING)):
+        if not holds(node.layer, "joins"):
             continue
         site = _rounding_site(graph, node)
         grid = grids.get(site)
@@ -58,7 +57,7 @@ def output_concatenations(graph: Graph) -> set[str]:
     return {
         str(node.layer.name)
         for node in graph.nodes
-        if isinstance(node.layer, _LAYERS.Concatenate) or is_operation(node.layer, ("Concatenate",))
+        if _concatenates(node.layer)
         if _ends(graph, node.outputs[0])
     }
 
@@ -79,7 +78,7 @@ def output_parts(graph: Graph) -> list[dict[str, Any]]:
 
 def _part_indices(graph: Graph, node: Node, rank: int) -> dict[str, Any]:
     layer = unwrapped(node.layer)
-    if not (isinstance(layer, _LAYERS.Concatenate) or is_operation(layer, ("Concatenate",))):
+    if not _concatenates(layer):
         return {}
     axis, start, indices = layer.axis % rank, 0, {}
     for number, tensor in enumerate(node.inputs):
@@ -91,6 +90,10 @@ def _part_indices(graph: Graph, node: Node, rank: int) -> dict[str, Any]:
         indices[name] = (*(slice(None),) * axis, slice(start, start + size))
         start += size
     return indices
+
+
+def _concatenates(layer: Any) -> bool:
+    return keras_class(layer) is _LAYERS.Concatenate or is_operation(layer, ("Concatenate",))
 
 
 def exact_concatenations(graph: Graph, grids: Collection[str]) -> set[str]:

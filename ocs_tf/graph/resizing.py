@@ -1,14 +1,12 @@
-"""Layers and operations that change the size of images: which repeat numbers, which mix them.
-
-An integer runtime keeps the grid of what it resizes. Nearest neighbours are numbers of the input;
-a bilinear mean is a new one, which is rounded to that grid.
-"""
+"""Layers and operations that change the size of images, in another form of the same function."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import keras
+
+from ocs_tf.graph.layer_traits import holds, keras_class
 
 _LAYERS = keras.layers
 _OPTIONS = (
@@ -20,17 +18,6 @@ _OPTIONS = (
     "data_format",
     "antialias",
 )
-
-
-def repeats(layer: Any) -> bool:
-    """Whether `layer` resizes to nearest neighbours."""
-    whole = isinstance(layer, (_LAYERS.UpSampling1D, _LAYERS.UpSampling3D))
-    return whole or _method(layer) == "nearest"
-
-
-def interpolates(layer: Any) -> bool:
-    """Whether `layer` resizes to bilinear means."""
-    return _method(layer) == "bilinear"
 
 
 def as_layer(operation: Any) -> Any:
@@ -49,7 +36,7 @@ def as_one_operator(layer: Any, shape: tuple[int | None, ...]) -> Any:
     Arguments:
         shape: of the input.
     """
-    if not isinstance(layer, _LAYERS.UpSampling2D) or not repeats(layer):
+    if keras_class(layer) is not _LAYERS.UpSampling2D or not holds(layer, "moves"):
         return None
     if layer.data_format != "channels_last" or None in shape[1:3]:
         return None
@@ -67,17 +54,3 @@ def as_one_operator(layer: Any, shape: tuple[int | None, ...]) -> Any:
 def is_bare(operation: Any) -> bool:
     """Whether `operation` is a `keras.ops.image.resize` that is no layer."""
     return not isinstance(operation, _LAYERS.Layer) and type(operation).__name__ == "Resize"
-
-
-def fills(layer: Any) -> bool:
-    """Whether `layer` puts numbers of its own, other than 0, around what it resizes."""
-    if not (isinstance(layer, _LAYERS.Resizing) or is_bare(layer)) or not layer.pad_to_aspect_ratio:
-        return False
-    return bool(layer.fill_value != 0 or layer.fill_mode != "constant")
-
-
-def _method(layer: Any) -> str | None:
-    """How `layer` resizes, or `None` if it does not, or fills as well."""
-    if not (isinstance(layer, (_LAYERS.UpSampling2D, _LAYERS.Resizing)) or is_bare(layer)):
-        return None
-    return None if fills(layer) else str(layer.interpolation)

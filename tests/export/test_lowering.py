@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import keras
@@ -11,6 +12,7 @@ from keras import layers
 
 import ocs_tf
 from ocs_tf.export.lowering import FLOAT, lower
+from tests.graph import twins
 
 SHAPE = (8, 8, 6)
 
@@ -47,6 +49,10 @@ CHAINS: dict[str, Callable[[], list]] = {
     "global-pool": lambda: [layers.GlobalAveragePooling2D()],
     "global-pool-flatten": lambda: [layers.GlobalAveragePooling2D(keepdims=True), layers.Flatten()],
     "dropout": lambda: [layers.Dropout(0.5)],
+    "noise": lambda: [layers.GaussianNoise(0.5), layers.GaussianDropout(0.5)],
+    "cropping": lambda: [layers.Cropping2D(1), layers.ActivityRegularization(0.1)],
+    "bilinear": lambda: [layers.UpSampling2D(2, interpolation="bilinear"), layers.ELU()],
+    "resizing": lambda: [layers.Resizing(5, 11)],
 }
 
 
@@ -80,6 +86,63 @@ def test_layer_in_front_produces_the_copies(name, randomize, rng):
     )
 
 
+def test_vectors_that_are_repeated_have_copies(randomize, rng):
+    def function(x):
+        x = layers.RepeatVector(4)(layers.Dense(10, name="first")(x))
+        return layers.Conv1D(4, 2, name="second")(x)
+
+    quantized = split(randomize(build(function, (6,))))
+    lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
+    assert lowered.model.get_layer("first").units == 10 + 5
+    x = rng.normal(size=(3, 6)).astype(np.float32)
+    np.testing.assert_allclose(
+        lowered.model.predict_on_batch(x), quantized.predict_on_batch(x), rtol=1e-4, atol=1e-5
+    )
+
+
+DIMENSIONS = [(rank, pool, rank < 3) for rank in twins.RANKS for pool in ("Average", "Max")]
+
+
+@pytest.mark.parametrize(("rank", "pool", "depthwise"), DIMENSIONS)
+def test_layers_in_front_produce_the_copies_in_any_number_of_dimensions(
+    rank, pool, depthwise, randomize
+):
+    quantized = split(randomize(twins.network(rank, pool, depthwise)))
+    lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
+    assert lowered.notes == []
+    assert not {name for name in names_of_layers(lowered.model) if name.endswith("_copies")}
+    read = {name: lowered.model.get_layer(name).kernel.shape[-2] for name in "bc"}
+    assert read == {"b": 6 + 3, "c": 5 + 3}
+    x = twins.samples(rank, 3)
+    np.testing.assert_allclose(
+        lowered.model.predict_on_batch(x), quantized.predict_on_batch(x), rtol=1e-4, atol=1e-5
+    )
+
+
+@keras.saving.register_keras_serializable("tests")
+def _across_channels(x):
+    return x / (1 + keras.ops.sum(keras.ops.abs(x), -1, keepdims=True))
+
+
+ACROSS: dict[str, Callable] = {
+    "log-softmax": lambda: layers.Activation(keras.activations.log_softmax),
+    "own": lambda: layers.Activation(_across_channels),
+    "depthwise": lambda: layers.DepthwiseConv2D(3, activation=_across_channels, name="dw"),
+    "kernel": lambda: layers.Conv2D(10, 1, activation=_across_channels),
+}
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_functions_across_channels_do_not_see_copies(name, randomize, rng):
+    quantized = split(randomize(chain(ACROSS[name]())))
+    lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
+    assert "second_copies" in names_of_layers(lowered.model)
+    x = rng.normal(size=(3, *SHAPE)).astype(np.float32)
+    np.testing.assert_allclose(
+        lowered.model.predict_on_batch(x), quantized.predict_on_batch(x), rtol=1e-4, atol=1e-5
+    )
+
+
 def _sum(x):
     y = layers.Add()([layers.Conv2D(6, 1, name="first")(x), x])
     return layers.Conv2D(4, 1, name="second")(y)
@@ -100,12 +163,29 @@ def _flattened(x):
     return layers.Dense(4, name="second")(y)
 
 
-@pytest.mark.parametrize("function", [_sum, _two_readers, _concatenation, _flattened])
-def test_slices_are_concatenated_where_no_layer_can_produce_copies(function, randomize, rng):
+def _called_twice(x):
+    second, y = layers.Conv2D(6, 1, name="second"), layers.Conv2D(6, 1, name="first")(x)
+    return second(second(y))
+
+
+WITHOUT_PRODUCER = {
+    _sum: "'add.*' does not make each channel from one",
+    _two_readers: "what 'first' makes has other readers",
+    _concatenation: "'concatenate.*' does not make each channel from one",
+    _flattened: "'flatten.*' does not make each channel from one",
+    _called_twice: "it is called several times",
+}
+
+
+@pytest.mark.parametrize(("function", "reason"), WITHOUT_PRODUCER.items())
+def test_slices_are_concatenated_where_no_layer_can_produce_copies(
+    function, reason, randomize, rng
+):
     quantized = split(randomize(build(function)))
     lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
     assert "second_copies" in names_of_layers(lowered.model)
-    assert any(note.startswith("second:") for note in lowered.notes)
+    (note,) = (note for note in lowered.notes if note.startswith("second:"))
+    assert re.search(rf"\({reason}.*\), so a Concatenation", note)
     x = rng.normal(size=(3, *SHAPE)).astype(np.float32)
     expected = keras.tree.flatten(quantized.predict_on_batch(x))
     got = keras.tree.flatten(lowered.model.predict_on_batch(x))

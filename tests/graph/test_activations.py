@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from keras import layers
 import ocs_tf
 from ocs_tf.graph.activations import all_sites, fixed_grid, input_sites
 from ocs_tf.graph.reader import Graph
+from tests.graph import twins
 
 SHAPE = (8, 8, 4)
 
@@ -255,3 +257,64 @@ def test_preactivation_is_what_goes_into_the_activation_function(
     x = rng.normal(size=(3, 4)).astype(np.float32)
     kernel, bias = model.get_layer("a").get_weights()
     np.testing.assert_allclose(np.asarray(site.through(x)), x @ kernel + bias, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_sites_in_any_number_of_dimensions(rank: int) -> None:
+    def sites(of: int) -> list[tuple[str, str]]:
+        graph = Graph(twins.network(of))
+        return [(_plain(site.key), _plain(site.group)) for site in all_sites(graph)]
+
+    assert sites(rank) == sites(2)
+
+
+def _plain(name: str) -> str:
+    """The name of a layer without its dimensions."""
+    return re.sub(r"[123]d", "", name).rstrip("_0123456789")
+
+
+class Scaled(layers.Activation):
+    """Reaches beyond what its activation function does."""
+
+    def call(self, inputs: Any) -> Any:
+        return 5 * super().call(inputs)
+
+
+class ScaledSoftmax(layers.Softmax):
+    def call(self, inputs: Any) -> Any:
+        return 5 * super().call(inputs)
+
+
+class Gate(layers.Layer):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.activation = keras.activations.sigmoid
+
+    def call(self, inputs: Any) -> Any:
+        return 5 * self.activation(inputs)
+
+
+@pytest.mark.parametrize("layer", [Scaled("tanh"), ScaledSoftmax(), Gate()], ids=lambda v: v.name)
+def test_a_layer_with_a_function_of_its_own_has_no_prescribed_grid(layer: Any) -> None:
+    graph = Graph(chain(layer))
+    (site,) = (site for site in all_sites(graph) if site.key == layer.name)
+    assert site.fixed is None
+
+
+class OwnKernel(layers.Dense):
+    def call(self, inputs: Any) -> Any:
+        return keras.ops.tanh(super().call(inputs))
+
+
+class OwnReLU(layers.ReLU):
+    def call(self, inputs: Any) -> Any:
+        return super().call(inputs) - 1.0
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [(OwnKernel(4, name="a"), layers.ReLU()), (layers.Dense(4, name="a"), OwnReLU())],
+    ids=["kernel", "relu"],
+)
+def test_a_layer_with_a_function_of_its_own_fuses_no_relu(steps: Any) -> None:
+    assert "a" in {site.key for site in all_sites(Graph(chain(*steps, shape=(4,))))}

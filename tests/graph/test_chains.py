@@ -6,10 +6,13 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 from ocs_tf.graph.chains import chains
+from ocs_tf.graph.equalization import equalized
 from ocs_tf.graph.reader import Graph
+from tests.graph import twins
 from tests.graph.chain_models import CASES, dense, model_of, parametrize_cases
 
 
@@ -49,4 +52,61 @@ def test_a_layer_with_more_weights_than_its_kernel_is_left_alone() -> None:
     inputs = keras.Input((4,))
     model = keras.Model(inputs, dense("c")(dense("b")(dense("a")(inputs))))
     model.get_layer("b").enable_lora(2)
+    assert chains(Graph(model)) == {}
+
+
+@pytest.mark.parametrize("pool", ["Average", "Max"])
+@pytest.mark.parametrize("rank", twins.RANKS)
+def test_chains_in_any_number_of_dimensions(rank: int, pool: str, randomize: Any) -> None:
+    model = randomize(twins.network(rank, pool))
+    graph = Graph(model)
+    found = {maker: set(chain.readers) for maker, chain in chains(graph).items()}
+    assert found == {"norm": {"b"}, "b": {"c"}}
+    factors = {"norm": np.linspace(0.2, 5, 6), "b": np.linspace(4, 0.3, 5)}
+    scaled, x = equalized(graph, factors), twins.samples(rank)
+    expected = model.predict_on_batch(x)
+    np.testing.assert_allclose(scaled.predict_on_batch(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_repeated_channels_stay_on_the_last_axis(randomize: Any) -> None:
+    inputs = keras.Input((4,))
+    x = layers.RepeatVector(3)(dense("a")(inputs))
+    model = randomize(keras.Model(inputs, layers.Conv1D(2, 1, name="b")(x)))
+    (chain,) = chains(Graph(model)).values()
+    np.testing.assert_array_equal(chain.readers["b"], np.arange(5))
+
+
+@pytest.mark.parametrize(
+    ("layer", "training", "found"),
+    [
+        (layers.GaussianNoise(1.0), False, True),
+        (layers.GaussianNoise(1.0), True, False),
+        (layers.AlphaDropout(0.5), True, False),
+        (layers.Dropout(0.5), True, True),
+    ],
+    ids=["noise", "noise-training", "alpha-training", "dropout-training"],
+)
+def test_what_is_added_in_training_ends_a_chain(layer: Any, training: bool, found: bool) -> None:
+    inputs = keras.Input((4,))
+    x = type(layer).from_config(layer.get_config())(dense("a")(inputs), training=training)
+    assert bool(chains(Graph(keras.Model(inputs, dense("b")(x))))) is found
+
+
+class TopTwo(layers.MaxPooling2D):
+    """Pools across channels, too."""
+
+    def call(self, inputs: Any) -> Any:
+        return super().call(inputs) - keras.ops.max(inputs, axis=(1, 2, 3), keepdims=True)
+
+
+class Capped(layers.ReLU):
+    def call(self, inputs: Any) -> Any:
+        return keras.ops.minimum(super().call(inputs), 1.0)
+
+
+@pytest.mark.parametrize("cls", [TopTwo, Capped])
+def test_a_subclass_with_a_function_of_its_own_ends_a_chain(cls: Any) -> None:
+    inputs = keras.Input((6, 6, 4))
+    x = cls()(layers.Conv2D(5, 3, name="a")(inputs))
+    model = keras.Model(inputs, layers.Conv2D(2, 1, name="b")(x))
     assert chains(Graph(model)) == {}

@@ -12,6 +12,7 @@ from keras import layers
 
 from ocs_tf.graph.moments import channel_moments, weighted_sums
 from ocs_tf.graph.reader import Graph
+from tests.graph import twins
 
 SHAPE = (8, 8, 6)
 
@@ -123,3 +124,29 @@ def test_weighted_sums_by_group() -> None:
     kernel, values = rng.normal(size=(3, 2, 2, 4)), rng.normal(size=4)
     want = [(kernel[..., :, f] * values[2 * (f // 2) : 2 * (f // 2) + 2]).sum() for f in range(4)]
     np.testing.assert_allclose(weighted_sums(kernel, values, 2), want)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_moments_in_any_number_of_dimensions(rank: int, randomize: Any) -> None:
+    """Those of the network of two dimensions, for each layer."""
+    model, twin = (twins.network(r, maximum=False) for r in (rank, 2))
+    randomize(model)
+    pairs = zip(model.get_weights(), twin.weights, strict=True)
+    twin.set_weights([values.reshape(weight.shape) for values, weight in pairs])
+    np.testing.assert_allclose(_all_moments(model), _all_moments(twin), rtol=1e-5)
+
+
+def _all_moments(model: keras.Model) -> np.ndarray:
+    """Of each tensor behind the first kernel, before which no batch norm stands."""
+    graph = Graph(model)
+    known = channel_moments(graph)
+    return np.concatenate([x for node in graph.nodes[2:] for x in known[id(node.outputs[0])]])
+
+
+@pytest.mark.parametrize("function", [keras.activations.log_softmax, lambda x: x / x[..., :1]])
+def test_functions_across_channels_are_not_followed(function: Any) -> None:
+    inputs = keras.Input(SHAPE)
+    for last in (layers.Activation(function), layers.Conv2D(6, 1, activation=function)):
+        model = keras.Model(inputs, last(normed(inputs)))
+        graph = Graph(model)
+        assert id(graph.nodes[-1].outputs[0]) not in channel_moments(graph)

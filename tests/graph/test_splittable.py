@@ -13,6 +13,7 @@ from keras import layers
 from ocs_tf.graph.activations import all_sites, input_sites
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.splittable import splittable_sites
+from tests.graph import twins
 
 
 def make(build: Callable[[Any], Any], shape: tuple[int, ...] = (8, 8, 4)) -> keras.Model:
@@ -195,3 +196,17 @@ def test_inputs_of_layers_that_are_not_split() -> None:
     assert found == {"b:input"}
     assert "depthwise convolution" in reasons["depthwise:input"]
     assert "in groups of channels" in reasons["c:input"]
+
+
+@pytest.mark.parametrize("rank", twins.RANKS)
+def test_in_any_number_of_dimensions(rank: int) -> None:
+    """Behind what is padded, cropped, enlarged and pooled to maxima alone."""
+    inputs = keras.Input((*(6, 5, 4)[:rank], 4))
+    x = twins.make("Conv{}D", rank, 6, 2, activation="relu", name="a")(inputs)
+    for kind in ("ZeroPadding{}D", "Cropping{}D", "UpSampling{}D", "MaxPooling{}D"):
+        x = twins.make(kind, rank)(x)
+    x = twins.make("SpatialDropout{}D", rank, 0.5)(x)
+    model = keras.Model(inputs, twins.make("Conv{}D", rank, 3, 1, name="b")(x))
+    graph = Graph(model)
+    found, _ = splittable_sites(graph, all_sites(graph), set(graph.kernels))
+    assert "a" in found
