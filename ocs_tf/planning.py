@@ -16,6 +16,7 @@ import numpy as np
 from ocs_tf import documents
 from ocs_tf.config import AUTO_EXPAND_RATIO, BIAS_CORRECTIONS, ROUNDINGS, Config, Override
 from ocs_tf.graph import adapters, composites
+from ocs_tf.graph.adapters import is_keras_quantized
 from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.numerics import (
     ActivationGrid,
@@ -301,6 +302,12 @@ def layer_options(graph: Graph, config: Config) -> dict[str, Override]:
         for name, site in graph.kernels.items()
     }
     if not options:
+        quantized = [repr(n.layer.name) for n in graph.nodes if is_keras_quantized(n.layer)]
+        if quantized:
+            raise ValueError(
+                f"Keras has quantized {', '.join(quantized)} already, and `model` has no other"
+                " layer that can be quantized. Convert the float model."
+            )
         known = ", ".join(c.__name__ for c in composites.quantizable_classes())
         found = ", ".join(
             f"{node.layer.name!r} ({_kind(node.layer)})"

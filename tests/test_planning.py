@@ -462,3 +462,10 @@ def test_plans_without_what_is_chosen_on_data_are_read(model: keras.Model) -> No
     loaded = Plan.from_json(json.dumps(values))
     assert loaded == result
     assert not loaded.needs_data
+
+
+def test_what_keras_has_quantized_is_named():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="small")])
+    model.get_layer("small").quantize("int8")
+    with pytest.raises(ValueError, match="Keras has quantized 'small' already"):
+        ocs_tf.plan(model)

@@ -300,8 +300,9 @@ def _leave_float(engine: quantizer.Quantizer, model: Any, left_float: Collection
         op = graph.operators[index]
         kind = _quantizer_name(fb.op_name(model, op))
         if kind in {name.value for name in qtyping.TFLOperationName}:
+            scope = "".join(f"{fb.name(graph.tensors[i])};" for i in op.outputs)
             engine.update_quantization_recipe(
-                f"^{re.escape(fb.name(graph.tensors[op.outputs[0]]))};$",
+                f"^{re.escape(scope)}$",
                 qtyping.TFLOperationName(kind),
                 algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE,
             )

@@ -355,7 +355,7 @@ _BY_QUANTIZED_CLASS = {adapter.quantized_class: adapter for adapter in ADAPTERS}
 
 def adapter_for(layer: Any) -> KernelAdapter | None:
     """The adapter of a float layer. A user's subclass is not matched: it may compute otherwise."""
-    adapter = None if _is_keras_quantized(layer) else _BY_CLASS.get(type(layer))
+    adapter = None if is_keras_quantized(layer) else _BY_CLASS.get(type(layer))
     return None if adapter is None or adapter.why_not_quantized(layer) else adapter
 
 
@@ -372,7 +372,7 @@ def why_float(layer: Any) -> str | None:
         return "a nested model is kept as it is; quantize it on its own before nesting it"
     if isinstance(layer, keras.layers.BatchNormalization):
         return "a batch norm that is not folded into a layer before it"
-    if _is_keras_quantized(layer):
+    if is_keras_quantized(layer):
         return f"Keras has quantized it already (quantization_mode={layer.quantization_mode!r})"
     adapter = _BY_CLASS.get(type(layer))
     why_not = adapter and adapter.why_not_quantized(layer)
@@ -381,7 +381,8 @@ def why_float(layer: Any) -> str | None:
     return f"{type(layer).__name__} has no quantized form; docs/layers.md lists those that have one"
 
 
-def _is_keras_quantized(layer: Any) -> bool:
+def is_keras_quantized(layer: Any) -> bool:
+    """Whether Keras' own `quantize` was called for `layer`."""
     return getattr(layer, "quantization_mode", None) is not None
 
 

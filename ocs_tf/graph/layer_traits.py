@@ -277,11 +277,19 @@ ROWS: Mapping[str, Traits] = {
     ),
 }
 
+
+def _pads_zeros(operation: Any) -> bool:
+    """Whether a bare `Pad` adds zeros, or numbers of its input, in each of its calls."""
+    values = [call.arguments.kwargs.get("constant_values") for call in operation._inbound_nodes]
+    return all(value is None or (np.isscalar(value) and value == 0) for value in values)
+
+
 # Bare Keras operations (`x[..., :2]`, `keras.ops.concatenate`), by class name: they have no public
 # classes.
 _MOVED = Traits(moves=True, keeps_grid=True)
 OPERATIONS: Mapping[str, Traits] = {
-    **dict.fromkeys(("GetItem", "Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad"), _MOVED),
+    **dict.fromkeys(("GetItem", "Reshape", "Squeeze", "ExpandDims", "Transpose"), _MOVED),
+    "Pad": Traits(moves=_pads_zeros, keeps_grid=_pads_zeros),
     **dict.fromkeys(
         ("Relu", "Relu6", "Sigmoid", "Softmax", "Tanh"),
         Traits(no_product=True),

@@ -86,6 +86,11 @@ REGRIDDING = {
         "GATHER_ND",
         lambda x: ops.take_along_axis(layers.Dense(6)(x), ops.argsort(x, -1)[..., :3], -1),
     ),
+    "table": (
+        "GATHER",
+        lambda x: x[:, 0] + ops.take(TABLE, ops.cast(x[:, 0, :, 0] > 0, "int32"), 0),
+    ),
+    "fill": ("PADV2", lambda x: ops.pad(x, ((0, 0), (0, 0), (1, 2), (0, 0)), constant_values=-7.0)),
 }
 
 
@@ -100,6 +105,18 @@ def test_what_would_have_to_share_a_grid_stays_in_float(name, tmp_path, rng):
     result = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", representative_dataset=data)
     (note,) = [note for note in result.notes if "computed in float" in note]
     assert "would have to share a grid" in note or f"{kind} has no int8 form" in note
+    (close,) = compare(quantized, TFLiteModel(tmp_path / "m.tflite"), data)
+    assert close.max_difference <= 1.01 * quantized.get_layer("dense").output_grid.scale
+
+
+def test_a_constant_table_has_a_grid_of_its_own(tmp_path, rng):
+    table = rng.normal(size=(20, 6)).astype("float32")
+    ids = keras.Input((5,), dtype="int32", name="ids")
+    rows = ops.take(ops.convert_to_tensor(table), ids, axis=0)
+    model = keras.Model(ids, layers.Dense(2)(layers.Flatten()(rows)))
+    data = rng.integers(0, 20, (30, 5)).astype("int32")
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", representative_dataset=data)
     (close,) = compare(quantized, TFLiteModel(tmp_path / "m.tflite"), data)
     assert close.max_difference <= 1.01 * quantized.get_layer("dense").output_grid.scale
 

@@ -247,6 +247,26 @@ def test_outputs_that_operators_read(order, io_dtype, tmp_path):
         assert close.max_difference <= 1e-6
 
 
+@pytest.mark.parametrize("layer", [keras.layers.LSTM, keras.layers.GRU])
+def test_dynamic_batch_of_recurrent_layers(layer, tmp_path):
+    x = keras.Input((4, 6))
+    model = keras.Model(x, keras.layers.Dense(3)(layer(5)(x)))
+    data = np.random.default_rng(0).normal(size=(20, 4, 6)).astype("float32")
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    ocs_tf.export_tflite(
+        quantized, tmp_path / "m.tflite", representative_dataset=data, dynamic_batch=True
+    )
+    file = tflite_package.Interpreter(tmp_path / "m.tflite")
+    given, made = file.get_input_details()[0], file.get_output_details()[0]
+    file.resize_tensor_input(given["index"], data.shape)
+    file.allocate_tensors()
+    file.set_tensor(given["index"], tflite_package.to_codes(data, given))
+    file.invoke()
+    wanted = quantized.predict(data, verbose=0)
+    found = tflite_package.to_floats(file.get_tensor(made["index"]), made)
+    np.testing.assert_allclose(found, wanted, atol=1.01 * made["quantization"][0])
+
+
 def test_dynamic_batch(tmp_path):
     model = MODELS["residual"]()
     data = samples(model, 6)
