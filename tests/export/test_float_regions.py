@@ -86,10 +86,6 @@ REGRIDDING = {
         "GATHER_ND",
         lambda x: ops.take_along_axis(layers.Dense(6)(x), ops.argsort(x, -1)[..., :3], -1),
     ),
-    "table": (
-        "GATHER",
-        lambda x: x[:, 0] + ops.take(TABLE, ops.cast(x[:, 0, :, 0] > 0, "int32"), 0),
-    ),
     "fill": ("PADV2", lambda x: ops.pad(x, ((0, 0), (0, 0), (1, 2), (0, 0)), constant_values=-7.0)),
 }
 
