@@ -130,6 +130,9 @@ def check_kernel(layer: Any, kernel: QuantizedKernel) -> None:
         )
     if not np.all(np.isfinite(scale) & (scale >= _SMALLEST_STEP)):
         raise ValueError("`scale` must be finite and positive, in normal float32 numbers.")
+    largest = float(np.abs(codes.astype(np.int16)).max(initial=0))
+    if np.any(scale.astype(np.float64) * largest > np.finfo(np.float32).max):
+        raise ValueError("`scale` times the largest of `codes` must be finite in float32.")
     if scale.ndim != (layer.granularity == "channel"):
         raise ValueError(f"`scale` of shape {scale.shape} is not of a {layer.granularity}.")
     if (layer.channel_map is None) != (layer.copies == 0):

@@ -52,6 +52,11 @@ WEIGHTS: dict[str, tuple[str, Any, str]] = {
     "a step of 0": ("scale", lambda v: 0 * v, "`scale` must be finite and positive"),
     "a negative step": ("scale", lambda v: -v, "`scale` must be finite and positive"),
     "a step that is no number": ("scale", lambda v: v * np.nan, "`scale` must be finite"),
+    "a step too large for its codes": (
+        "scale",
+        lambda v: 0 * v + 3e38,
+        "must be finite in float32",
+    ),
     "a subnormal step": ("scale", lambda v: 0 * v + 1e-42, "in normal float32 numbers"),
     "a channel that is not there": ("channel_map", lambda v: np.r_[v[:-1], 6], "outside 0 .. 5"),
     "a negative channel": ("channel_map", lambda v: np.r_[v[:-1], -1], "outside 0 .. 5"),
