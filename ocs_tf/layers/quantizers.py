@@ -94,7 +94,7 @@ class FakeQuantize(FromConfig, keras.layers.Layer):
         self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:
-        return fake_quantize(inputs, self.grid)
+        return fake_quantize(ops.convert_to_tensor(inputs), self.grid)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
