@@ -83,7 +83,6 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["ocs_tf", "ocs_tf.*"]),
-    py_modules=["ocs_tf_command"],
     package_data={"ocs_tf": ["py.typed"]},
     ext_modules=[
         Extension(
@@ -108,7 +107,7 @@ setup(
         "tqdm",
     ],
     extras_require={"demo": DEMO, "images": IMAGES, "test": TEST, "docs": DOCS, "dev": DEV},
-    entry_points={"console_scripts": ["ocs_tf = ocs_tf_command:main"]},
+    entry_points={"console_scripts": ["ocs_tf = ocs_tf.cli:main"]},
     # The default, "build", is Bazel's file BUILD where file names ignore case.
     options={"build": {"build_base": "dist/build"}},
     classifiers=[

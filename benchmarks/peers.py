@@ -33,7 +33,7 @@ from tqdm import tqdm
 import ocs_tf
 from benchmarks import common
 from benchmarks.accuracy import PICTURES, QUICK_PICTURES
-from ocs_tf.compare import TFLiteModel
+from ocs_tf._compare import TFLiteModel
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export.assignment import KERNEL_INPUTS, kernel_input
 from ocs_tf.export.matching import measure_ranges

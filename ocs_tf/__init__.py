@@ -1,27 +1,78 @@
 """Post-training quantization of Keras models: outlier channel splitting (OCS), GPTQ-style rounding,
 mixed precision, and export to integer TFLite.
+
+Names are loaded when they are asked for: `import ocs_tf` imports neither TensorFlow nor Keras.
 """
 
-from ocs_tf import numerics, tflite
-from ocs_tf.config import Config, Override
-from ocs_tf.convert import apply, convert, plan
-from ocs_tf.export.tflite import ExportResult, export_tflite
-from ocs_tf.planning import LayerPlan, Plan
-from ocs_tf.report import report
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ocs_tf._registration import register_layers
+
+if TYPE_CHECKING:
+    from ocs_tf import layers, numerics, tflite
+    from ocs_tf._compare import Closeness, TFLiteModel, compare
+    from ocs_tf._convert import apply, convert, plan
+    from ocs_tf._report import LayerReport, Report, report
+    from ocs_tf.config import Config, Override
+    from ocs_tf.export.errors import VerificationError
+    from ocs_tf.export.tflite import ExportResult, export_tflite
+    from ocs_tf.kernels import NativeLibraryError
+    from ocs_tf.planning import LayerPlan, Plan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Closeness",
     "Config",
     "ExportResult",
     "LayerPlan",
+    "LayerReport",
+    "NativeLibraryError",
     "Override",
     "Plan",
+    "Report",
+    "TFLiteModel",
+    "VerificationError",
     "apply",
+    "compare",
     "convert",
     "export_tflite",
+    "layers",
     "numerics",
     "plan",
     "report",
     "tflite",
 ]
+
+_MODULES = ("layers", "numerics", "tflite")
+_HOMES = {
+    "_compare": ("Closeness", "TFLiteModel", "compare"),
+    "_convert": ("apply", "convert", "plan"),
+    "_report": ("LayerReport", "Report", "report"),
+    "config": ("Config", "Override"),
+    "export.errors": ("VerificationError",),
+    "export.tflite": ("ExportResult", "export_tflite"),
+    "kernels": ("NativeLibraryError",),
+    "planning": ("LayerPlan", "Plan"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"ocs_tf.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"ocs_tf.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'ocs_tf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_layers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import re
 import sys
@@ -15,9 +16,8 @@ from typing import Any
 from absl import flags
 
 from ocs_tf.config import CALIBRATION_SAMPLES, Config, Override
-from ocs_tf.export.int4 import ACTIVATIONS
-from ocs_tf.export.tflite import TARGETS
-from ocs_tf.export.verification import VerificationError
+from ocs_tf.export.choices import ACTIVATIONS, IO_DTYPES, TARGETS
+from ocs_tf.export.errors import VerificationError
 from ocs_tf.files import (
     PREPROCESS,
     Images,
@@ -32,7 +32,7 @@ from ocs_tf.files import (
 )
 from ocs_tf.kernels import NativeLibraryError
 from ocs_tf.options import options_of
-from ocs_tf.process import held_stderr
+from ocs_tf.process import held_stderr, open_stderr
 from ocs_tf.writing import replacing
 
 Flags = flags.FlagValues
@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: a mistake of the user's, told in one line on stderr. An exception that escapes is a
     mistake of ours.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    open_stderr()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
@@ -201,7 +203,7 @@ def _define_target(values: Flags) -> None:
     flags.DEFINE_enum(
         "activations",
         "auto",
-        ["auto", *ACTIVATIONS],
+        list(ACTIVATIONS),
         "with --target int8 or int4: int8, float, or dynamic (quantized by the runtime); auto:"
         " int8, but float with int4 if the model has no grids and there is no data",
         flag_values=values,
@@ -209,7 +211,7 @@ def _define_target(values: Flags) -> None:
     flags.DEFINE_enum(
         "io",
         "int8",
-        ["int8", "float32"],
+        list(IO_DTYPES),
         "int8 or float32: the .tflite file's inputs and outputs",
         flag_values=values,
     )
@@ -382,7 +384,7 @@ def _compare(values: Flags, arguments: Arguments) -> None:
         raise UsageError("compare needs --data, the inputs to run both models on.")
     check_data(values.data)
 
-    from ocs_tf.compare import TFLiteModel, compare
+    from ocs_tf._compare import TFLiteModel, compare
 
     reference, other = (
         TFLiteModel(path) if path.suffix.lower() == ".tflite" else load_keras(path)

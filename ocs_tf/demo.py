@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import ocs_tf
-from ocs_tf.compare import TFLiteModel, compare
+from ocs_tf._compare import TFLiteModel, compare
 from ocs_tf.writing import replacing
 
 BITS = (8, 6, 5, 4, 3)

@@ -13,8 +13,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ocs_tf"
 # From the lowest up; docs/architecture.md shows the same list. Modules and packages on one line do
 # not import each other.
 LEVELS = (
-    ("process", "progress", "writing", "options"),
-    ("numerics", "kernels", "closeness"),
+    ("process", "progress", "writing", "options", "_registration"),
+    ("numerics", "kernels", "closeness", "keras_state"),
     ("documents",),
     ("config", "layers", "tflite"),
     ("graph",),
@@ -23,9 +23,9 @@ LEVELS = (
     ("planning", "activation_planning"),
     ("compensation",),
     ("allocation",),
-    ("convert",),
-    ("export", "report"),
-    ("compare", "files"),
+    ("_convert",),
+    ("export", "_report"),
+    ("_compare", "files"),
     ("__init__",),
     ("cli", "demo", "support"),
     ("__main__",),

@@ -499,24 +499,21 @@ class TestStderr:
         with pytest.raises(cli.UsageError):
             run("report missing.keras --debug")
 
-    @pytest.mark.parametrize("module", ["ocs_tf", "ocs_tf_command"])
-    def test_of_the_process(self, module):
+    def test_of_the_process(self):
         root = pathlib.Path(ocs_tf.__file__).parents[1]
         done = subprocess.run(
-            [sys.executable, "-m", module, "report", "missing.keras"],
+            [sys.executable, "-m", "ocs_tf", "report", "missing.keras"],
             capture_output=True,
             text=True,
             cwd=root,
         )
-        message = "ocs_tf: model missing.keras does not exist."
-        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, message)
-        if module == "ocs_tf_command":  # what the installed command runs
-            assert done.stderr == f"{message}\n"
+        assert done.returncode == 2
+        assert done.stderr == "ocs_tf: model missing.keras does not exist.\n"
 
     def test_closed(self, folder, tmp_path):
         """Files that the command writes do not get the number of stderr, nor what goes there."""
         arguments = f"convert {folder}/model.keras --plan plan.json"
-        command = f"{sys.executable} -m ocs_tf_command {arguments} 2>&-"
+        command = f"{sys.executable} -m ocs_tf {arguments} 2>&-"
         done = subprocess.run(
             ["sh", "-c", command],
             stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ocs_tf
-from ocs_tf.compare import TFLiteModel, compare
+from ocs_tf._compare import TFLiteModel, compare
 
 
 def dense(kernel: list[list[float]], name: str = "model") -> keras.Model:

@@ -365,7 +365,7 @@ def test_data_that_do_not_fit_fail_before_the_work(
     bits: int | None, model: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The package has a function of the module's name.
-    monkeypatch.setattr(sys.modules["ocs_tf.convert"], "plan_kernels", None)
+    monkeypatch.setattr(sys.modules["ocs_tf._convert"], "plan_kernels", None)
     with pytest.raises(ValueError, match=r"has shape \(9, 2\), but input 'image'"):
         ocs_tf.convert(model, activation_bits=bits, representative_dataset=np.ones((9, 2)))
 
@@ -565,7 +565,7 @@ def test_bad_data_is_noticed_before_the_kernels_are_planned(
     def never(*_: Any) -> None:
         raise AssertionError("planned before the data was looked at")
 
-    monkeypatch.setattr(sys.modules["ocs_tf.convert"], "plan_kernels", never)
+    monkeypatch.setattr(sys.modules["ocs_tf._convert"], "plan_kernels", never)
     with pytest.raises(ValueError, match="has shape"):
         convert(model, representative_dataset=IMAGES[:, :4])
 

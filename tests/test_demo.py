@@ -11,7 +11,7 @@ import pytest
 
 import ocs_tf
 from ocs_tf import demo
-from ocs_tf.compare import TFLiteModel
+from ocs_tf._compare import TFLiteModel
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def source(tmp_path: pathlib.Path) -> pathlib.Path:
     """A copy of what is packaged, with a library that is built in no time."""
     folder = tmp_path / "source"
     folder.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "ocs_tf_command.py"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, folder)
     ignored = shutil.ignore_patterns("*.cc", "libocs_delegate.*", "__pycache__")
     shutil.copytree(CHECKOUT / "ocs_tf", folder / "ocs_tf", ignore=ignored)

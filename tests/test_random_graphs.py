@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import ocs_tf
 from ocs_tf import tflite
-from ocs_tf.export.tflite import VerificationError
+from ocs_tf.export.errors import VerificationError
 from ocs_tf.graph.flat import flat
 from ocs_tf.graph.reader import Graph
 from ocs_tf.kernels.library import library_path

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ocs_tf
-from ocs_tf.report import SUFFIXES, report
+from ocs_tf._report import SUFFIXES, report
 
 FLOAT_HEAD = {"head": {"weight_bits": None}}
 

@@ -17,8 +17,8 @@ import pytest
 
 import ocs_tf
 from ocs_tf import writing
+from ocs_tf._report import LayerReport, Report
 from ocs_tf.kernels import runtimes
-from ocs_tf.report import LayerReport, Report
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export.assignment import assign, kernel_input, separate
-from ocs_tf.export.verification import VerificationError
+from ocs_tf.export.errors import VerificationError
 from ocs_tf.kernels import operators
 from ocs_tf.numerics import QuantizedKernel, packing
 from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS

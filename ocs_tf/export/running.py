@@ -14,8 +14,8 @@ from ocs_tf.calibration import observe
 from ocs_tf.closeness import Closeness, Tally
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import matching
+from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.lowering import Lowered
-from ocs_tf.export.verification import VerificationError
 from ocs_tf.graph.parts import output_parts
 from ocs_tf.graph.reader import Graph
 from ocs_tf.layers import unwrapped

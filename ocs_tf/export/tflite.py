@@ -6,7 +6,6 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Literal, get_args
 
 import keras
 
@@ -24,26 +23,27 @@ from ocs_tf.export import (
 )
 from ocs_tf.export.activations import find_activations, sample_inputs
 from ocs_tf.export.barrier import without_barriers
+from ocs_tf.export.choices import (
+    ACTIVATIONS,
+    IO_DTYPES,
+    TARGETS,
+    Activations,
+    IODtype,
+    Target,
+)
+from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.lowering import lower
 from ocs_tf.export.signature import in_keras_order, sized_as
 from ocs_tf.export.unused import drop_unused
-from ocs_tf.export.verification import VerificationError
 from ocs_tf.graph.flat import check_model, flat
 from ocs_tf.graph.parts import describe
+from ocs_tf.keras_state import restores_state
 from ocs_tf.kernels import NativeLibraryError
 from ocs_tf.numerics import ActivationGrid
 from ocs_tf.numerics.checks import check_choice, check_switch
-from ocs_tf.process import quiet, restores_state
+from ocs_tf.process import quiet
 from ocs_tf.writing import exists, write
 
-__all__ = ["ExportResult", "VerificationError", "export_tflite"]
-
-Target = Literal["int8", "int4", "packed", "float"]
-Activations = Literal["auto", "int8", "float", "dynamic"]
-IODtype = Literal["int8", "float32"]
-TARGETS = get_args(Target)
-IO_DTYPES = get_args(IODtype)
-_ACTIVATIONS = get_args(Activations)
 _FORMS = {
     "int8": lowering.INT8,
     "int4": lowering.INT4,
@@ -276,7 +276,7 @@ def _check(
 ) -> None:
     for name, value, choices in (
         ("target", target, TARGETS),
-        ("activations", activations, _ACTIVATIONS),
+        ("activations", activations, ACTIVATIONS),
         ("io_dtype", io_dtype, IO_DTYPES),
     ):
         check_choice(name, value, choices)

@@ -18,11 +18,8 @@ from ocs_tf.export.assignment import (
     layout,
     stored_kernels,
 )
+from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.grid_rules import Grid, fixed_output_grid, grid_rule
-
-
-class VerificationError(RuntimeError):
-    """The written file is not what was asked for; no file is returned."""
 
 
 def verify(

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from ocs_tf.numerics.grid import check_bits, code_limit
 
@@ -353,7 +352,9 @@ def _kl_divergence(counts: NDArray[np.integer], start: int, stop: int, levels: i
     p, q = _smooth(reference), _smooth(quantized)
     if p is None or q is None:
         return np.inf
-    return float(special.rel_entr(p / p.sum(), q / q.sum()).sum())
+    from scipy.special import rel_entr  # half a second
+
+    return float(rel_entr(p / p.sum(), q / q.sum()).sum())
 
 
 def _smooth(distribution: NDArray[np.float64]) -> NDArray[np.float32] | None:

@@ -13,9 +13,9 @@ from keras import layers, ops
 
 import ocs_tf
 from ocs_tf import tflite
-from ocs_tf.compare import TFLiteModel, compare
+from ocs_tf._compare import TFLiteModel, compare
 from ocs_tf.export.activations import _open_size
-from ocs_tf.export.verification import VerificationError
+from ocs_tf.export.errors import VerificationError
 from ocs_tf.kernels.library import library_path
 
 LENGTH, WIDTH, ROWS = 6, 8, 50

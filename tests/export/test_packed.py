@@ -15,7 +15,7 @@ import ocs_tf
 from ocs_tf import tflite
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import packed
-from ocs_tf.export.verification import VerificationError
+from ocs_tf.export.errors import VerificationError
 from tests.export.networks import MODELS, covering, samples, single
 
 RESOLVERS = {"ai_edge_litert": litert.OpResolverType, "tensorflow": OpResolverType}

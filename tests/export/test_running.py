@@ -8,11 +8,11 @@ import pytest
 from keras import layers, ops
 
 import ocs_tf
-from ocs_tf.compare import TFLiteModel, compare
+from ocs_tf._compare import TFLiteModel, compare
 from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import tflite
+from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.running import FLOOR_DB
-from ocs_tf.export.verification import VerificationError
 
 
 def network() -> keras.Model:

@@ -13,7 +13,7 @@ from keras import layers, ops
 
 import ocs_tf
 from ocs_tf import tflite
-from ocs_tf.compare import TFLiteModel, compare
+from ocs_tf._compare import TFLiteModel, compare
 from ocs_tf.kernels.library import library_path
 
 NATIVE = pytest.param(

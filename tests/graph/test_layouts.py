@@ -126,7 +126,7 @@ def test_it_is_refused_before_any_work(
     model, match = make(), f"layer 'first'.*{REFUSED}"
     plan = ocs_tf.plan(model, verbose=False)  # which is numbers, for any machine
     assert "first" in plan.layers
-    module = importlib.import_module("ocs_tf.convert")  # not the function of this name
+    module = importlib.import_module("ocs_tf._convert")
     monkeypatch.setattr(module, "plan_kernels", unread)
     monkeypatch.setattr(module, "compensate_blind", unread)
     with pytest.raises(ValueError, match=match):

@@ -12,7 +12,7 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf.compare import TFLiteModel
+from ocs_tf._compare import TFLiteModel
 from ocs_tf.graph import scaled_sum
 from ocs_tf.graph.reader import Graph
 

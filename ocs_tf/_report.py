@@ -18,8 +18,8 @@ from ocs_tf import layers
 from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.parts import describe
 from ocs_tf.graph.reader import Graph
+from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics import ActivationGrid, OracleGrid
-from ocs_tf.process import restores_state
 from ocs_tf.writing import write
 
 FLOAT_BYTES = 4

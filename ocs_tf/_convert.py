@@ -32,6 +32,7 @@ from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.graph.rewrite import Replacement, rewrite
 from ocs_tf.graph.splittable import splittable_sites
 from ocs_tf.graph.tracing import has_graph, inputs_of
+from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 from ocs_tf.numerics.checks import check_switch
 from ocs_tf.numerics.kernel import check_kernel
@@ -43,7 +44,6 @@ from ocs_tf.planning import (
     layer_options,
     plan_kernels,
 )
-from ocs_tf.process import restores_state
 from ocs_tf.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from ocs_tf.closeness import Closeness, Tally
 from ocs_tf.graph.flat import flat
 from ocs_tf.graph.parts import output_parts
 from ocs_tf.graph.reader import Graph
+from ocs_tf.keras_state import restores_state
 from ocs_tf.kernels import NativeLibraryError
-from ocs_tf.process import no_tracing_warnings, quiet, restores_state
+from ocs_tf.process import no_tracing_warnings, quiet
 
 Array = NDArray[Any]
 
