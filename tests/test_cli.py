@@ -228,6 +228,7 @@ class TestConvert:
         assert err.startswith("ocs_tf: 3 of 20 images of --data cannot be read:")
         assert err.endswith("That is more than 10%.\n")
 
+    @pytest.mark.filterwarnings("default:all 9 samples")
     def test_suspicious_data_are_told_in_one_line(self, run):
         np.save("zeros.npy", np.zeros((9, *SHAPE), np.float32))
         code, _, err = run("convert {}/model.keras --data zeros.npy --output out.keras")
