@@ -1,4 +1,4 @@
-"""The `ocs_tf` command: convert, report, export, compare, demo."""
+"""The `ocs_tf` command: convert, report, export, compare, demo, doctor."""
 
 from __future__ import annotations
 
@@ -403,6 +403,12 @@ def _demo(values: Flags, arguments: Arguments) -> None:
     run(pathlib.Path(values.output), dataset=values.dataset, epochs=values.epochs)
 
 
+def _doctor(values: Flags, arguments: Arguments) -> None:
+    from ocs_tf.doctor import diagnosis
+
+    print(diagnosis())
+
+
 COMMANDS: Mapping[str, Command] = {
     "convert": Command(
         "Quantize a trained Keras model without training (post-training quantization).",
@@ -438,6 +444,13 @@ COMMANDS: Mapping[str, Command] = {
         "",
         _define_demo,
         _demo,
+    ),
+    "doctor": Command(
+        "Show versions, and what works on this machine: the delegate, runtimes, channels_first.",
+        (),
+        "",
+        lambda values: None,
+        _doctor,
     ),
 }
 

@@ -27,12 +27,12 @@ LEVELS = (
     ("export", "_report"),
     ("_compare", "files"),
     ("__init__",),
-    ("cli", "demo", "support"),
+    ("cli", "demo", "doctor", "support"),
     ("__main__",),
 )
 HEIGHT = {part: height for height, level in enumerate(LEVELS) for part in level}
 FRAMEWORKS = {"tensorflow", "keras", "ai_edge_litert", "ai_edge_quantizer"}
-ALLOWED = {("cli", "demo")}  # the command runs the demo
+ALLOWED = {("cli", "demo"), ("cli", "doctor")}  # the command runs them
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

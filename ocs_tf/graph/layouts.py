@@ -53,7 +53,7 @@ def check_layouts(graph: Graph) -> None:
     """Raise `ValueError` if TensorFlow cannot compute a `channels_first` layer of `graph` here."""
     for node in graph.nodes:
         for layer, operation, rank, grouped in _channels_first(node):
-            if not _is_computed(operation, rank, grouped):
+            if not is_computed(operation, rank, grouped):
                 raise ValueError(
                     f"layer {layer.name!r} ({type(layer).__name__}) is channels_first, which"
                     " TensorFlow cannot compute on this machine: on a CPU that needs oneDNN, which"
@@ -84,7 +84,7 @@ def _channels_first(node: Node) -> Iterator[tuple[Any, str, int, bool]]:
 
 
 @functools.cache
-def _is_computed(operation: str, rank: int, grouped: bool) -> bool:
+def is_computed(operation: str, rank: int, grouped: bool) -> bool:
     """Try `keras.ops.OPERATION` on zeros of `rank` spatial axes, in float32."""
     function = getattr(keras.ops, operation)
     inputs = np.zeros((1, _CHANNELS, *[3] * rank), np.float32)
