@@ -63,7 +63,7 @@ def model_of(*steps: Any, shape: tuple[int, ...] = SHAPES[2]) -> keras.Model:
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU without oneDNN."""
-    monkeypatch.setattr(layouts, "_is_computed", lambda operation, rank, grouped: False)
+    monkeypatch.setattr(layouts, "is_computed", lambda operation, rank, grouped: False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,7 +96,7 @@ def test_each_kind_is_found(kind: str) -> None:
 
 
 def test_only_what_cannot_be_computed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layouts, "_is_computed", lambda operation, *_: operation != "conv")
+    monkeypatch.setattr(layouts, "is_computed", lambda operation, *_: operation != "conv")
     depthwise = layers.DepthwiseConv2D(2, **FIRST)
     check_layouts(Graph(model_of(depthwise, layers.Conv2D(3, 1, data_format="channels_last"))))
     separable = model_of(layers.SeparableConv2D(3, 2, name="both", **FIRST))
