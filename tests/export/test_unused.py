@@ -66,5 +66,7 @@ def test_what_the_converter_changed_is_not_taken_for_unused(tmp_path: pathlib.Pa
     x = keras.Input((3, 3, 1))
     model = keras.Model(x, layers.Dense(4, name="dense")(x))
     quantized = ocs_tf.convert(model, verbose=False, activation_bits=None)
-    with pytest.raises(ValueError, match=r"kernel of layer 'dense' .* is not in the converted file"):
+    with pytest.raises(
+        ValueError, match=r"kernel of layer 'dense' .* is not in the converted file"
+    ):
         ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", target="packed")
