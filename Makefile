@@ -67,7 +67,7 @@ notebook: $(VENV)/test.stamp
 # The API reference, from the docstrings. (A dependency asks `uname` when it is imported.)
 .PHONY: docs
 docs: $(VENV)/docs.stamp
-	PDOC_ALLOW_EXEC=1 $(BIN)/python -m pdoc ocs_tf ocs_tf.layers ocs_tf.compare -d google -o dist/docs
+	PDOC_ALLOW_EXEC=1 $(BIN)/python -m pdoc ocs_tf -d google -o dist/docs
 
 benchmark-quick: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks --quick
