@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ocs_tf._former import keep_former_modules
 from ocs_tf._registration import register_layers
 
 if TYPE_CHECKING:
@@ -75,4 +76,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+keep_former_modules()
 register_layers()

@@ -68,3 +68,19 @@ def test_no_public_function_has_the_name_of_a_module() -> None:
     modules = {path.stem for path in (ROOT / "ocs_tf").iterdir()}
     functions = {name for name in ocs_tf.__all__ if callable(getattr(ocs_tf, name))}
     assert not modules & functions
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("compare", "TFLiteModel"), ("convert", "plan"), ("report", "Report")]
+)
+def test_former_modules(module: str, name: str) -> None:
+    code = (
+        "import warnings; warnings.simplefilter('error')\n"
+        f"try:\n    from ocs_tf.{module} import {name}\n"
+        "except DeprecationWarning as warning:\n    print(warning)\n"
+        "warnings.simplefilter('ignore')\n"
+        f"from ocs_tf.{module} import {name}; import ocs_tf\n"
+        f"assert {name} is ocs_tf.{name} and callable(ocs_tf.{module})"
+    )
+    warning = f"the module ocs_tf.{module} is going away; import {name} from ocs_tf."
+    assert python(code) == warning
