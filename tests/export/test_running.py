@@ -95,11 +95,18 @@ def test_a_wrong_packed_file_names_the_layer(rounds, quantized, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_file_and_model_see_batches_of_one_size(tmp_path):
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda y: y - ops.mean(y, axis=0, keepdims=True) / 2,
+        lambda y: ops.mean(y, axis=0, keepdims=True),  # one row of a batch
+    ],
+    ids=["each", "one"],
+)
+def test_file_and_model_see_batches_of_one_size(mix, tmp_path):
     """What depends on the batch is computed for one sample at a time by both."""
     x = keras.Input((6,), name="x")
-    y = layers.Dense(4, name="d")(x)
-    model = keras.Model(x, y - ops.mean(y, axis=0, keepdims=True) / 2)
+    model = keras.Model(x, mix(layers.Dense(4, name="d")(x)))
     quantized = ocs_tf.convert(model, verbose=False)
     (close,) = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", target="float").closeness
     assert close.samples == 3
