@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from ocs_tf.config import CALIBRATION_SAMPLES, Config, Override
+from ocs_tf.config import CALIBRATION_SAMPLES, SWITCHES, Config, Override
 from ocs_tf.export.choices import ACTIVATIONS, IO_DTYPES, TARGETS
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.files import (
@@ -136,7 +136,7 @@ def _parse(arguments: list[str]) -> tuple[Command | None, Flags, Arguments]:
 
 def _define_convert(values: Flags) -> None:
     for name, option in _OPTIONS.items():
-        define = flags.DEFINE_boolean if _is_switch(name) else flags.DEFINE_string
+        define = flags.DEFINE_boolean if name in SWITCHES else flags.DEFINE_string
         text = _plain(option.text()) + (_STRICT_TOO if name == "strict" else "")
         define(name, None, text, flag_values=values)
     flags.DEFINE_multi_string(
@@ -160,11 +160,6 @@ def _define_convert(values: Flags) -> None:
     _define_data(values)
     flags.DEFINE_string("tflite", None, "write this .tflite file", flag_values=values)
     _define_target(values)
-
-
-def _is_switch(name: str) -> bool:
-    """Whether an option of `Config` is either true or false."""
-    return isinstance(_DEFAULTS[name], bool)
 
 
 def _plain(text: str) -> str:

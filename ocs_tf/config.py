@@ -44,7 +44,7 @@ BIAS_CORRECTIONS = ("auto", True, False, "batch_norm")
 # What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
 AUTO_EXPAND_RATIO = 0.02
 CALIBRATION_SAMPLES = 1024
-_SWITCHES = (
+SWITCHES = (
     "activation_equalization",
     "exact_outputs",
     "fold_batch_norm",
@@ -278,6 +278,23 @@ class ConfigOptions(TypedDict, total=False):
     strict: bool
 
 
+# The values, and what each means, of options that share them.
+_CLIP_VALUES = {
+    '"none"': "the largest magnitude",
+    '"mse"': "least squared error over a histogram, as in the paper's code",
+    '"aciq"': "closed form for a normal or Laplace distribution",
+    '"kl"': "least Kullback-Leibler divergence between the histograms before and after",
+    '"percentile"': "the `percentile` of the magnitudes",
+    '"optimal"': "least squared error over the values themselves",
+}
+_END_BITS = {
+    "2..8": "",
+    "None": "float32",
+    '"same"': "as the other layers",
+    '"auto"': '8, or `"same"` with mixed precision',
+}
+
+
 @documented
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -354,12 +371,7 @@ class Config:
             _SCALES,
             "How the clip threshold of the weights is chosen.",
             {
-                '"none"': "the largest magnitude",
-                '"mse"': "least squared error over a histogram, as in the paper's code",
-                '"aciq"': "closed form for a normal or Laplace distribution",
-                '"kl"': "least Kullback-Leibler divergence between the histograms before and after",
-                '"percentile"': "the `percentile` of the magnitudes",
-                '"optimal"': "least squared error over the values themselves",
+                **_CLIP_VALUES,
                 '"joint"': "least squared error, searched together with the channels to split",
             },
         ),
@@ -399,14 +411,7 @@ class Config:
         metadata=option(
             _ACTIVATIONS,
             "How the range of an activation tensor is clipped.",
-            {
-                '"none"': "the largest magnitude",
-                '"mse"': "least squared error over a histogram, as in the paper's code",
-                '"aciq"': "closed form for a normal or Laplace distribution",
-                '"kl"': "least Kullback-Leibler divergence between the histograms before and after",
-                '"percentile"': "the `percentile` of the magnitudes",
-                '"optimal"': "least squared error over the values themselves",
-            },
+            _CLIP_VALUES,
         ),
     )
     activation_expand_ratio: float = dataclasses.field(
@@ -450,12 +455,7 @@ class Config:
             _WIDTHS,
             "Weight bits of the layers next to the model's inputs. They are not split unless an"
             " override gives them an `expand_ratio`.",
-            {
-                "2..8": "",
-                "None": "float32",
-                '"same"': "as the other layers",
-                '"auto"': '8, or `"same"` with mixed precision',
-            },
+            _END_BITS,
         ),
     )
     last_layer_bits: int | Literal["auto", "same"] | None = dataclasses.field(
@@ -463,12 +463,7 @@ class Config:
         metadata=option(
             _WIDTHS,
             "Weight bits of the layers next to the model's outputs.",
-            {
-                "2..8": "",
-                "None": "float32",
-                '"same"': "as the other layers",
-                '"auto"': '8, or `"same"` with mixed precision',
-            },
+            _END_BITS,
         ),
     )
     average_bits: float | None = dataclasses.field(
@@ -542,10 +537,6 @@ class Config:
             "Rescale concatenated channels so that they share one scale with less error. The float"
             " function stays the same. It is measured on 256 calibration samples, and done only if"
             " every activation tensor is quantized.",
-            {
-                "True": "",
-                "False": "",
-            },
         ),
     )
     exact_outputs: bool = dataclasses.field(
@@ -566,10 +557,6 @@ class Config:
         metadata=option(
             _LAYERS,
             "Multiply a batch norm into the layer before it, where that is possible.",
-            {
-                "True": "",
-                "False": "",
-            },
         ),
     )
     quantization_aware: bool = dataclasses.field(
@@ -588,10 +575,6 @@ class Config:
         metadata=option(
             _SCALES,
             "Restrict all scales to powers of two.",
-            {
-                "True": "",
-                "False": "",
-            },
         ),
     )
     full_range: bool = dataclasses.field(
@@ -600,10 +583,6 @@ class Config:
             _SCALES,
             "Let weights take the value `-2^(bits-1)`, too. TFLite's kernels do not have it at"
             " 8 bits.",
-            {
-                "True": "",
-                "False": "",
-            },
         ),
     )
     activation_scope: ActivationScope = dataclasses.field(
@@ -622,10 +601,6 @@ class Config:
         metadata=option(
             _ACTIVATIONS,
             "Make activation grids symmetric about 0, without a zero point (always so at 16 bits).",
-            {
-                "True": "",
-                "False": "",
-            },
         ),
     )
     overrides: Sequence[Override] | Mapping[Selector, Mapping[str, Any]] = dataclasses.field(
@@ -673,7 +648,7 @@ class Config:
             if not is_number(bits) or bits not in ACTIVATION_BITS:
                 refuse("activation_bits", bits, (None, "auto", *ACTIVATION_BITS))
             _keep(self, "activation_bits", int(bits))
-        for name in _SWITCHES:
+        for name in SWITCHES:
             _keep(self, name, check_switch(name, getattr(self, name)))
         for name, choices in _CHOICES.items():
             _keep_choice(self, name, choices)

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterator
 
 import ocs_tf
+from ocs_tf import tflite
 from ocs_tf.graph.layouts import is_computed
 from ocs_tf.kernels import NativeLibraryError, library_path, load_library, runtimes
 
@@ -30,10 +31,7 @@ def diagnosis() -> str:
     """
     lines = [
         ("ocs_tf", ocs_tf.__version__),
-        (
-            "Python",
-            f"{platform.python_version()}, {platform.system()} {platform.machine()}",
-        ),
+        ("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         *((package, _version(package) or "not installed") for package in _PACKAGES),
         ("delegate", _delegate()),
         *_runtimes(),
@@ -63,11 +61,10 @@ def _delegate() -> str:
 def _runtimes() -> Iterator[tuple[str, str]]:
     """Whether the delegate works in each of the runtimes."""
     for runtime, package in _RUNTIMES.items():
-        version = _version(package)
-        if version is None:
-            continue
         try:
-            runtimes.check_runtime(runtime, version, library_path())
+            tflite.load_delegate(runtime)
+        except ImportError:
+            continue
         except NativeLibraryError as error:
             yield f"delegate in {package}", f"no: {error}"
         else:

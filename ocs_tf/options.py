@@ -15,6 +15,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 _KEY = "option"
 _WIDTH = 92
+_SWITCH: Mapping[str, str] = {"True": "", "False": ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Option:
         values = [
             f"{code(value)}: {meaning}" if meaning else code(value)
             for value, meaning in self.values.items()
-            if meaning or value not in ("True", "False")
+            if meaning or value not in _SWITCH
         ]
         return f"{self.summary} {'; '.join(values)}." if values else self.summary
 
@@ -47,8 +48,8 @@ def code(value: str) -> str:
     return f"`{value}`" if re.fullmatch(r'".*"|True|False|None|[\d.]+', value) else value
 
 
-def option(group: str, summary: str, values: Mapping[str, str]) -> Mapping[str, Option]:
-    """The metadata of a dataclass field that is an option. Arguments as for `Option`."""
+def option(group: str, summary: str, values: Mapping[str, str] = _SWITCH) -> Mapping[str, Option]:
+    """The metadata of a dataclass field that is an option, or a switch. Arguments: see `Option`."""
     return {_KEY: Option(group, summary, values)}
 
 

@@ -32,8 +32,7 @@ def test_a_missing_library(monkeypatch):
     def missing() -> None:
         raise NativeLibraryError("the native library is missing")
 
-    for name in ("load_library", "library_path"):
-        monkeypatch.setattr(doctor, name, missing)
+    monkeypatch.setattr(library, "_find", missing)
     found = lines()
     assert "packed files cannot be run: the native library is missing" in found["delegate"]
     assert found["delegate in tensorflow"] == "no: the native library is missing"

@@ -123,7 +123,7 @@ class ExportKernel:
 
 def assign(model: Any, kernels: Sequence[AnyKernel]) -> dict[fb.Place, AnyKernel]:
     """The kernel of each operator that has one; the name decides between equal contents."""
-    places = [place for place, op in fb.operators(model) if fb.op_name(model, op) in KERNEL_INPUTS]
+    places = _kernel_places(model)
     matches: dict[fb.Place, list[int]] = collections.defaultdict(list)
     for number, kernel in enumerate(kernels):
         found = [place for place in places if _equals(model, place, kernel)]
@@ -153,9 +153,14 @@ def assign(model: Any, kernels: Sequence[AnyKernel]) -> dict[fb.Place, AnyKernel
     return assigned
 
 
+def _kernel_places(model: Any) -> list[fb.Place]:
+    """The operators that may read a kernel."""
+    return [place for place, op in fb.operators(model) if fb.op_name(model, op) in KERNEL_INPUTS]
+
+
 def unmatched(model: Any, kernels: Iterable[Kernel]) -> list[str]:
     """Names of the kernels that equal no weight tensor of a float file, each once."""
-    places = [place for place, op in fb.operators(model) if fb.op_name(model, op) in KERNEL_INPUTS]
+    places = _kernel_places(model)
     found = [k.layer for k in kernels if not any(_equals(model, place, k) for place in places)]
     return list(dict.fromkeys(found))
 

@@ -335,6 +335,11 @@ def _feeds_pool(graph: Graph, node: Node) -> bool:
     return pools and graph.only_consumer(node.inputs[0]) is node
 
 
+def concatenates(layer: Any) -> bool:
+    """Whether `layer` is a concatenation: a layer, or a bare `keras.ops.concatenate`."""
+    return keras_class(layer) is _LAYERS.Concatenate or is_operation(layer, ("Concatenate",))
+
+
 def is_operation(operation: Any, names: tuple[str, ...]) -> bool:
     """Whether `operation` is a bare Keras operation (not a layer) of one of these class names."""
     return not isinstance(operation, _LAYERS.Layer) and type(operation).__name__ in names

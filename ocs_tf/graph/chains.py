@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf.graph import adapters
-from ocs_tf.graph.activations import is_operation
+from ocs_tf.graph.activations import concatenates
 from ocs_tf.graph.layer_traits import holds, holds_for, is_homogeneous, is_training, keras_class
 from ocs_tf.graph.reader import Graph, Node
 
@@ -114,10 +114,10 @@ def _follow(graph: Graph, index: int, axis: int) -> Chain | None:
                 return None
             readers[str(node.layer.name)] = held[0].channels
             continue
-        carried = _joined(node, places) if _concatenates(node) else _carried(node, held[0])
+        carried = _joined(node, places) if concatenates(node.layer) else _carried(node, held[0])
         if carried is None:
             return None
-        if _concatenates(node) and joined is None:
+        if concatenates(node.layer) and joined is None:
             joined = held[0]
         places[id(carried.tensor)] = carried
     if not readers or any(key in graph.output_ids for key in places):
@@ -140,12 +140,6 @@ def _reads_channels(graph: Graph, node: Node, place: Place) -> bool:
     kernel = _has_kernel(node.layer)
     axis = adapters.channel_axis(node.layer) if kernel else node.layer.axis
     return axis % len(place.tensor.shape) == place.axis
-
-
-def _concatenates(node: Node) -> bool:
-    """Whether the call is of a layer, or of `keras.ops.concatenate`."""
-    layer = node.layer
-    return keras_class(layer) is _LAYERS.Concatenate or is_operation(layer, ("Concatenate",))
 
 
 def _joined(node: Node, places: Mapping[int, Place]) -> Place | None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import keras
 
-from ocs_tf.graph.activations import fuses_into_producer, is_operation, is_relu, moves_values
-from ocs_tf.graph.layer_traits import holds, keras_class
+from ocs_tf.graph.activations import concatenates, fuses_into_producer, is_relu, moves_values
+from ocs_tf.graph.layer_traits import holds
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.layers import FakeQuantize, QuantizedOutput, unwrapped
 from ocs_tf.numerics import ActivationGrid, OracleGrid
@@ -57,7 +57,7 @@ def output_concatenations(graph: Graph) -> set[str]:
     return {
         str(node.layer.name)
         for node in graph.nodes
-        if _concatenates(node.layer)
+        if concatenates(node.layer)
         if _ends(graph, node.outputs[0])
     }
 
@@ -78,7 +78,7 @@ def output_parts(graph: Graph) -> list[dict[str, Any]]:
 
 def _part_indices(graph: Graph, node: Node, rank: int) -> dict[str, Any]:
     layer = unwrapped(node.layer)
-    if not _concatenates(layer):
+    if not concatenates(layer):
         return {}
     axis, start, indices = layer.axis % rank, 0, {}
     for number, tensor in enumerate(node.inputs):
@@ -90,10 +90,6 @@ def _part_indices(graph: Graph, node: Node, rank: int) -> dict[str, Any]:
         indices[name] = (*(slice(None),) * axis, slice(start, start + size))
         start += size
     return indices
-
-
-def _concatenates(layer: Any) -> bool:
-    return keras_class(layer) is _LAYERS.Concatenate or is_operation(layer, ("Concatenate",))
 
 
 def exact_concatenations(graph: Graph, grids: Collection[str]) -> set[str]:

@@ -123,15 +123,15 @@ def check_kernel(layer: Any, kernel: QuantizedKernel) -> None:
     codes, scale = np.asarray(kernel.codes), np.asarray(kernel.scale)
     _check_array("codes", codes, layer.codes)
     _check_array("scale", scale, layer.scale)
-    if codes.size and not (-limit - 1 <= codes.min() and codes.max() <= limit):
+    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
+    if not (-limit - 1 <= low and high <= limit):
         raise ValueError(
-            f"`codes` are from {codes.min()} to {codes.max()}; {layer.weight_bits} bits hold"
+            f"`codes` are from {low} to {high}; {layer.weight_bits} bits hold"
             f" {-limit - 1} .. {limit}."
         )
     if not np.all(np.isfinite(scale) & (scale >= _SMALLEST_STEP)):
         raise ValueError("`scale` must be finite and positive, in normal float32 numbers.")
-    largest = float(np.abs(codes.astype(np.int16)).max(initial=0))
-    if np.any(scale.astype(np.float64) * largest > np.finfo(np.float32).max):
+    if np.any(scale.astype(np.float64) * max(-low, high) > np.finfo(np.float32).max):
         raise ValueError("`scale` times the largest of `codes` must be finite in float32.")
     if scale.ndim != (layer.granularity == "channel"):
         raise ValueError(f"`scale` of shape {scale.shape} is not of a {layer.granularity}.")
