@@ -10,7 +10,6 @@ import pytest
 from keras import layers, ops
 
 import ocs_tf
-from ocs_tf import compare
 
 SIZE = (8, 8, 3)
 WAYS = {
@@ -36,8 +35,8 @@ def steps_apart(model: keras.Model, x: np.ndarray, folder: pathlib.Path) -> list
     )
     path = folder / "model.tflite"
     ocs_tf.export_tflite(quantized, path)
-    file = compare.TFLiteModel(path)
-    found = compare.compare(quantized, file, x)
+    file = ocs_tf.TFLiteModel(path)
+    found = ocs_tf.compare(quantized, file, x)
     steps = [detail["quantization"][0] for detail in file._outputs.values()]
     return [one.max_difference / step for one, step in zip(found, steps, strict=True)]
 

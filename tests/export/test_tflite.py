@@ -16,7 +16,6 @@ import tensorflow as tf
 from keras import layers
 
 import ocs_tf
-from ocs_tf import compare
 from ocs_tf import tflite as tflite_package
 from ocs_tf.export import tflite
 from tests.export.networks import MODELS, covering, randomize, samples, single
@@ -243,7 +242,7 @@ def test_outputs_that_operators_read(order, io_dtype, tmp_path):
     ocs_tf.export_tflite(quantized, path, io_dtype=io_dtype)
     details = tflite_package.Interpreter(path).get_output_details()
     assert {d["dtype"] for d in details} == {np.dtype(io_dtype).type}
-    for close in compare.compare(quantized, compare.TFLiteModel(path), data):
+    for close in ocs_tf.compare(quantized, ocs_tf.TFLiteModel(path), data):
         assert close.max_difference <= 1e-6
 
 
@@ -560,7 +559,7 @@ def test_input_that_nothing_reads(randomize, tmp_path):
     quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
     path = tmp_path / "m.tflite"
     ocs_tf.export_tflite(quantized, path, representative_dataset=data)
-    (closeness,) = compare.compare(quantized, compare.TFLiteModel(path), data)
+    (closeness,) = ocs_tf.compare(quantized, ocs_tf.TFLiteModel(path), data)
     assert closeness.sqnr_db > 40
 
 

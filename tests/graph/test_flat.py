@@ -15,7 +15,6 @@ import tensorflow as tf
 from keras import layers, ops
 
 import ocs_tf
-from ocs_tf import compare as closeness
 from ocs_tf.graph.flat import flat
 from ocs_tf.graph.tracing import has_graph
 
@@ -564,7 +563,7 @@ def test_export(
     quantized = ocs_tf.convert(model, representative_dataset=x, verbose=False)
     path = tmp_path / "model.tflite"
     ocs_tf.export_tflite(quantized, path, target="int8", representative_dataset=x)
-    for close in closeness.compare(model, closeness.TFLiteModel(path), x):
+    for close in ocs_tf.compare(model, ocs_tf.TFLiteModel(path), x):
         assert close.sqnr_db > 20
 
 
