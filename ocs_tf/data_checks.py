@@ -14,6 +14,7 @@ from ocs_tf.calibration import observe
 from ocs_tf.data import Batch
 from ocs_tf.graph import adapters
 from ocs_tf.graph.affine import affine_axis
+from ocs_tf.graph.layer_traits import is_homogeneous
 from ocs_tf.graph.reader import Graph, Node
 
 FEW = 8
@@ -132,8 +133,7 @@ def _passes_on(layer: Any) -> bool:
     adapter = adapters.adapter_for(layer)
     if adapter is None:
         return affine_axis(layer) is not None
-    functions = (keras.activations.linear, keras.activations.relu, keras.activations.leaky_relu)
-    return adapter.is_direct(layer) and getattr(layer, "activation", None) in (None, *functions)
+    return adapter.is_direct(layer) and is_homogeneous(getattr(layer, "activation", None))
 
 
 def _trained_on(norm: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
