@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CC_SOURCES := $(wildcard ocs_tf/kernels/cc/*)
+CC_SOURCES := $(wildcard ocs_tf/runtime/cc/*)
 
 .PHONY: demo check test onednn floor lint notebook benchmark-quick applications clean
 .PHONY: native-test native-sanitize native-arm fuzz bazel
@@ -18,7 +18,7 @@ demo: $(VENV)/demo.stamp
 PYTEST := $(BIN)/python -m pytest
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-# The quick tests; those of one module and of who may import whom: make check MODULE=graph/chains.
+# The quick tests; those of one module and of who may import whom: make check MODULE=graph/analysis/chains.
 check: $(VENV)/test.stamp
 	$(PYTEST) $(if $(MODULE),tests/$(dir $(MODULE))test_$(notdir $(MODULE)).py \
 	    tests/test_architecture.py,$(WORKERS) -m "not slow")
@@ -31,8 +31,9 @@ test: $(VENV)/test.stamp
 check test: export TF_ENABLE_ONEDNN_OPTS := 0
 onednn: export TF_ENABLE_ONEDNN_OPTS := 1
 
-ONEDNN_TESTS := tests/layers/test_kernels.py tests/test_allocation.py \
-    $(addprefix tests/graph/test_,equalization.py layouts.py reader.py separable.py) \
+ONEDNN_TESTS := $(addprefix tests/planning/test_,equalization.py mixed_precision.py) \
+    $(addprefix tests/graph/,analysis/test_layouts.py substitutions/test_separable.py) \
+    tests/graph/test_reader.py tests/layers/test_base.py \
     tests/export/test_running.py
 
 onednn: $(VENV)/test.stamp
@@ -78,13 +79,13 @@ applications: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.memory
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_output ocs_tf/kernels/libocs_delegate.*
+	rm -rf $(VENV) build dist *.egg-info demo_output ocs_tf/runtime/libocs_delegate.*
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # A stamp is older than setup.py once the dependencies may have changed. The library goes first: if
 # the compiler refuses the new sources, the old one must not pass for them.
 $(VENV)/%.stamp: setup.py pyproject.toml $(CC_SOURCES) | $(VENV)/bin/python
-	rm -f ocs_tf/kernels/libocs_delegate.*
+	rm -f ocs_tf/runtime/libocs_delegate.*
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 
@@ -99,7 +100,7 @@ $(VENV)/bin/python:
 
 NATIVE = dist/native/$@
 COMPILE = $(CXX) -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -pthread \
-    -I$(CURDIR)/ocs_tf/kernels/cc $(FLAGS)
+    -I$(CURDIR)/ocs_tf/runtime/cc $(FLAGS)
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
 
@@ -115,7 +116,7 @@ native-test native-sanitize native-arm:
 	rm -rf $(NATIVE) && mkdir -p $(NATIVE)
 	cd $(NATIVE) && $(COMPILE) -c $(abspath $(filter %.cc,$(CC_SOURCES)))
 	set -e; for test in kernels_test delegate_test; do \
-	    $(COMPILE) tests/kernels/cc/$$test.cc $(NATIVE)/*.o -o $(NATIVE)/$$test; \
+	    $(COMPILE) tests/runtime/cc/$$test.cc $(NATIVE)/*.o -o $(NATIVE)/$$test; \
 	    $(RUN) $(NATIVE)/$$test; \
 	done
 
@@ -123,10 +124,10 @@ native-test native-sanitize native-arm:
 fuzz: SECONDS = $$(($(FUZZ_SECONDS) / 3))
 fuzz: native-sanitize $(VENV)/test.stamp
 	mkdir -p $(NATIVE)
-	$(COMPILE) -DOCS_FUZZ_MAIN tests/kernels/cc/fuzz_ops.cc dist/native/native-sanitize/*.o \
+	$(COMPILE) -DOCS_FUZZ_MAIN tests/runtime/cc/fuzz_ops.cc dist/native/native-sanitize/*.o \
 	    -o $(NATIVE)/fuzz_ops
 	$(NATIVE)/fuzz_ops $(SECONDS) $(FUZZ_SEED)
-	$(BIN)/python tests/kernels/fuzz_files.py --seconds $(SECONDS) --seed $(FUZZ_SEED)
+	$(BIN)/python tests/runtime/fuzz_files.py --seconds $(SECONDS) --seed $(FUZZ_SEED)
 	$(BIN)/python tests/fuzz_documents.py --seconds $(SECONDS) --seed $(FUZZ_SEED)
 
 # Without the tests that `make test` runs on the same Python, and that need no native code.

@@ -86,7 +86,7 @@ setup(
     package_data={"ocs_tf": ["py.typed"]},
     ext_modules=[
         Extension(
-            "ocs_tf.kernels.libocs_delegate",
+            "ocs_tf.runtime.libocs_delegate",
             sources=sorted(map(str, CC.glob("*.cc"))),
             depends=sorted(map(str, CC.glob("*.h"))),
             language="c++",

@@ -32,13 +32,14 @@ from tqdm import tqdm
 
 import ocs_tf
 from benchmarks import common
-from ocs_tf import tflite
-from ocs_tf.export.assignment import BORDER_OPS
 from ocs_tf.export.edge_tpu import OpReport
+from ocs_tf.export.kernel_matching import BORDER_OPS
+from ocs_tf.graph.cloning import clone_layer
 from ocs_tf.graph.reader import Graph
-from ocs_tf.graph.rewrite import clone, clone_layer
+from ocs_tf.graph.rebuild import rebuild
 from ocs_tf.layers import KernelLayer
 from ocs_tf.numerics import split_channels
+from ocs_tf.runtime import tflite
 
 # One size of each family, with all that differs between sizes in what it computes.
 SMALL = (
@@ -224,7 +225,7 @@ def split_only(model: keras.Model) -> keras.Model:
             args = (keras.ops.take(args[0], splits[layer.name].channel_map, axis=-1), *args[1:])
         return twin(*args, **kwargs)
 
-    result, twins = clone(graph, replace, call)
+    result, twins = rebuild(graph, replace, call)
     for name, site in graph.kernels.items():
         kernel, bias = site.weights()
         kernel = splits[name].kernel if name in splits else kernel

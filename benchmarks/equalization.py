@@ -25,7 +25,7 @@ from tqdm import tqdm
 import ocs_tf
 from benchmarks import common
 from benchmarks.peers import sqnr_db
-from ocs_tf import demo
+from ocs_tf.cli import demo
 
 COMMAND = "python -m benchmarks.equalization"
 ZOO_NETWORK = "resnet20_cifar10"

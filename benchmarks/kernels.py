@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks import common
-from ocs_tf.kernels import load_library
 from ocs_tf.numerics import packing
+from ocs_tf.runtime import load_library
 
 LARGE, CACHED = (4096, 4096), (256, 1024)
 NETWORKS = ("mobilenet_v1_075_imagenet", "resnet20_cifar10")

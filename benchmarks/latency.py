@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import ocs_tf
 from benchmarks import common
-from ocs_tf import tflite
+from ocs_tf.runtime import tflite
 
 NETWORKS = ("mobilenet_v1_075_imagenet", "resnet20_cifar10")
 PACKED_BITS = (8, 5, 4, 3)

@@ -34,10 +34,10 @@ import ocs_tf
 from benchmarks import common
 from benchmarks.accuracy import PICTURES, QUICK_PICTURES
 from ocs_tf._compare import TFLiteModel
-from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export.assignment import KERNEL_INPUTS, kernel_input
-from ocs_tf.export.matching import measure_ranges
-from ocs_tf.export.tflite import convert_float
+from ocs_tf.export import flatbuffer as fb
+from ocs_tf.export.exporter import convert_float
+from ocs_tf.export.kernel_matching import KERNEL_INPUTS, kernel_input
+from ocs_tf.export.tensor_matching import measure_ranges
 from ocs_tf.process import quiet
 
 COMMAND = "python -m benchmarks.peers"

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from ocs_tf import layers, numerics, tflite
     from ocs_tf._compare import Closeness, TFLiteModel, compare
     from ocs_tf._convert import apply, convert, plan
+    from ocs_tf._plan import LayerPlan, Plan
     from ocs_tf._report import LayerReport, Report, report
     from ocs_tf.config import Config, Override
     from ocs_tf.export.errors import VerificationError
-    from ocs_tf.export.tflite import ExportResult, export_tflite
-    from ocs_tf.kernels import NativeLibraryError
-    from ocs_tf.planning import LayerPlan, Plan
+    from ocs_tf.export.exporter import ExportResult, export_tflite
+    from ocs_tf.runtime import NativeLibraryError
 
 __version__ = "0.1.0"
 
@@ -52,12 +52,12 @@ _MODULES = ("layers", "numerics", "tflite")
 _HOMES = {
     "_compare": ("Closeness", "TFLiteModel", "compare"),
     "_convert": ("apply", "convert", "plan"),
+    "_plan": ("LayerPlan", "Plan"),
     "_report": ("LayerReport", "Report", "report"),
     "config": ("Config", "Override"),
     "export.errors": ("VerificationError",),
-    "export.tflite": ("ExportResult", "export_tflite"),
-    "kernels": ("NativeLibraryError",),
-    "planning": ("LayerPlan", "Plan"),
+    "export.exporter": ("ExportResult", "export_tflite"),
+    "runtime": ("NativeLibraryError",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

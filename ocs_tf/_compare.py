@@ -10,14 +10,14 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf import data, tflite
+from ocs_tf import data
 from ocs_tf.closeness import Closeness, Tally
-from ocs_tf.graph.flat import flat
-from ocs_tf.graph.parts import output_parts
+from ocs_tf.graph.analysis.concatenations import output_parts
 from ocs_tf.graph.reader import Graph
+from ocs_tf.graph.substitutions.inlining import flat
 from ocs_tf.keras_state import restores_state
-from ocs_tf.kernels import NativeLibraryError
 from ocs_tf.process import no_tracing_warnings, quiet
+from ocs_tf.runtime import NativeLibraryError, tflite
 
 Array = NDArray[Any]
 

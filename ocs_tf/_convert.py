@@ -14,36 +14,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf import data, layers
-from ocs_tf.activation_planning import activation_grids
-from ocs_tf.allocation import MEASURED_SAMPLES, allocate_bits, allocate_copies
-from ocs_tf.calibration import Statistics, calibrate, channel_magnitudes
-from ocs_tf.compensation import compensate, compensate_blind, sample_limit
+from ocs_tf._plan import LayerPlan, Plan
+from ocs_tf.compensation.calibrated import compensate
+from ocs_tf.compensation.data_free import compensate_data_free
 from ocs_tf.config import Config, ConfigOptions, Override, check_count
 from ocs_tf.data_checks import watched
-from ocs_tf.graph.activations import Site, all_sites, input_sites
-from ocs_tf.graph.chains import chains
-from ocs_tf.graph.copies import why_not_loaded
-from ocs_tf.graph.equalization import check_scales, choose_scales, equalized, joined_scales
-from ocs_tf.graph.indices import graph_on
-from ocs_tf.graph.layouts import check_layouts
-from ocs_tf.graph.moments import channel_moments
-from ocs_tf.graph.parts import coarse_parts, describe, output_concatenations
+from ocs_tf.graph.analysis.activation_sites import Site, all_sites, input_sites
+from ocs_tf.graph.analysis.batch_norm_moments import channel_moments
+from ocs_tf.graph.analysis.chains import chains
+from ocs_tf.graph.analysis.concatenations import coarse_parts, describe, output_concatenations
+from ocs_tf.graph.analysis.indices import graph_on
+from ocs_tf.graph.analysis.layouts import check_layouts
+from ocs_tf.graph.analysis.splittable_sites import splittable_sites
+from ocs_tf.graph.cloning import why_not_loaded
+from ocs_tf.graph.execution import sample_limit
 from ocs_tf.graph.reader import Graph, KernelSite
 from ocs_tf.graph.rewrite import Replacement, rewrite
-from ocs_tf.graph.splittable import splittable_sites
-from ocs_tf.graph.tracing import has_graph, inputs_of
+from ocs_tf.graph.scaling import check_scales, scale_channels
+from ocs_tf.graph.substitutions.tracing import has_graph, inputs_of
 from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 from ocs_tf.numerics.checks import check_switch
-from ocs_tf.numerics.kernel import check_kernel
+from ocs_tf.numerics.quantized_kernel import check_kernel
 from ocs_tf.numerics.splitting import check_finite
-from ocs_tf.planning import (
-    LayerPlan,
-    Plan,
-    check_not_quantized,
-    layer_options,
-    plan_kernels,
-)
+from ocs_tf.planning.activation_grids import activation_grids
+from ocs_tf.planning.calibration import Statistics, calibrate, channel_magnitudes
+from ocs_tf.planning.equalization import choose_scales, joined_scales
+from ocs_tf.planning.layer_options import check_not_quantized, layer_options
+from ocs_tf.planning.mixed_precision import MEASURED_SAMPLES, allocate_bits, allocate_copies
+from ocs_tf.planning.weights import plan_kernels
 from ocs_tf.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def _plan(
     if scales:
         # A copy of the float model, for as long as it takes.
         config = config.for_copies_of(node.layer for node in graph.nodes)
-        graph = Graph(equalized(graph, scales), config.fold_batch_norm)
+        graph = Graph(scale_channels(graph, scales), config.fold_batch_norm)
     by_layer = _layer_options(graph, config, source, verbose)
     result = dataclasses.replace(
         plan_kernels(graph, config, by_layer, verbose),
@@ -266,7 +265,7 @@ def apply(
     scaled: set[str] = set()
     if plan.equalization:
         known = chains(graph)
-        graph = Graph(equalized(graph, plan.equalization), plan.fold_batch_norm)
+        graph = Graph(scale_channels(graph, plan.equalization), plan.fold_batch_norm)
         scaled = {reader for name in plan.equalization for reader in known[name].readers}
     moments = channel_moments(graph) if plan.uses_batch_norms else {}
     kernels = {}
@@ -277,7 +276,7 @@ def apply(
         check_kernel(kernel, f"kernel of layer {name}")
         if bias is not None:
             check_finite(bias, f"bias of layer {name}")
-        quantized, bias = compensate_blind(
+        quantized, bias = compensate_data_free(
             site,
             layer_plan,
             None if site.part else moments.get(id(graph.calls(site.layer)[0].inputs[0])),

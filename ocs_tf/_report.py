@@ -16,7 +16,7 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.graph import adapters, composites
-from ocs_tf.graph.parts import describe
+from ocs_tf.graph.analysis.concatenations import describe
 from ocs_tf.graph.reader import Graph
 from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics import ActivationGrid, OracleGrid

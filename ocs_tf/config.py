@@ -22,7 +22,7 @@ from ocs_tf.numerics.checks import (
 )
 from ocs_tf.numerics.clipping import DEFAULT_PERCENTILE
 from ocs_tf.numerics.grid import check_bits
-from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS
+from ocs_tf.numerics.quantized_kernel import MAX_WEIGHT_BITS
 from ocs_tf.options import documented, option
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf.calibration import observe
 from ocs_tf.data import Batch
 from ocs_tf.graph import adapters
 from ocs_tf.graph.affine import affine_axis
 from ocs_tf.graph.layer_traits import is_homogeneous
 from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.planning.calibration import observe
 
 FEW = 8
 # Between deviations of data and those that a model was trained on. Eight pictures scaled as in

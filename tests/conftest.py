@@ -6,8 +6,10 @@ import gc
 import importlib.util
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 
@@ -28,14 +30,15 @@ CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 # reference vectors, and those that are marked where they stand. The longest first: a worker of
 # pytest-xdist takes a module at a time, in this order, so that none is left alone with a long one.
 SLOW = (
-    *("test_zoo", "export/test_tflite", "test_applications", "kernels/test_native"),
+    *("test_zoo", "export/test_exporter", "test_applications", "runtime/test_native"),
     *("test_convert", "export/test_layers", "export/test_packed", "test_random_graphs"),
-    *("graph/test_equalization", "export/test_tflite_int4", "graph/test_rewrite"),
-    *("test_compensation", "graph/test_flat", "export", "test_allocation", "benchmarks"),
-    *("test_cli", "graph/test_composites", "layers/test_checks", "graph/test_constants"),
-    *("test_notebook", "graph/test_activations", "floor", "test_readme", "test_demo"),
-    *("graph/test_copies", "numerics/test_search", "kernels/test_runtimes", "graph/test_parts"),
-    "test_packaging",
+    *("planning/test_equalization", "export/test_tflite_int4", "graph/test_rewrite"),
+    *("compensation/test_calibrated", "graph/substitutions/test_inlining", "export"),
+    *("planning/test_mixed_precision", "benchmarks", "cli/test_command", "graph/test_composites"),
+    *("layers/test_checks", "graph/substitutions/test_constants", "test_notebook"),
+    *("graph/analysis/test_activation_sites", "floor", "test_readme", "cli/test_demo"),
+    *("graph/test_cloning", "numerics/test_joint_search", "runtime/test_compatibility"),
+    *("graph/analysis/test_concatenations", "test_packaging"),
 )
 
 
@@ -108,19 +111,28 @@ def randomize() -> Callable[[keras.Model], keras.Model]:
 @pytest.fixture(scope="session")
 def zoo() -> ModuleType:
     """The loader of real networks and data; skips where they are not at hand."""
-    folder = _outside("OCS_TF_ZOO", "zoo")
-    spec = importlib.util.spec_from_file_location("zoo", folder / "zoo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _load(_outside("OCS_TF_ZOO", "zoo") / "zoo.py")
 
 
 @pytest.fixture(scope="session")
 def golden() -> pathlib.Path:
     """The folder of reference vectors; skips where it is not at hand."""
     return _outside("OCS_TF_GOLDEN", "golden")
+
+
+def load_script(path: str) -> Any:
+    """A script of the checkout as a module, by its path in it."""
+    return _load(CHECKOUT / path)
+
+
+def _load(path: pathlib.Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def _outside(variable: str, name: str) -> pathlib.Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import pathlib
 import re
@@ -15,23 +14,14 @@ import pytest
 import ocs_tf
 from ocs_tf import config, numerics
 from ocs_tf.config import Config, ConfigOptions, Override
-from ocs_tf.export import int4, tflite
+from ocs_tf.export import exporter, int4
 from ocs_tf.options import Option, code, documented, option, options_of
+from tests.conftest import load_script
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OPTIONS = options_of(Config)
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
-
-
-def make_options() -> Any:
-    path = ROOT / "docs" / "make_options.py"
-    spec = importlib.util.spec_from_file_location("make_options", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def choices(hint: Any) -> set[Any]:
@@ -46,7 +36,7 @@ def choices(hint: Any) -> set[Any]:
 
 
 def test_the_page_is_current() -> None:
-    made = make_options()
+    made = load_script("docs/make_options.py")
     assert made.PAGE.read_text(encoding="utf-8") == made.page()
 
 
@@ -80,7 +70,7 @@ def test_choices_are_those_of_the_arithmetic() -> None:
     assert typing.get_args(config.ClipMethod) == numerics.CLIP_METHODS
     assert typing.get_args(config.WeightClip) == numerics.WEIGHT_CLIPS
     assert typing.get_args(config.ActivationSplit) == numerics.SPLIT_RULES
-    assert typing.get_args(tflite.Activations) == ("auto", *int4.ACTIVATIONS)
+    assert typing.get_args(exporter.Activations) == ("auto", *int4.ACTIVATIONS)
 
 
 def test_docstrings_hold_the_texts() -> None:

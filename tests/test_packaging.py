@@ -15,11 +15,11 @@ import zipfile
 import pytest
 
 import ocs_tf
-from ocs_tf.kernels import LIBRARY_VERSION, library
+from ocs_tf.runtime import LIBRARY_VERSION, library
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 CC = pathlib.Path("ocs_tf", "kernels", "cc")
-LIBRARY = f"ocs_tf/kernels/{library.FILE_NAME}"
+LIBRARY = f"ocs_tf/runtime/{library.FILE_NAME}"
 NO_COMPILER = {"CC": "/nonexistent", "CXX": "/nonexistent"}
 REQUIRED = {"OCS_TF_REQUIRE_NATIVE": "1"}
 VERSION_FUNCTION = 'extern "C" __attribute__((visibility("default"))) int ocs_library_version()'
@@ -63,7 +63,7 @@ def test_the_wheel_holds_the_library_and_suits_every_python(source: pathlib.Path
     assert not result.returncode, result.stdout
     with wheel_of(source) as wheel:
         assert re.search(r"-py3-none-(?!any)\w+\.whl$", str(wheel.filename))
-        assert "ocs_tf/kernels/self_test.py" in wheel.namelist()
+        assert "ocs_tf/runtime/self_test.py" in wheel.namelist()
         assert not [name for name in wheel.namelist() if name.endswith((".cc", ".h"))]
         built = ctypes.CDLL(wheel.extract(LIBRARY, source))
     assert built.ocs_library_version() == 7
@@ -78,9 +78,9 @@ def test_an_editable_installation_builds_in_place(source: pathlib.Path) -> None:
 def test_without_a_compiler_all_else_is_installed(source: pathlib.Path) -> None:
     result = run_setup(source, "bdist_wheel", **NO_COMPILER)
     assert not result.returncode, result.stdout
-    assert re.search(r'building extension "ocs_tf.kernels.libocs_delegate" failed', result.stdout)
+    assert re.search(r'building extension "ocs_tf.runtime.libocs_delegate" failed', result.stdout)
     with wheel_of(source) as wheel:
-        assert "ocs_tf/kernels/library.py" in wheel.namelist()
+        assert "ocs_tf/runtime/library.py" in wheel.namelist()
         assert LIBRARY not in wheel.namelist()
 
 

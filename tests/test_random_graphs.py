@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import ocs_tf
-from ocs_tf import tflite
 from ocs_tf.export.errors import VerificationError
-from ocs_tf.graph.flat import flat
 from ocs_tf.graph.reader import Graph
-from ocs_tf.kernels.library import library_path
+from ocs_tf.graph.substitutions.inlining import flat
+from ocs_tf.runtime import tflite
+from ocs_tf.runtime.library import library_path
 from tests.random_graphs import Drawn, models
 
 Arrays = list[np.ndarray]

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from ocs_tf import cli
+from ocs_tf.cli import command as cli
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import report

@@ -18,7 +18,7 @@ import pytest
 import ocs_tf
 from ocs_tf import writing
 from ocs_tf._report import LayerReport, Report
-from ocs_tf.kernels import runtimes
+from ocs_tf.runtime import compatibility
 
 
 @pytest.fixture
@@ -224,10 +224,10 @@ class TestFailures:
         assert names(path.parent) == ["file.json"]
 
     def test_full_disk_of_self_tests(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(runtimes, "cache_file", lambda: tmp_path / "runtimes.json")
-        runtimes._remember("first")
+        monkeypatch.setattr(compatibility, "cache_file", lambda: tmp_path / "runtimes.json")
+        compatibility._remember("first")
         monkeypatch.setattr(os, "fsync", no_links)
-        runtimes._remember("second")
+        compatibility._remember("second")
         assert json.loads((tmp_path / "runtimes.json").read_text()) == ["first"]
         assert names(tmp_path) == ["runtimes.json"]
 

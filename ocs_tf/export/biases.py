@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export.assignment import ExportKernel, bias_input, computing_operators
+from ocs_tf.export import flatbuffer as fb
+from ocs_tf.export.kernel_matching import ExportKernel, bias_input, computing_operators
 
 _LARGEST = 2.0**30  # of a bias, in its steps; the sum of products needs room in int32, too
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 
 _SOFTMAX_LIMIT = 16_000
 _BORDER = "converts a float input or output, which the CPU does"

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export import naming
 
 _DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i1": "bool"}

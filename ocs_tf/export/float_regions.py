@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ai_edge_litert import schema_py_generated as schema
 
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.grid_rules import Grid, grid_rule
 
 # Operators that ai-edge-quantizer writes with int8 activations: "static_wi8_ai8" in its

@@ -13,8 +13,8 @@ import keras
 
 from ocs_tf import layers
 from ocs_tf.graph import adapters
-from ocs_tf.graph.activations import activation_function, is_operation, moves_values
 from ocs_tf.graph.affine import affine_axis
+from ocs_tf.graph.analysis.activation_sites import activation_function, is_operation, moves_values
 from ocs_tf.graph.layer_traits import holds
 from ocs_tf.graph.reader import Graph
 

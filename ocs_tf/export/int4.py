@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export.assignment import ExportKernel, stored_kernels
+from ocs_tf.export import flatbuffer as fb
+from ocs_tf.export.kernel_matching import ExportKernel, stored_kernels
 from ocs_tf.numerics.packing import pack_codes, unpack_codes
 
 KINDS = ("conv", "dense", "depthwise")  # of kernels that operators read as INT4

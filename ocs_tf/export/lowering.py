@@ -25,8 +25,8 @@ import numpy as np
 from ocs_tf import layers
 from ocs_tf.data import fixed_batch_size
 from ocs_tf.export import int4
-from ocs_tf.export.assignment import ExportKernel
 from ocs_tf.export.barrier import Barrier, barrier_function
+from ocs_tf.export.fake_quantize_operator import RoundingOperator
 from ocs_tf.export.folding import (
     ends_in_sum,
     function_may_multiply,
@@ -40,25 +40,27 @@ from ocs_tf.export.inference import (
     in_float32,
     without_dropout,
 )
+from ocs_tf.export.kernel_matching import ExportKernel
 from ocs_tf.export.packed import PackedKernel
-from ocs_tf.export.rounding import RoundingOperator
-from ocs_tf.graph import adapters, channels, composites, resizing
-from ocs_tf.graph.activations import (
+from ocs_tf.graph import adapters, composites
+from ocs_tf.graph.affine import affine, affine_axis
+from ocs_tf.graph.analysis import channels
+from ocs_tf.graph.analysis.activation_sites import (
     fuses_into_producer,
     is_relu6,
     moves_values,
     separable_activation,
 )
-from ocs_tf.graph.affine import affine, affine_axis
-from ocs_tf.graph.copies import clone_layer
-from ocs_tf.graph.flat import flat
+from ocs_tf.graph.cloning import clone_layer
 from ocs_tf.graph.reader import Graph, Node
-from ocs_tf.graph.rewrite import clone
+from ocs_tf.graph.rebuild import rebuild
+from ocs_tf.graph.substitutions import resizing
+from ocs_tf.graph.substitutions.inlining import flat
 from ocs_tf.layers.checks import check_floats, check_grid, of_layer
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
 from ocs_tf.numerics.activation_splitting import copy_parts, repeat_inputs, split_outputs
 from ocs_tf.numerics.grid import code_limit
-from ocs_tf.planning import SMALLEST_CHANNEL
+from ocs_tf.planning.weights import SMALLEST_CHANNEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +177,7 @@ class _Lowering:
                 if norm is not None and node.layer.output_grid is None:
                     self.norms[node.layer.name] = norm
         self.dropped = {norm.name for norm in self.norms.values()}
-        model, twins = clone(
+        model, twins = rebuild(
             self.graph, self._replace, self._call, self.batch_size, input_dtype=float32_input
         )
         for name, weights in self.weights.items():

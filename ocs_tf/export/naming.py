@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 
 
 @contextlib.contextmanager

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export.assignment import assign, kernel_input, separate
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.errors import VerificationError
-from ocs_tf.kernels import operators
+from ocs_tf.export.kernel_matching import assign, kernel_input, separate
 from ocs_tf.numerics import QuantizedKernel, packing
-from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS
+from ocs_tf.numerics.quantized_kernel import MAX_WEIGHT_BITS
+from ocs_tf.runtime import operators
 
 # Dense kernels below this do not fill the caches; unpacked, they are faster.
 FUSED_CODES = 1 << 20

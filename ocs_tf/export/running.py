@@ -9,17 +9,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from ocs_tf import tflite
-from ocs_tf.calibration import observe
 from ocs_tf.closeness import Closeness, Tally
-from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export import matching
+from ocs_tf.export import flatbuffer as fb
+from ocs_tf.export import tensor_matching
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.lowering import Lowered
-from ocs_tf.graph.parts import output_parts
+from ocs_tf.graph.analysis.concatenations import output_parts
 from ocs_tf.graph.reader import Graph
 from ocs_tf.layers import unwrapped
+from ocs_tf.planning.calibration import observe
 from ocs_tf.process import quiet
+from ocs_tf.runtime import tflite
 
 # Outputs that are further from the Keras model's than one step must be as close as this. Deep
 # networks pass differences of a step on. Inside of recurrent layers and attention only the file
@@ -182,7 +182,7 @@ def _first_difference(
     size = _batch(interpreter)
     values_known = _observed(lowered.model, list(known.values()), inputs, size)
     given = dict(zip(known, values_known, strict=True))
-    matches = matching.match_tensors(original, samples, given)
+    matches = tensor_matching.match_tensors(original, samples, given)
     values: dict[str, list[np.ndarray]] = {name: [] for name in matches}
     details = {d["name"].split(";")[0]: d for d in interpreter.get_tensor_details()}
     for index in range(0, len(inputs[0]), size):

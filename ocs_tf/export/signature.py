@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 
 
 def in_keras_order(content: bytes, model: keras.Model) -> bytes:

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
-from ocs_tf.calibration import observe
-from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export.assignment import unmatched
+from ocs_tf.export import flatbuffer as fb
+from ocs_tf.export.kernel_matching import unmatched
 from ocs_tf.export.lowering import Lowered
 from ocs_tf.graph import adapters, composites
+from ocs_tf.planning.calibration import observe
 
 
 def drop_unused(lowered: Lowered, float_model: bytes, samples: Mapping[str, np.ndarray]) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export import int4
-from ocs_tf.export.assignment import (
+from ocs_tf.export.errors import VerificationError
+from ocs_tf.export.grid_rules import Grid, fixed_output_grid, grid_rule
+from ocs_tf.export.kernel_matching import (
     KERNEL_INPUTS,
     ExportKernel,
     bias_input,
@@ -18,8 +20,6 @@ from ocs_tf.export.assignment import (
     layout,
     stored_kernels,
 )
-from ocs_tf.export.errors import VerificationError
-from ocs_tf.export.grid_rules import Grid, fixed_output_grid, grid_rule
 
 
 def verify(

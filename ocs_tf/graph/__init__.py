@@ -1,0 +1,1 @@
+"""Keras graphs: read, analysed, rebuilt."""

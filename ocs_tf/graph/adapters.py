@@ -17,7 +17,7 @@ import numpy as np
 from ocs_tf import layers
 from ocs_tf.layers.einsum import EinsumSpec
 from ocs_tf.numerics import QuantizedKernel
-from ocs_tf.numerics.windows import output_sizes, windows
+from ocs_tf.numerics.patches import output_sizes, windows
 
 
 class KernelAdapter:
@@ -29,7 +29,7 @@ class KernelAdapter:
 
     layer_class: type[keras.layers.Layer]
     quantized_class: type[layers.KernelLayer]
-    kind: str  # of kernel: see `export.assignment.KINDS`
+    kind: str  # of kernel: see `export.kernel_matching.KINDS`
     outputs_option: str | None = None  # of the layer: how many output channels it has
     is_lookup = False  # whether inputs choose rows of the kernel, instead of multiplying them
 
@@ -402,7 +402,7 @@ def _spatial_sizes(layer: Any, input_shape: Sequence[int]) -> list[int]:
 
 
 def _geometry(layer: Any) -> dict[str, Any]:
-    """What `numerics.windows` wants to know of a convolution."""
+    """What `numerics.patches` wants to know of a convolution."""
     return {
         "kernel": layer.kernel_size,
         "strides": layer.strides,

@@ -19,8 +19,8 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.graph import adapters
-from ocs_tf.graph.flat import WithMask
 from ocs_tf.graph.reader import Node
+from ocs_tf.graph.substitutions.inlining import WithMask
 
 Fact = bool | Callable[[Any], bool]
 Trait = Literal[
@@ -310,7 +310,7 @@ UNKNOWN: Mapping[str, str] = {
         " LayerNormalization MultiHeadAttention RMSNormalization UnitNormalization"
     ),
     "graph.affine knows by what it multiplies": "Normalization Rescaling",
-    "graph.flat makes two layers of it": "SeparableConv1D SeparableConv2D",
+    "graph.substitutions.inlining makes two layers of it": "SeparableConv1D SeparableConv2D",
     "its kernel is a table, or has another layer inside": (
         "Embedding ReversibleEmbedding SpectralNormalization TimeDistributed"
     ),

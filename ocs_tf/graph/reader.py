@@ -12,8 +12,8 @@ import numpy as np
 from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.adapters import KernelAdapter
 from ocs_tf.graph.affine import affine, affine_axis
-from ocs_tf.graph.flat import flat
-from ocs_tf.graph.tracing import nodes_in_order
+from ocs_tf.graph.substitutions.inlining import flat
+from ocs_tf.graph.substitutions.tracing import nodes_in_order
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

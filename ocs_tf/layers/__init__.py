@@ -5,6 +5,7 @@ from ocs_tf.layers.attention import (
     QuantizedGroupQueryAttention,
     QuantizedMultiHeadAttention,
 )
+from ocs_tf.layers.base import QUANTIZATION_OPTIONS, KernelLayer
 from ocs_tf.layers.convolutions import (
     QuantizedConv1D,
     QuantizedConv1DTranspose,
@@ -16,7 +17,6 @@ from ocs_tf.layers.convolutions import (
     QuantizedDepthwiseConv2D,
 )
 from ocs_tf.layers.dense import QuantizedDense, QuantizedEinsumDense, QuantizedEmbedding
-from ocs_tf.layers.kernels import QUANTIZATION_OPTIONS, KernelLayer
 from ocs_tf.layers.quantizers import (
     FakeQuantize,
     OracleQuantize,
@@ -32,7 +32,7 @@ from ocs_tf.layers.recurrent import (
     QuantizedRNN,
     QuantizedSimpleRNNCell,
 )
-from ocs_tf.layers.stored import StoredKernel
+from ocs_tf.layers.storage import StoredKernel
 
 __all__ = [
     "QUANTIZATION_OPTIONS",

@@ -16,7 +16,7 @@ import numpy as np
 from ocs_tf.numerics import GRANULARITIES, ActivationGrid, QuantizedKernel
 from ocs_tf.numerics.checks import check_choice, check_decibels, check_integer, shown
 from ocs_tf.numerics.grid import check_bits, code_counts, code_limit
-from ocs_tf.numerics.kernel import MAX_WEIGHT_BITS
+from ocs_tf.numerics.quantized_kernel import MAX_WEIGHT_BITS
 from ocs_tf.numerics.splitting import check_channel_map, check_finite
 
 _SMALLEST_STEP = np.finfo(np.float32).tiny

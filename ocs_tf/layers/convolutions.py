@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from ocs_tf.layers.kernels import KernelLayer
+from ocs_tf.layers.base import KernelLayer
 from ocs_tf.layers.quantizers import PACKAGE
 
 

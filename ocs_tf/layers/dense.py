@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from ocs_tf.layers.base import KernelLayer
 from ocs_tf.layers.einsum import EinsumSpec
-from ocs_tf.layers.kernels import KernelLayer
 from ocs_tf.layers.quantizers import PACKAGE, fake_quantize
 
 

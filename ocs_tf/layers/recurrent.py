@@ -15,7 +15,7 @@ from keras import ops
 
 from ocs_tf.layers.checks import FromConfig, check_floats, of_layer, options_by_name
 from ocs_tf.layers.quantizers import PACKAGE
-from ocs_tf.layers.stored import StoredKernel
+from ocs_tf.layers.storage import StoredKernel
 
 CELL_KERNELS = ("kernel", "recurrent_kernel")
 

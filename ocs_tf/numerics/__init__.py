@@ -14,14 +14,14 @@ from ocs_tf.numerics.grid import (
     quantize,
     symmetric_step,
 )
-from ocs_tf.numerics.kernel import (
+from ocs_tf.numerics.packing import pack_codes, unpack_codes
+from ocs_tf.numerics.quantized_kernel import (
     GRANULARITIES,
     WEIGHT_CLIPS,
     QuantizedKernel,
     quantize_kernel,
     sqnr_db,
 )
-from ocs_tf.numerics.packing import pack_codes, unpack_codes
 from ocs_tf.numerics.splitting import Split, copy_count, split_channels
 
 __all__ = [

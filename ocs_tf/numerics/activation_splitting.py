@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ocs_tf.numerics.checks import check_integer, check_switch
 from ocs_tf.numerics.grid import ActivationGrid, check_bits, code_counts
-from ocs_tf.numerics.kernel import QuantizedKernel
+from ocs_tf.numerics.quantized_kernel import QuantizedKernel
 
 SPLIT_RULES = ("count", "maximum", "error", "oracle")
 

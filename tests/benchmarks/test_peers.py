@@ -16,7 +16,7 @@ import ocs_tf
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from benchmarks import peers
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 
 PICTURES, SIZE = 40, 8
 W8A8, W4A8, MIXED, W8, W4, _ = peers.WIDTHS

@@ -15,11 +15,11 @@ import tensorflow as tf
 from ai_edge_litert import interpreter as litert
 from keras import layers
 
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export import grid_rules
-from ocs_tf.export.assignment import ExportKernel
-from ocs_tf.export.matching import measure_ranges
-from ocs_tf.export.writer import write_int8
+from ocs_tf.export.integer_writer import write_int8
+from ocs_tf.export.kernel_matching import ExportKernel
+from ocs_tf.export.tensor_matching import measure_ranges
 from ocs_tf.process import quiet
 
 KINDS = {layers.DepthwiseConv2D: "depthwise", layers.Conv2D: "conv", layers.Dense: "dense"}

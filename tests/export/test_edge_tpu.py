@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from ocs_tf.export import _flatbuffer as fb
 from ocs_tf.export import edge_tpu
-from ocs_tf.export.matching import measure_ranges
-from ocs_tf.export.writer import write_int8
+from ocs_tf.export import flatbuffer as fb
+from ocs_tf.export.integer_writer import write_int8
+from ocs_tf.export.tensor_matching import measure_ranges
 from ocs_tf.process import quiet
 
 

@@ -13,7 +13,7 @@ from keras import layers, ops
 
 import ocs_tf
 from ocs_tf._compare import TFLiteModel, compare
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export import float_regions
 from tests.export.files import Grid, to_tflite
 

@@ -12,8 +12,8 @@ import pytest
 from keras import layers, ops
 
 import ocs_tf
-from ocs_tf import tflite
 from ocs_tf.export.inference import in_float32, without_dropout
+from ocs_tf.runtime import tflite
 
 WITH_DROPOUT: dict[str, Callable[[float], Callable]] = {
     "LSTM": lambda rate: layers.LSTM(3, dropout=rate, recurrent_dropout=rate),

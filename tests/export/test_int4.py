@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export import int4
-from ocs_tf.export.assignment import ExportKernel
-from ocs_tf.export.writer import write_int8, write_weights
+from ocs_tf.export.integer_writer import write_int8, write_weights
+from ocs_tf.export.kernel_matching import ExportKernel
 from ocs_tf.numerics import ActivationGrid
 from tests.export.files import RUNTIMES, random_kernel, to_tflite
 

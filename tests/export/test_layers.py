@@ -11,8 +11,8 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf import tflite
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
+from ocs_tf.runtime import tflite
 
 CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     # a layer (its name is "layer"), the shape that it reads; () for three row numbers

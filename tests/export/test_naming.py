@@ -11,7 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import ocs_tf
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export import naming
 
 NAMES = ["in", "1st", "my input", "a:b", "d,e", "<d>(1)", "-d", "_d", "é日", "a;b"]

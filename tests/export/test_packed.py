@@ -12,10 +12,10 @@ from keras import layers
 from tensorflow.lite.python.interpreter import OpResolverType
 
 import ocs_tf
-from ocs_tf import tflite
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export import packed
 from ocs_tf.export.errors import VerificationError
+from ocs_tf.runtime import tflite
 from tests.export.networks import MODELS, covering, samples, single
 
 RESOLVERS = {"ai_edge_litert": litert.OpResolverType, "tensorflow": OpResolverType}

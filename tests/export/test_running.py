@@ -9,8 +9,8 @@ from keras import layers, ops
 
 import ocs_tf
 from ocs_tf._compare import TFLiteModel, compare
-from ocs_tf.export import _flatbuffer as fb
-from ocs_tf.export import tflite
+from ocs_tf.export import exporter
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.running import FLOOR_DB
 
@@ -30,7 +30,7 @@ def quantized(rng: np.random.Generator) -> keras.Model:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, operator: int, scale: float = -1.0) -> None:
     """Let the writer return files in which one operator's kernel is `scale` times as large."""
-    write = tflite.writer.write_int8
+    write = exporter.integer_writer.write_int8
 
     def write_wrong(*args, **options) -> bytes:
         model = fb.read(write(*args, **options))
@@ -40,7 +40,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, operator: int, scale: float = -1.0) -
         model.buffers[kernel.buffer].data = (codes * scale).astype(np.int8).view(np.uint8)
         return fb.write(model)
 
-    monkeypatch.setattr(tflite.writer, "write_int8", write_wrong)
+    monkeypatch.setattr(exporter.integer_writer, "write_int8", write_wrong)
 
 
 def test_what_was_measured_is_told(quantized, tmp_path, rng):
@@ -73,7 +73,7 @@ def test_a_wrong_file_names_the_layer_and_is_not_written(
 def test_a_wrong_packed_file_names_the_layer(rounds, quantized, tmp_path, monkeypatch):
     """Files that round activations hold custom operators, which only the delegate reads."""
     model = quantized if rounds else ocs_tf.convert(network(), verbose=False)
-    write = tflite.packed.write_packed
+    write = exporter.packed.write_packed
 
     def write_wrong(*args, **options) -> bytes:
         parsed = fb.read(write(*args, **options))
@@ -89,7 +89,7 @@ def test_a_wrong_packed_file_names_the_layer(rounds, quantized, tmp_path, monkey
                 parsed.buffers[scale.buffer].data = (-values).view(np.uint8)
         return fb.write(parsed)
 
-    monkeypatch.setattr(tflite.packed, "write_packed", write_wrong)
+    monkeypatch.setattr(exporter.packed, "write_packed", write_wrong)
     with pytest.raises(VerificationError, match=r"SQNR .* They part at layer 'second'"):
         ocs_tf.export_tflite(model, tmp_path / "m.tflite", target="packed")
     assert not list(tmp_path.iterdir())
@@ -114,14 +114,14 @@ def test_file_and_model_see_batches_of_one_size(mix, tmp_path):
 
 
 def test_a_file_that_the_runtime_refuses_is_not_written(quantized, tmp_path, monkeypatch):
-    write = tflite.writer.write_int8
+    write = exporter.integer_writer.write_int8
 
     def write_broken(*args, **options) -> bytes:
         model = fb.read(write(*args, **options))
         model.operatorCodes[0].version = 99
         return fb.write(model)
 
-    monkeypatch.setattr(tflite.writer, "write_int8", write_broken)
+    monkeypatch.setattr(exporter.integer_writer, "write_int8", write_broken)
     with pytest.raises(VerificationError, match="runtime refuses the file"):
         ocs_tf.export_tflite(quantized, tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())

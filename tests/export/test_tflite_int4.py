@@ -10,8 +10,8 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf import tflite
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
+from ocs_tf.runtime import tflite
 from tests.export.networks import MODELS, covering, samples, single
 
 OPTIONS = {

@@ -12,9 +12,9 @@ import pytest
 from keras import layers, ops
 
 import ocs_tf
-from ocs_tf import tflite
 from ocs_tf._compare import TFLiteModel, compare
-from ocs_tf.kernels.library import library_path
+from ocs_tf.runtime import tflite
+from ocs_tf.runtime.library import library_path
 
 NATIVE = pytest.param(
     "packed", marks=pytest.mark.skipif(not library_path().exists(), reason="no native library")

@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf import tflite
+from ocs_tf.runtime import tflite
 
 
 def of_one_step(layer: Callable[[], keras.Layer]) -> keras.Model:

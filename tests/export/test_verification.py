@@ -8,9 +8,9 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from keras import layers
 
-from ocs_tf.export import _flatbuffer as fb
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.errors import VerificationError
-from ocs_tf.export.writer import write_weights
+from ocs_tf.export.integer_writer import write_weights
 from tests.export.files import (
     build,
     conv,

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 import ocs_tf
 from ocs_tf.graph import layer_traits
-from ocs_tf.graph.flat import WithMask
 from ocs_tf.graph.layer_traits import (
     TABLE,
     UNKNOWN,
@@ -24,6 +23,7 @@ from ocs_tf.graph.layer_traits import (
     keras_class,
 )
 from ocs_tf.graph.reader import Graph
+from ocs_tf.graph.substitutions.inlining import WithMask
 from ocs_tf.layers import FakeQuantize, QuantizedDense
 from ocs_tf.numerics import ActivationGrid
 

@@ -14,7 +14,7 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf.graph.flat import flat
+from ocs_tf.graph.substitutions.inlining import flat
 from ocs_tf.layers import FakeQuantize
 
 SHAPE = (8, 8, 3)

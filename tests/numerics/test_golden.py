@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ocs_tf.numerics import copy_count, split_channels, symmetric_step
-from ocs_tf.numerics.kernel import choose_threshold, encode
+from ocs_tf.numerics.quantized_kernel import choose_threshold, encode
 from ocs_tf.numerics.splitting import choose_copies
 
 DEFAULT = Path(__file__).parents[3] / "shared" / "golden" / "reference_ocs.npz"

@@ -1,0 +1,5 @@
+"""The command `ocs_tf`."""
+
+from ocs_tf.cli.command import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""Codes and biases, chosen on calibration data or from batch-norm statistics."""

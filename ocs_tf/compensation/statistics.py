@@ -1,0 +1,105 @@
+"""Statistics of what layers read: means, and Hessians of GPTQ."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocs_tf.graph.reader import KernelSite
+from ocs_tf.numerics.gptq import (
+    shrunk_losses,
+    shrunk_moments,
+)
+from ocs_tf.numerics.grid import normalized
+
+# Output positions that products of inputs are summed over: as many as this, and for each input.
+_POSITIONS = 1 << 14
+_POSITIONS_PER_INPUT = 4
+
+
+def mean_input(inputs: list[NDArray[Any]]) -> NDArray[np.float64]:
+    """The mean over all samples of all batches."""
+    total = np.sum([batch.sum(0, dtype=np.float64) for batch in inputs], axis=0)
+    return np.asarray(total / sum(map(len, inputs)))
+
+
+def mean_outputs(
+    site: KernelSite, mean: NDArray[np.float64], kernel: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Mean of each output channel, without bias, for inputs of this mean."""
+    patches = site.adapter.patches(site.layer, mean[None]).mean(0)
+    weights = grouped(kernel, len(patches))
+    return np.matmul(patches[:, None], weights).reshape(-1)
+
+
+def input_moments(
+    site: KernelSite,
+    kernel: NDArray[Any],
+    inputs: list[NDArray[Any]],
+    exact: list[NDArray[Any]] | None = None,
+    block: slice = slice(None),
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Means of products over output positions of all samples.
+
+    Inputs are taken times a power of two that brings the largest near 1, so that no product of
+    float32 numbers overflows or vanishes. It changes no code.
+
+    Arguments:
+        exact: what `inputs` should be.
+        block: the input channels of each group to look at.
+
+    Returns:
+        `[G, K, K]`, of inputs with each other; `[G, K, F]`, of inputs with what outputs lose by
+        what the inputs lack, if `exact` is given.
+    """
+    samples = sum(map(len, inputs))
+    positions = site.adapter.positions(site.layer, inputs[0].shape)
+    *taps, channels, _ = site.shape
+    wanted = max(_POSITIONS, _POSITIONS_PER_INPUT * math.prod(taps) * channels)
+    every = 1
+    if positions:
+        share = samples * math.prod(positions) / wanted
+        every = max(1, math.ceil(share ** (1 / len(positions))))
+    rng = np.random.default_rng(0)
+    largest = max(float(np.abs(batch).max(initial=0)) for batch in (*inputs, *(exact or ())))
+    exponent = -math.frexp(largest)[1]
+
+    def read(batch: NDArray[Any], start: list[int]) -> NDArray[np.float32]:
+        patches = site.adapter.patches(site.layer, batch, every, start)
+        by_channel = patches.reshape(*patches.shape[:2], -1, channels)[..., block]
+        patches = by_channel.reshape(*patches.shape[:2], -1).astype(np.float32)
+        return np.ascontiguousarray(np.ldexp(patches, exponent).swapaxes(0, 1))
+
+    weights = grouped(kernel[..., block, :], site.adapter.groups(site.layer))
+    weights, of_kernel = normalized(weights)
+    groups, rows, _ = weights.shape
+    products, lost = np.zeros((groups, rows, rows)), np.zeros(weights.shape)
+    of_batch = np.empty(products.shape, np.float32)
+    sums, lacking, own = np.zeros((3, groups, rows))
+    count = 0
+    for index, batch in enumerate(inputs):
+        start = [int(rng.integers(min(every, size))) for size in positions]
+        seen = read(batch, start)
+        products += np.matmul(seen.swapaxes(1, 2), seen, out=of_batch)
+        sums += seen.sum(1, dtype=np.float64)
+        count += seen.shape[1]
+        if exact is not None:
+            missing = read(exact[index], start) - seen
+            lost += np.matmul(seen.swapaxes(1, 2), np.matmul(missing, weights))
+            lacking += missing.sum(1, dtype=np.float64)
+            own += (seen * missing).sum(1, dtype=np.float64)
+    mean = sums / count
+    moments = shrunk_moments(products / count, mean, count)
+    if exact is None:
+        return moments, None
+    losses = shrunk_losses(lost / count, weights, mean, lacking / count, own / count, count)
+    return moments, np.ldexp(losses, of_kernel)
+
+
+def grouped(kernel: NDArray[Any], groups: int) -> NDArray[Any]:
+    """Canonical kernel `[..., C, F]` as `[G, K, F / G]`."""
+    rows = math.prod(kernel.shape[:-1])
+    return kernel.reshape(rows, groups, -1).swapaxes(0, 1)

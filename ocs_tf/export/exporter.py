@@ -1,0 +1,341 @@
+"""`export_tflite`: a quantized model as a `.tflite` file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator
+
+import keras
+
+from ocs_tf import data
+from ocs_tf.closeness import Closeness
+from ocs_tf.export import (
+    edge_tpu,
+    failures,
+    int4,
+    integer_writer,
+    lowering,
+    naming,
+    packed,
+    running,
+)
+from ocs_tf.export.barrier import without_barriers
+from ocs_tf.export.choices import (
+    ACTIVATIONS,
+    IO_DTYPES,
+    TARGETS,
+    Activations,
+    IODtype,
+    Target,
+)
+from ocs_tf.export.errors import VerificationError
+from ocs_tf.export.lowering import lower
+from ocs_tf.export.signature import in_keras_order, sized_as
+from ocs_tf.export.tensor_grids import find_activations, sample_inputs
+from ocs_tf.export.unused import drop_unused
+from ocs_tf.graph.analysis.concatenations import describe
+from ocs_tf.graph.substitutions.inlining import check_model, flat
+from ocs_tf.keras_state import restores_state
+from ocs_tf.numerics import ActivationGrid
+from ocs_tf.numerics.checks import check_choice, check_switch
+from ocs_tf.process import quiet
+from ocs_tf.runtime import NativeLibraryError
+from ocs_tf.writing import exists, write
+
+_FORMS = {
+    "int8": lowering.INT8,
+    "int4": lowering.INT4,
+    "packed": lowering.PACKED,
+    "float": lowering.FLOAT,
+}
+
+_BITS = 8
+_NEEDS_DELEGATE = (
+    "Packed kernels are read by custom operators: open the file with ocs_tf.tflite.Interpreter, or"
+    " load the delegate ocs_tf.tflite.delegate_path() into another runtime."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResult:
+    """Result of an export.
+
+    Attributes:
+        path: of the file.
+        target: `"int8"`, `"int4"`, `"packed"` or `"float"`.
+        size: bytes.
+        ops: every operator of the file, and whether the Edge TPU's documentation allows it
+            (`target="int8"` only).
+        notes: what a user should know, in plain words.
+        closeness: of each output to that of the Keras model, on a few samples; empty where the
+            file was not run. Files whose activations stay float are compared with the model
+            without rounded activations.
+    """
+
+    path: pathlib.Path
+    target: str
+    size: int
+    ops: list[edge_tpu.OpReport]
+    notes: list[str]
+    closeness: list[Closeness] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.target}, {self.size:,} bytes", *self.notes]
+        if self.ops:
+            lines.append(edge_tpu.summary(self.ops))
+        return "\n".join(lines)
+
+
+@restores_state
+def export_tflite(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    target: Target = "int8",
+    representative_dataset: data.Dataset = None,
+    activations: Activations = "auto",
+    io_dtype: IODtype = "int8",
+    dynamic_batch: bool = False,
+    merge_copies: bool = True,
+    fused_dense: bool = False,
+    strict: bool = False,
+    overwrite: bool = False,
+    verify: bool = True,
+) -> ExportResult:
+    """Write a quantized model to a `.tflite` file.
+
+    Target `"int8"` is full-integer: int8 kernels with exactly the codes and scales of the Keras
+    layers (one byte each at any bit width), int8 activations on exactly
+    the grids of the Keras model, int32 biases. The file is read back, and a difference is an
+    error. Layers that were left in float32 get ordinary 8-bit kernels. Layers that need an operator
+    without an int8 form (layer normalization, for example) are computed in float32, between a
+    DEQUANTIZE and a QUANTIZE; `notes` of the result names them.
+
+    Target `"int4"` is the same, except that kernels of up to 4 bits are INT4 tensors, two codes
+    in a byte, and activations may stay float32.
+
+    Target `"packed"` stores each quantized kernel in exactly its bits, with its scales and the
+    copies of split channels, and rounds activations where the model does; it computes in float32.
+    Custom operators read it: see `ocs_tf.tflite`. The file is read back, too.
+
+    Target `"float"` is the lowered graph in float32: quantized kernels as numbers, activations not
+    rounded.
+
+    Arguments:
+        model: what `convert` returned.
+        path: the file to write.
+        target: `"int8"`, `"int4"`, `"packed"` or `"float"`.
+        representative_dataset: inputs, in any form that `convert` takes; needed for int8
+            activations where those of `model` have no grid. At most 1,024 samples are used.
+        activations: with `"int8"` and `"int4"`. `"int8"`: on the grids of `model`, or measured
+            ones, which unrolls recurrent layers; `"float"`:
+            kernels are dequantized, exactly; `"dynamic"`: the runtime quantizes them
+            to 8 bits, by each input's own range. `"auto"` is `"int8"`, but `"float"` with target
+            `"int4"` where `model` has no grids and no data are given.
+        io_dtype: type of the inputs and outputs of a file with int8 activations: `"int8"` or
+            `"float32"`.
+        dynamic_batch: leave the batch size open instead of fixing it to that of `model`, or to 1
+            where `model` leaves it open. Runtimes for accelerators and microcontrollers want it
+            fixed.
+        merge_copies: add the copies of split channels up wherever the sum of their codes fits
+            int8; the integers that are accumulated are the same, and the channels cost nothing.
+            `False` keeps every copy a channel of its own. The files of target `"packed"` hold the
+            copies in any case; they are added up when a file is loaded.
+        fused_dense: with `"packed"`, multiply by the packed codes of large dense kernels as they
+            are instead of unpacking them when the file is loaded: less memory, and faster for
+            batches of up to 4.
+        strict: with int8 activations, a layer that would be computed in float is an error.
+        overwrite: replace an existing file.
+        verify: run the file in LiteRT on three samples (of the data, or drawn to fit the inputs'
+            grids, types and tables), and compare its outputs with those of `model`.
+
+    Returns:
+        What was written, with the list of operators.
+
+    Raises:
+        ValueError: an argument is not usable, `model` has activations of other than 8 bits where
+            the file's are int8, a range of activations is missing and no data are given, or
+            runtimes are known to fail with an INT4 kernel (the message names the layer);
+            `model` is no Keras model that is built.
+        FileExistsError: `path` exists and `overwrite` is False.
+        FileNotFoundError: the folder of `path` does not exist.
+        VerificationError: the file would differ from the model; with `verify`, its outputs are
+            more than one step of their grid from the model's and less than 10 dB close to them,
+            or the runtime refuses it; if `strict`, an operator has no integer form. No file is
+            left behind.
+    """
+    check_model(model)
+    path = pathlib.Path(path)
+    check_switch("dynamic_batch", dynamic_batch)
+    check_switch("merge_copies", merge_copies)
+    check_switch("fused_dense", fused_dense)
+    check_switch("strict", strict)
+    check_switch("overwrite", overwrite)
+    check_switch("verify", verify)
+    _check(path, target, activations, io_dtype, fused_dense, overwrite)
+    batch_size = None if dynamic_batch else 1
+    source = data.Source.of(representative_dataset)
+    if target == "int4" and activations == "auto":
+        known = source is not None or _has_grids(model)
+        activations = "int8" if known else "float"
+    form = _form(target, activations)
+    if form.integer:
+        _check_activation_bits(model)
+    lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
+    own_batch = data.fixed_batch_size(lowered.model)
+    if dynamic_batch and own_batch is not None:
+        raise ValueError(
+            "`dynamic_batch` (=True) leaves the batch size open, but that of `model` is"
+            f" {own_batch}. Build it with an open one, or leave dynamic_batch=False."
+        )
+    if target == "int4":
+        int4.check(lowered.kernels, activations)
+    samples = sample_inputs(lowered, source)
+    original = without_barriers(in_keras_order(convert_float(lowered.model), lowered.model))
+    content = original = sized_as(original, lowered.model, list(samples.values()))
+    drop_unused(lowered, original, samples)
+    ops: list[edge_tpu.OpReport] = []
+    if form.integer:
+        failures.check_straight(content, lowered.model)
+        open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
+        found = find_activations(content, open_batch, samples, source)
+        if found.notes and strict:
+            reasons = " ".join(found.notes)
+            raise VerificationError(f"{reasons} Replace them, or export with strict=False.")
+        lowered.notes.extend(found.notes)
+        content = integer_writer.write_int8(
+            found.content,
+            lowered.kernels,
+            found.grids,
+            found.ranges,
+            float_io=io_dtype == "float32",
+            left_float=found.left_float,
+            unrounded=found.unrounded,
+        )
+        if target == "int8":
+            ops = edge_tpu.check(content)
+    elif form.kernels in ("int8", "int4"):
+        content = integer_writer.write_weights(
+            content, lowered.kernels, dynamic=activations == "dynamic"
+        )
+    elif target == "packed":
+        content = packed.write_packed(content, lowered.kernels, fused_dense=fused_dense)
+        lowered.notes.append(_NEEDS_DELEGATE)
+    closeness: list[Closeness] = []
+    lowered.notes.extend(_coarse_parts(model))
+    if verify:
+        rounds = form.integer or form.rounds
+        reference = flat(model) if rounds or not _has_grids(model) else lowered.model
+        try:
+            closeness = running.compare(content, reference, samples, original, lowered)
+        except NativeLibraryError as error:
+            lowered.notes.append(f"The file was not run: {error}")
+    write(path, content, overwrite=overwrite)
+    return ExportResult(path, target, len(content), ops, lowered.notes, closeness)
+
+
+def convert_float(model: keras.Model) -> bytes:
+    """A float Keras model as the bytes of a `.tflite` file, without the converter's chatter.
+
+    Arguments:
+        model: functional or Sequential, of any structure of inputs and outputs; they are in the
+            file in the order of `model.inputs` and `model.outputs`.
+
+    Raises:
+        ValueError: TensorFlow's converter does not know an operator, or makes a wrong graph.
+    """
+    if not isinstance(model, keras.Sequential) and not (
+        isinstance(model.input, keras.KerasTensor) and isinstance(model.output, keras.KerasTensor)
+    ):
+        model = keras.Model(model.inputs, model.outputs, name=model.name)
+    try:
+        with naming.identifiers(model) as inputs:
+            content = _converted(model)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # of any kind
+        raise ValueError(failures.describe(model, error)) from error
+    return naming.restore(content, inputs)
+
+
+def _converted(model: keras.Model) -> bytes:
+    """What TensorFlow's converter makes of `model`."""
+    import tensorflow as tf
+
+    with quiet():
+        return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+
+
+def _check(
+    path: pathlib.Path,
+    target: str,
+    activations: str,
+    io_dtype: str,
+    fused_dense: bool,
+    overwrite: bool,
+) -> None:
+    for name, value, choices in (
+        ("target", target, TARGETS),
+        ("activations", activations, ACTIVATIONS),
+        ("io_dtype", io_dtype, IO_DTYPES),
+    ):
+        check_choice(name, value, choices)
+    if activations != "auto" and target not in ("int8", "int4"):
+        raise ValueError(
+            f"`activations` (={activations!r}) is a choice of targets 'int8' and 'int4', not of"
+            f" {target!r}; leave it 'auto'."
+        )
+    if fused_dense and target != "packed":
+        raise ValueError(
+            f"`fused_dense` (={fused_dense!r}) multiplies by packed codes, which target={target!r}"
+            " does not have; use target='packed'."
+        )
+    if path.exists() and not overwrite:
+        raise exists(path)
+    if path.is_dir():
+        raise ValueError(f"`path` {path} is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of `path` {path} does not exist.")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the folder of `path` {path} cannot be written to.")
+
+
+def _form(target: str, activations: str) -> lowering.Form:
+    if activations in ("float", "dynamic"):
+        return lowering.INT4_WEIGHTS if target == "int4" else lowering.INT8_WEIGHTS
+    return _FORMS[target]
+
+
+def _grids(model: keras.Model) -> Iterator[tuple[str, ActivationGrid]]:
+    """Names of layers of a quantized model, with the grids that they round to."""
+    for layer in model._flatten_layers():
+        for attribute in ("grid", "output_grid", "preactivation_grid"):
+            grid = getattr(layer, attribute, None)
+            if isinstance(grid, ActivationGrid):
+                yield layer.name, grid
+
+
+def _coarse_parts(model: keras.Model) -> Iterator[str]:
+    """Notes on tensors that share a grid although their ranges differ."""
+    for layer in model._flatten_layers():
+        parts = getattr(layer, "coarse_parts", None)
+        if parts:
+            text = describe(layer.name, parts, 2**layer.grid.bits)
+            yield f"{text[0].upper()}{text[1:]}."
+
+
+def _has_grids(model: keras.Model) -> bool:
+    return next(_grids(model), None) is not None
+
+
+def _check_activation_bits(model: keras.Model) -> None:
+    """Refuse activations that an int8 file cannot hold, before any work."""
+    for name, grid in _grids(model):
+        if grid.bits != _BITS:
+            raise ValueError(
+                f"layer {name!r} has {grid.bits}-bit activations, which an int8 .tflite cannot"
+                " hold. Convert with activation_bits=8 (or None, and pass representative_dataset"
+                " here), or export with target='packed'."
+            )

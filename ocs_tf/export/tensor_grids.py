@@ -1,0 +1,250 @@
+"""Grids and ranges of the tensors of a float file whose activations become integers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from ocs_tf import data
+from ocs_tf.config import CALIBRATION_SAMPLES
+from ocs_tf.export import attention_scores, float_regions, integer_writer, tensor_matching
+from ocs_tf.export import flatbuffer as fb
+from ocs_tf.export.lowering import Lowered
+from ocs_tf.graph.analysis.activation_sites import Site, all_sites, moves_values
+from ocs_tf.graph.analysis.concatenations import ends_of, exact_concatenations
+from ocs_tf.graph.analysis.indices import index_tensors, table_rows
+from ocs_tf.graph.reader import Graph
+from ocs_tf.numerics import ActivationGrid
+from ocs_tf.planning.calibration import calibrate, observe
+
+_SAMPLES = 3
+_OPEN_SIZES = (32, 64, 128, 256, 512, 1024)  # of drawn samples: the first that a model can read
+_BITS = 8
+_EXACT = (
+    "Output {!r} is float32: the parts that it concatenates have grids of their own. Convert with"
+    " exact_outputs=False for one grid."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """Grids and ranges of activations, for `writer.write_int8`.
+
+    Attributes:
+        content: the float file, its masks limited to what integers need.
+        grids: by tensor of the file: those of the Keras model.
+        ranges: `(min, max)` of the other tensors, inside of layers that Keras sees as one.
+        left_float: indices of the operators that stay in float.
+        unrounded: names of the inputs and outputs that stay in float.
+        notes: which layers are computed in float, and why.
+    """
+
+    content: bytes
+    grids: dict[str, ActivationGrid]
+    ranges: dict[str, tuple[float, float]]
+    left_float: set[int]
+    unrounded: set[str]
+    notes: list[str]
+
+
+def find_activations(
+    content: bytes, lowered: Lowered, sample: Mapping[str, np.ndarray], source: data.Source | None
+) -> Activations:
+    """The grids of a float file's tensors.
+
+    Arguments:
+        content: what the converter made of the lowered model, its batch size fixed.
+        lowered: the same with an open batch size.
+        sample: a few inputs by name.
+        source: representative data, or `None`.
+
+    Raises:
+        ValueError: a range is not known, and there are no data to measure it.
+    """
+    # What goes into an activation function is a tensor of the lowered graph already, but in layers
+    # that were left in float: those are one step, and the file tells the ranges inside.
+    tables = [kernel.layer for kernel in lowered.kernels if kernel.kind == "lookup"]
+    graph = Graph(lowered.model)
+    exact = exact_concatenations(graph, lowered.grids)
+    sites = all_sites(graph, quantized=set(), tables=tables, exact=exact)
+    by_group = _grids_by_group([site for site in sites if not site.fixed], lowered, source)
+    known = _known_tensors(graph, sites)
+    tensors = [tensor for _, tensor in known.values()]
+    (values,) = observe(lowered.model, tensors, [list(sample.values())]) if known else ([],)
+    arrays = {key: np.asarray(value) for key, value in zip(known, values, strict=True)}
+    matches = tensor_matching.match_tensors(content, sample, arrays)
+    grids = {
+        name: by_group[known[key][0].group]
+        for name, key in matches.items()
+        if not known[key][0].fixed
+    }
+    limited = attention_scores.limit_masks(content)
+    model = fb.read_straight(limited)
+    masks = attention_scores.mask_ranges(model)
+    grids |= float_regions.moved(model, grids)
+    for name in masks:
+        grids.pop(name, None)  # that of the Keras model reaches -1e9
+    indices = _names_of(model.subgraphs[0].inputs, model, graph.model.inputs, index_tensors(graph))
+    exact_ends = ends_of(graph, exact)
+    outputs = _names_of(model.subgraphs[0].outputs, model, graph.model.outputs, exact_ends)
+    unrounded = indices | outputs
+    regridding = float_regions.regridding_operators(model, grids)
+    left = float_regions.float_operators(model, grids, unrounded, regridding)
+    lacking = float_regions.float_operators(model, {*grids, *outputs}, indices, regridding)
+    lacking -= float_regions.index_operators(model, indices)
+    names = [layer.name for layer in lowered.model._flatten_layers(include_self=False)]
+    notes = [float_regions.describe(model, lacking, regridding, names, matches)]
+    notes += [_EXACT.format(name) for name in sorted(exact)]
+    missing = integer_writer.needed_activations(limited) - set(grids)
+    missing -= float_regions.inside(model, left, grids, unrounded)
+    ranges = {name: masks[name] for name in missing & set(masks)}
+    missing -= set(ranges)
+    if missing:
+        ranges |= _measured(limited, sorted(missing), lowered, source)
+    for name in attention_scores.symmetric_factors(model) & set(ranges):
+        ranges[name] = attention_scores.symmetric(*ranges[name])
+    return Activations(limited, grids, ranges, left, unrounded, [note for note in notes if note])
+
+
+def _names_of(
+    indices: Sequence[int], model: Any, tensors: Sequence[Any], chosen: Collection[int]
+) -> set[str]:
+    """Names of those inputs (or outputs) of a file whose Keras tensors are `chosen`, by id."""
+    pairs = zip(indices, tensors, strict=True)
+    return {fb.name(model.subgraphs[0].tensors[i]) for i, t in pairs if id(t) in chosen}
+
+
+def _known_tensors(graph: Graph, sites: list[Site]) -> dict[str, tuple[Site, Any]]:
+    """Tensors of the lowered model with the site whose grid they are on, by a key of each.
+
+    Those with a prescribed grid are among them: others may hold the same numbers. So are those
+    that operations only move numbers to.
+    """
+    known: dict[str, tuple[Site, Any]] = {}
+    site_of: dict[int, Site] = {}
+    for site in sites:
+        for tensor in site.tensors:
+            site_of[id(tensor)] = site
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            if id(tensor) not in site_of and node.inputs and moves_values(node.layer):
+                moved = site_of.get(id(node.inputs[0]))
+                if moved is not None:
+                    site_of[id(tensor)] = moved
+            if id(tensor) in site_of:
+                name = str(node.layer.name)
+                key = name if name not in known else f"{name}#{len(known)}"
+                known[key] = site_of[id(tensor)], tensor
+    return known
+
+
+def _measured(
+    content: bytes, missing: list[str], lowered: Lowered, source: data.Source | None
+) -> dict[str, tuple[float, float]]:
+    if source is None:
+        raise ValueError(
+            f"the range of {missing[0]!r} (and {len(missing) - 1} more tensors inside of layers)"
+            " is not known; pass representative_dataset."
+        )
+    measured = tensor_matching.measure_ranges(content, _named_batches(lowered, source))
+    return {name: measured[name] for name in missing}
+
+
+def _grids_by_group(
+    sites: list[Site], lowered: Lowered, source: data.Source | None
+) -> dict[str, ActivationGrid]:
+    """One grid per group of sites: the model's own, or a measured one where it has none."""
+    grids: dict[str, ActivationGrid] = {}
+    for site in sites:
+        names = [site.key, *(t._keras_history.operation.name for t in site.tensors)]
+        for name in names:
+            given = lowered.grids.get(name)
+            known = grids.get(site.group)
+            if given and (known is None or given.scale > known.scale):
+                grids[site.group] = given
+    missing = [site for site in sites if site.group not in grids]
+    if not missing:
+        return grids
+    if source is None:
+        raise ValueError(
+            f"the activations of `model` have no grid at {missing[0].key!r}"
+            f" ({len(missing)} such places): pass representative_dataset to measure them, or"
+            " convert with it and activation_bits=8."
+        )
+    seen = calibrate(
+        lowered.model,
+        {site.key: site.tensors for site in missing},
+        source.batches(lowered.model, limit=CALIBRATION_SAMPLES),
+        through={site.key: site.through for site in missing if site.through is not None},
+        spans={site.key: site.span for site in missing if site.span is not None},
+    )
+    for group in {site.group for site in missing}:
+        members = [seen[site.key] for site in missing if site.group == group]
+        low, high = min(s.minimum for s in members), max(s.maximum for s in members)
+        grids[group] = ActivationGrid.from_range(low, high, _BITS)
+    return grids
+
+
+def sample_inputs(lowered: Lowered, source: data.Source | None) -> dict[str, np.ndarray]:
+    """A few inputs of a lowered model, by name: real ones, or drawn ones that fit.
+
+    Numbers are drawn from all of the input's grid; indices from the rows of the smallest table that
+    they are looked up in, and other integers from 0 and 1. There are as many as fill batches of the
+    model's own size.
+    """
+    batch = data.fixed_batch_size(lowered.model) or 1
+    count = -(-_SAMPLES // batch) * batch
+    if source is not None:
+        batches = list(_named_batches(lowered, source, limit=count))  # of one sample each, often
+        shapes = [{name: array.shape[1:] for name, array in batch.items()} for batch in batches]
+        alike = [b for b, shape in zip(batches, shapes, strict=True) if shape == shapes[0]]
+        given = {name: np.concatenate([b[name] for b in alike]) for name in batches[0]}
+        size = len(next(iter(given.values())))
+        count = min(count, -(-size // batch) * batch)
+        return {name: array[np.arange(count) % size] for name, array in given.items()}
+    graph = Graph(lowered.model)
+    rng = np.random.default_rng(0)
+    sample = {}
+    open_size = _open_size(lowered.model)
+    for tensor in graph.model.inputs:
+        shape = (count, *(size or open_size for size in tensor.shape[1:]))
+        rows = table_rows(graph, tensor)
+        grid = lowered.grids.get(tensor.name)
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        if rows is not None or "float" not in dtype:
+            sample[str(tensor.name)] = rng.integers(0, rows or 2, shape).astype(dtype)
+        else:
+            low, high = (grid.minimum, grid.maximum) if grid else (-1.0, 1.0)
+            sample[str(tensor.name)] = rng.uniform(low, high, shape).astype(dtype)
+    return sample
+
+
+def _open_size(model: keras.Model) -> int:
+    """What the sizes are set to that a model leaves open, so that no layer lacks elements."""
+    if all(None not in tensor.shape[1:] for tensor in model.inputs):
+        return _OPEN_SIZES[0]
+    for size in _OPEN_SIZES:
+        shapes = [(1, *(given or size for given in t.shape[1:])) for t in model.inputs]
+        specs = [
+            keras.KerasTensor(shape, tensor.dtype)
+            for shape, tensor in zip(shapes, model.inputs, strict=True)
+        ]
+        try:
+            outputs = keras.tree.flatten(model.compute_output_spec(specs))
+        except ValueError:
+            continue
+        if all(0 not in output.shape for output in outputs):
+            return size
+    return _OPEN_SIZES[-1]
+
+
+def _named_batches(
+    lowered: Lowered, source: data.Source, limit: int = CALIBRATION_SAMPLES
+) -> Iterator[Mapping[str, Any]]:
+    names = [tensor.name for tensor in lowered.model.inputs]
+    for batch in source.batches(lowered.model, limit=limit):
+        yield dict(zip(names, batch, strict=True))

@@ -1,0 +1,1 @@
+"""What passes need to know of a graph. Nothing here changes it."""

@@ -1,0 +1,156 @@
+"""Tensors that share a grid although their ranges differ: what is left of the small ones.
+
+All that is concatenated, or of which the largest is taken, shares one grid. A sum has a grid that
+holds the largest of its terms. A part that spans few of the grid's codes has lost its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import keras
+
+from ocs_tf.graph.analysis.activation_sites import (
+    concatenates,
+    fuses_into_producer,
+    is_relu,
+    moves_values,
+)
+from ocs_tf.graph.layer_traits import holds
+from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.layers import FakeQuantize, QuantizedOutput, unwrapped
+from ocs_tf.numerics import ActivationGrid, OracleGrid
+
+FEWEST_CODES = 16
+_LAYERS = keras.layers
+
+Ranges = Mapping[int, tuple[float, float]]  # by tensor id
+
+
+def coarse_parts(
+    graph: Graph, ranges: Ranges, grids: Mapping[str, ActivationGrid | OracleGrid]
+) -> dict[str, dict[str, float]]:
+    """The parts that get fewer than `FEWEST_CODES` codes of the grid that they share.
+
+    Arguments:
+        ranges: minimum and maximum of the tensors that were measured.
+        grids: by site.
+
+    Returns:
+        By the site of the grid: the codes that a part spans, by the name of the layer that makes
+        it. Constant parts are left out.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for node in graph.nodes:
+        if not holds(node.layer, "joins"):
+            continue
+        site = _rounding_site(graph, node)
+        grid = grids.get(site)
+        if not isinstance(grid, ActivationGrid):
+            continue
+        for tensor in node.inputs:
+            span = _span(graph, tensor, ranges)
+            if 0 < span < FEWEST_CODES * grid.scale:
+                part = str(graph.producer[id(tensor)].layer.name)
+                found.setdefault(site, {})[part] = span / grid.scale
+    return found
+
+
+def output_concatenations(graph: Graph) -> set[str]:
+    """Names of the concatenations that are outputs of the model, and nothing else."""
+    return {
+        str(node.layer.name)
+        for node in graph.nodes
+        if concatenates(node.layer)
+        if _ends(graph, node.outputs[0])
+    }
+
+
+def output_parts(graph: Graph) -> list[dict[str, Any]]:
+    """For each output of the model that is a concatenation, the index of each of its parts by name.
+
+    Empty for other outputs. A part is named after the layer that makes it.
+    """
+    found = []
+    for output in graph.model.outputs:
+        node = graph.producer[id(output)]
+        if isinstance(node.layer, QuantizedOutput | FakeQuantize) and len(node.inputs) == 1:
+            node = graph.producer[id(node.inputs[0])]
+        found.append(_part_indices(graph, node, len(output.shape)))
+    return found
+
+
+def _part_indices(graph: Graph, node: Node, rank: int) -> dict[str, Any]:
+    layer = unwrapped(node.layer)
+    if not concatenates(layer):
+        return {}
+    axis, start, indices = layer.axis % rank, 0, {}
+    for number, tensor in enumerate(node.inputs):
+        size = tensor.shape[axis]
+        if size is None or axis == 0:
+            return {}
+        name = str(graph.producer[id(tensor)].layer.name)
+        name = name if name not in indices else f"{name} ({number})"
+        indices[name] = (*(slice(None),) * axis, slice(start, start + size))
+        start += size
+    return indices
+
+
+def exact_concatenations(graph: Graph, grids: Collection[str]) -> set[str]:
+    """The `output_concatenations` without a grid, though a part has one: they are not rounded.
+
+    Arguments:
+        grids: names of the layers whose outputs are on grids.
+    """
+    return {
+        name
+        for name in output_concatenations(graph) - set(grids)
+        for tensor in graph.calls_of(name)[0].inputs
+        if graph.producer[id(tensor)].layer.name in grids
+    }
+
+
+def ends_of(graph: Graph, names: Collection[str]) -> set[int]:
+    """Ids of the model's outputs that these layers make, moved about at most."""
+    found = set()
+    for tensor in graph.model.outputs:
+        node = graph.producer[id(tensor)]
+        while node.layer.name not in names and node.inputs and moves_values(node.layer):
+            node = graph.producer[id(node.inputs[0])]
+        if node.layer.name in names:
+            found.add(id(tensor))
+    return found
+
+
+def _ends(graph: Graph, tensor: Any) -> bool:
+    """Whether `tensor`, moved about at most, is an output that nothing else reads."""
+    readers = graph.consumers[id(tensor)]
+    if id(tensor) in graph.output_ids:
+        return not readers
+    moved = len(readers) == 1 and moves_values(readers[0].layer)
+    return moved and _ends(graph, readers[0].outputs[0])
+
+
+def describe(site: str, parts: Mapping[str, float], levels: int = 256) -> str:
+    """A sentence on the parts of `site` that are short of codes."""
+    each = ", ".join(f"{name!r} spans {codes:.2g}" for name, codes in parts.items())
+    return f"the parts of {site!r} share one grid of {levels} codes, of which {each}"
+
+
+def _rounding_site(graph: Graph, node: Node) -> str:
+    """The site at which what `node` computes is rounded: its own, or that of the ReLU behind it."""
+    reader = graph.only_consumer(node.outputs[0])
+    fused = reader is not None and is_relu(reader.layer) and fuses_into_producer(graph, reader)
+    return str(reader.layer.name if reader is not None and fused else node.layer.name)
+
+
+def _span(graph: Graph, tensor: Any, ranges: Ranges) -> float:
+    """Maximum less minimum of `tensor`, or of what only moves its numbers; 0 where unknown."""
+    while id(tensor) not in ranges:
+        node = graph.producer[id(tensor)]
+        if not (node.inputs and moves_values(node.layer)):
+            return 0.0
+        tensor = node.inputs[0]
+    low, high = ranges[id(tensor)]
+    return high - low

@@ -1,0 +1,128 @@
+"""Which float tensors hold indices: rows of tables, category ids. Rounded, they are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from ocs_tf.graph import adapters
+from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.graph.substitutions.tracing import UntraceableError
+
+_LOOKS_UP = (
+    keras.layers.CategoryEncoding,
+    keras.layers.Discretization,
+    keras.layers.HashedCrossing,
+    keras.layers.Hashing,
+    keras.layers.IntegerLookup,
+)
+# Bare operations whose second argument holds indices, by class name.
+_TAKES = ("Take", "TakeAlongAxis")
+_ENCODES = ("OneHot", "MultiHot")
+# Operations and layers that leave indices as they are.
+_KEEPS = ("Cast", "ExpandDims", "Flatten", "GetItem", "Identity", "Reshape", "Squeeze", "Transpose")
+
+
+def index_tensors(graph: Graph) -> set[int]:
+    """Ids of float tensors that a lookup reads, or only what makes integers or booleans of them.
+
+    So are those of which a slice is looked up: the numbers beside it are rounded where they are cut
+    out. Whatever is computed by a layer with a kernel is a number, not an index.
+    """
+    computed = _behind_kernels(graph)
+    found: set[int] = set()
+    looked_up: set[int] = set()
+    for node in reversed(graph.nodes):
+        for tensor in node.outputs:
+            readers = graph.consumers[id(tensor)]
+            is_free = id(tensor) not in computed | graph.output_ids
+            is_looked_up = any(_looks_up(r, tensor, looked_up) for r in readers)
+            if is_looked_up:
+                looked_up.add(id(tensor))
+            only = bool(readers) and all(_reads_index(r, tensor, found) for r in readers)
+            if is_free and (is_looked_up or only):
+                found.add(id(tensor))
+    return {i for i in found if "float" in str(_tensor(graph, i).dtype)}
+
+
+def graph_on(model: Any, fold_batch_norm: bool, dtypes: Sequence[str]) -> Graph:
+    """The graph of a model with a `call` of its own, given the dtypes of the data for it.
+
+    Integers are taken as such where they say which, and where nothing else will do. Otherwise they
+    are numbers like others, and the input is float32.
+
+    Arguments:
+        dtypes: of the inputs, flattened.
+
+    Raises:
+        ValueError: as `flat`.
+    """
+    taken = ["float32" if "float" in dtype else dtype for dtype in dtypes]
+    try:
+        graph = Graph(model, fold_batch_norm)
+    except UntraceableError:
+        if set(taken) == {"float32"}:
+            raise
+        return Graph(model, fold_batch_norm, dtypes=taken)
+    indices = index_tensors(graph)
+    tensors = graph.model.inputs
+    exact = [
+        dtype if id(tensor) in indices else "float32"
+        for tensor, dtype in zip(tensors, taken, strict=True)
+    ]
+    if exact == [str(tensor.dtype) for tensor in tensors]:
+        return graph
+    return Graph(model, fold_batch_norm, dtypes=exact)
+
+
+def table_rows(graph: Graph, tensor: Any) -> int | None:
+    """Rows of the smallest table in which the numbers of `tensor`, unchanged, are looked up."""
+    found: list[int | None] = []
+    for reader in graph.consumers[id(tensor)]:
+        layer = reader.layer
+        adapter = adapters.any_adapter(layer)
+        if adapter is not None and adapter.is_lookup:
+            found.append(int(layer.input_dim))
+        elif type(layer).__name__ in _KEEPS:
+            found.append(table_rows(graph, reader.outputs[0]))
+    return min((rows for rows in found if rows is not None), default=None)
+
+
+def _reads_index(reader: Node, tensor: Any, found: set[int]) -> bool:
+    """Whether `reader` needs `tensor` exactly: its numbers say which, not how much."""
+    if _looks_up(reader, tensor, set()):
+        return True
+    if type(reader.layer).__name__ in _TAKES:
+        return False
+    exact = [id(out) in found or "float" not in str(out.dtype) for out in reader.outputs]
+    return bool(exact) and all(exact)
+
+
+def _looks_up(reader: Node, tensor: Any, looked_up: set[int]) -> bool:
+    """Whether `reader` looks `tensor` up, or passes it on to what does (`looked_up`)."""
+    layer = reader.layer
+    adapter = adapters.any_adapter(layer)
+    if (adapter is not None and adapter.is_lookup) or isinstance(layer, _LOOKS_UP):
+        return True
+    kind = type(layer).__name__
+    if not isinstance(layer, keras.layers.Layer):
+        if kind in _ENCODES:
+            return True
+        if kind in _TAKES:
+            return all(value is not tensor for value in reader.arguments.args[:1])
+    return kind in _KEEPS and any(id(out) in looked_up for out in reader.outputs)
+
+
+def _behind_kernels(graph: Graph) -> set[int]:
+    """Ids of the tensors that depend on a kernel."""
+    reached: set[int] = set()
+    for node in graph.nodes:
+        if graph.sites.get(node.layer.name) or any(id(t) in reached for t in node.inputs):
+            reached.update(id(tensor) for tensor in node.outputs)
+    return reached
+
+
+def _tensor(graph: Graph, key: int) -> Any:
+    return next(tensor for tensor in graph.producer[key].outputs if id(tensor) == key)

@@ -1,0 +1,99 @@
+"""Running a model on data, one layer at a time."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from ocs_tf.graph.reader import Graph, Node
+
+Batches = Sequence[Sequence[NDArray[Any]]]
+_SAMPLES = 1024
+_BYTES = 1 << 31  # of activations of both models
+
+
+def run_by_layer(
+    graph: Graph,
+    names: set[str],
+    batches: Batches,
+    progress: Callable[[list[Node]], Iterable[Node]] = iter,
+) -> Iterator[tuple[Any, list[NDArray[Any]], Callable[[], list[list[Any]]]]]:
+    """Run a model call by call; yield each layer of `names` before its first call.
+
+    With it come its first inputs, and a function that calls it: of each batch its outputs.
+    """
+    inputs = {id(tensor): index for index, tensor in enumerate(graph.model.inputs)}
+    last_reads = _last_reads(graph)
+    values: dict[int, list[Any]] = {}  # by tensor: of each batch
+    left = set(names)
+    for node in progress(graph.nodes):
+        if node.arguments is None:
+            (tensor,) = node.outputs
+            values[id(tensor)] = [batch[inputs[id(tensor)]] for batch in batches]
+            continue
+        run = functools.partial(_run, node, values, len(batches))
+        if node.layer.name in left:
+            left.remove(node.layer.name)
+            yield node.layer, [np.asarray(v) for v in values[id(node.inputs[0])]], run
+        if not left:
+            return
+        for tensor, made in zip(node.outputs, zip(*run(), strict=True), strict=True):
+            values[id(tensor)] = list(made)
+        for key in last_reads[id(node)]:
+            del values[key]
+
+
+def _run(node: Node, values: Mapping[int, Sequence[Any]], batches: int) -> list[list[Any]]:
+    """The outputs of a call for each batch, given the values of all tensors."""
+    outputs = []
+    for index in range(batches):
+        args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.inputs})
+        if "training" in getattr(node.layer, "_call_context_args", ()):
+            kwargs["training"] = False  # as where the whole model is called so
+        results = keras.tree.flatten(node.layer(*args, **kwargs))
+        outputs.append([keras.ops.convert_to_numpy(result) for result in results])
+    return outputs
+
+
+def _last_reads(graph: Graph) -> dict[int, list[int]]:
+    """By the id of each call: the ids of the tensors that no later call reads."""
+    last = {id(tensor): id(node) for node in graph.nodes for tensor in node.inputs}
+    reads: dict[int, list[int]] = {id(node): [] for node in graph.nodes}
+    for tensor, node in last.items():
+        reads[node].append(tensor)
+    return reads
+
+
+def inputs_by_name(
+    walked: Iterator[tuple[Any, list[NDArray[Any]], Any]],
+) -> Callable[[str], list[NDArray[Any]]]:
+    """The inputs of a layer that is walked through, asked for by name, in about the same order."""
+    passed: dict[str, list[NDArray[Any]]] = {}
+
+    def inputs_of(name: str) -> list[NDArray[Any]]:
+        while name not in passed:
+            layer, inputs, _ = next(walked)
+            passed[layer.name] = inputs
+        return passed.pop(name)
+
+    return inputs_of
+
+
+def sample_limit(graph: Graph) -> int:
+    """How many samples `compensate` should be given, by the memory that it is going to take."""
+    last_reads = _last_reads(graph)
+    held: dict[int, int] = {}
+    most = 1
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            held[id(tensor)] = 2 * 4 * math.prod(size or 1 for size in tensor.shape[1:])
+        most = max(most, sum(held.values()))
+        for key in last_reads[id(node)]:
+            del held[key]
+    return max(1, min(_SAMPLES, _BYTES // most))

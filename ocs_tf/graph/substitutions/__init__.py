@@ -1,0 +1,1 @@
+"""Layers and models in another form of the same function."""

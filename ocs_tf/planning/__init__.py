@@ -1,0 +1,1 @@
+"""Decisions of a conversion, made before anything changes: bits, thresholds, copies, grids."""

@@ -1,0 +1,96 @@
+"""Quantization grids of activations and their split channels, from calibration statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from ocs_tf.config import Config
+from ocs_tf.graph.analysis.activation_sites import Site, fixed_grid
+from ocs_tf.numerics import ActivationGrid, OracleGrid, code_limit, copy_count
+from ocs_tf.numerics.activation_splitting import (
+    copies_by_count,
+    copies_by_error,
+    copies_by_maximum,
+    outlier_counts,
+)
+from ocs_tf.numerics.grid import code_counts
+from ocs_tf.planning.calibration import ChannelStatistics, Statistics, merge
+
+
+def activation_grids(
+    sites: Sequence[Site],
+    statistics: Mapping[str, Statistics],
+    config: Config,
+    bits: int,
+    split: Collection[str] = (),
+    tables: Mapping[str, ActivationGrid] | None = None,
+) -> dict[str, ActivationGrid | OracleGrid]:
+    """A grid for every site, one for all sites of a group.
+
+    Arguments:
+        statistics: of all sites but those with a `fixed` function, by key; of channels, too, where
+            these are going to be split.
+        split: keys of the sites whose channels are going to be split, each alone in its group.
+        tables: grids of the lookups whose output is on that of their table.
+    """
+    by_group: dict[str, Statistics] = {}
+    for site in sites:
+        if not site.fixed:
+            by_group = merge(by_group, {site.group: statistics[site.key]})
+    groups = {site.group for site in sites if site.key in split}
+    grids = {
+        group: (_split_grid if group in groups else _grid)(seen, config, bits)
+        for group, seen in by_group.items()
+    }
+    prescribed = {
+        s.key: fixed_grid(s.fixed, bits) for s in sites if s.fixed not in (None, "lookup")
+    }
+    prescribed |= {s.key: tables[s.key] for s in sites if tables and s.key in tables}
+    return {s.key: prescribed.get(s.key) or grids[s.group] for s in sites}
+
+
+def _grid(
+    seen: Statistics, config: Config, bits: int, copies: Sequence[int] = ()
+) -> ActivationGrid:
+    """The grid of a tensor; with `copies`, they come first and clipping second."""
+    symmetric = _symmetric(config, bits)
+    low, high = seen.clip_range(bits, config.activation_clip, config.percentile, symmetric, copies)
+    return ActivationGrid.from_range(low, high, bits, symmetric, config.power_of_two, copies)
+
+
+def _split_grid(seen: Statistics, config: Config, bits: int) -> ActivationGrid | OracleGrid:
+    channels = seen.channels
+    assert channels is not None
+    count = copy_count(config.activation_expand_ratio, len(channels.maxima))
+    if config.activation_split == "oracle":
+        return OracleGrid(bits, count, _symmetric(config, bits))
+    if config.activation_split == "count":
+        outliers = outlier_counts(channels.counts)
+        copies = copies_by_count(outliers, channels.magnitudes, count)
+        return _grid(seen, config, bits, copies)
+    if config.activation_split == "maximum":
+        return _grid(seen, config, bits, copies_by_maximum(channels.magnitudes, count))
+    return _least_error_grid(channels, config, bits, count)
+
+
+def _least_error_grid(
+    seen: ChannelStatistics,
+    config: Config,
+    bits: int,
+    count: int,
+) -> ActivationGrid:
+    """Copies and range of the least squared error."""
+    symmetric = _symmetric(config, bits)
+    levels: float = code_limit(bits)
+    if not symmetric:
+        one_sided = min(seen.minima) >= 0
+        levels = 2 * levels + 1 if one_sided else levels + 0.5
+    copies, threshold = copies_by_error(seen.counts, seen.width, count, levels)
+    k = code_counts(copies, len(seen.maxima))
+    low = max(float((seen.minima / k).min()), -threshold)
+    high = min(float((seen.maxima / k).max()), threshold)
+    return ActivationGrid.from_range(low, high, bits, symmetric, config.power_of_two, copies)
+
+
+def _symmetric(config: Config, bits: int) -> bool:
+    return config.activation_symmetric or bits == 16

@@ -1,0 +1,296 @@
+"""Mixed precision: a bit width and copies for each layer, with the least total error for a size.
+
+Small errors of single layers add up at the outputs. The error of a layer at a reference bit width
+is measured, or approximated by the noise-to-signal ratio of its kernel. Other bit widths are scaled
+by the kernel's squared error at each of them, splits and clipping included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from ocs_tf._plan import LayerPlan
+from ocs_tf.compensation.statistics import mean_input, mean_outputs
+from ocs_tf.compensation.weights import compensated_kernel
+from ocs_tf.config import Config, Override
+from ocs_tf.graph import composites
+from ocs_tf.graph.analysis.activation_sites import activation_function
+from ocs_tf.graph.execution import Batches, run_by_layer
+from ocs_tf.graph.reader import Graph, KernelSite
+from ocs_tf.graph.rewrite import rewrite
+from ocs_tf.numerics.bit_allocation import allocate, closed_form_bits, share_copies
+from ocs_tf.numerics.grid import normalized
+from ocs_tf.numerics.joint_search import search_splits
+from ocs_tf.numerics.quantized_kernel import check_kernel
+from ocs_tf.numerics.splitting import copy_count
+from ocs_tf.planning.calibration import observe
+from ocs_tf.planning.layer_options import split_ratio
+from ocs_tf.planning.weights import plan_kernel, plan_layer
+from ocs_tf.progress import progress_bar
+
+WIDTHS = range(2, 9)
+MEASURED_SAMPLES = 256
+_LOOKED_AT = 1 << 16  # weights of a kernel that its error at each bit width is computed on
+_TESTED_SAMPLES = 64  # of them, at most, and no more than half
+_AVERAGE_STEP = 0.02
+_MORE = 4  # times as many copies as by its own ratio a layer may get
+_REFERENCE_BITS = (3, 5)  # at which errors are measured: large enough to see, yet small
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """One layer's choices: squared error and cost at each bit width in `WIDTHS`."""
+
+    site: KernelSite
+    options: Override
+    noise: NDArray[np.float64]
+    costs: NDArray[np.float64]
+    power: float  # sum of the squares of the kernel
+
+
+def allocate_bits(
+    graph: Graph,
+    options: Mapping[str, Override],
+    config: Config,
+    batches: Batches,
+    verbose: bool = True,
+) -> dict[str, Override]:
+    """`options`, with a bit width for each layer that has none yet.
+
+    Arguments:
+        batches: calibration data, of each batch one array per input; for allocation `"measured"`.
+
+    Raises:
+        ValueError: the budget is too small for 2 bits.
+    """
+
+    def progress(items: Sequence[Any], title: str) -> Iterable[Any]:
+        return progress_bar(items, title, verbose, leave=False)
+
+    counts = {name: _count(graph, graph.kernels[name], config) for name in options}
+    free = [name for name, o in options.items() if o.weight_bits == "unset"]
+    if not free:
+        return dict(options)
+    layers = {
+        name: _layer(graph.kernels[name], options[name], config, counts[name])
+        for name in progress(free, "Trying bit widths")
+    }
+    given = sum(
+        _given_cost(graph.kernels[name], o, counts[name])
+        for name, o in options.items()
+        if isinstance(o.weight_bits, int)
+    )
+    total = sum(counts[name] for name, o in options.items() if o.weight_bits is not None)
+    if config.average_bits is not None:
+        limit = config.average_bits * total
+    else:
+        assert config.weight_bytes is not None
+        limit = 8.0 * config.weight_bytes
+    _check_budget(config, given, layers, limit, total)
+    if config.allocation == "closed_form":
+        bits = _closed_form(layers, limit - given)
+    else:
+        if config.allocation == "measured":
+            reference = int(np.clip(round(limit / sum(counts.values())), *_REFERENCE_BITS))
+            errors = _measured(graph, layers, reference, batches, config, progress)
+            scale = [errors[name] / layers[name].noise[reference - WIDTHS[0]] for name in free]
+        else:
+            scale = [1 / (layers[name].power or 1.0) for name in free]
+        noise = np.stack([layers[name].noise for name in free])
+        costs = np.stack([layers[name].costs for name in free])
+        chosen = allocate(noise * np.array(scale)[:, None], costs, limit - given)
+        bits = {name: WIDTHS[index] for name, index in zip(free, chosen, strict=True)}
+    return {
+        name: dataclasses.replace(o, weight_bits=bits[name]) if name in bits else o
+        for name, o in options.items()
+    }
+
+
+def allocate_copies(
+    graph: Graph, options: Mapping[str, Override], config: Config, verbose: bool = True
+) -> dict[str, Override]:
+    """`options`, with copies where they lower the kernels' noise-to-signal ratios most.
+
+    In all they take no more codes than `expand_ratio` would give each layer by itself.
+    """
+    names = [name for name, o in options.items() if o.weight_bits is not None]
+    splits = {name: _most_copies(graph.kernels[name], options[name]) for name in names}
+    names = [name for name in names if splits[name]]
+    paths, prices = [], []
+    for name in progress_bar(names, "Splitting", verbose, leave=False):
+        kernel, _ = normalized(graph.kernels[name].weights()[0])
+        o = options[name]
+        assert isinstance(o.weight_bits, int)
+        assert o.granularity is not None
+        most = min(_MORE * splits[name], kernel.shape[-2])
+        _, path = search_splits(kernel, o.weight_bits, most, o.granularity)
+        paths.append(path / (np.square(kernel).sum() or 1.0))
+        prices.append(float(kernel.size / kernel.shape[-2]))
+    budget = sum(price * splits[name] for name, price in zip(names, prices, strict=True))
+    counts = dict(zip(names, share_copies(paths, prices, budget), strict=True))
+    return {
+        name: dataclasses.replace(o, expand_ratio=_ratio(graph.kernels[name], counts[name]))
+        if name in counts
+        else o
+        for name, o in options.items()
+    }
+
+
+def _most_copies(site: KernelSite, options: Override) -> int:
+    """The copies of a layer by `expand_ratio`."""
+    return copy_count(split_ratio(options), site.shape[-2])
+
+
+def _ratio(site: KernelSite, copies: int) -> float:
+    """An expand ratio that makes just so many copies."""
+    return max(0.0, (copies - 0.5) / site.shape[-2])
+
+
+def _layer(site: KernelSite, options: Override, config: Config, count: float) -> _Layer:
+    kernel = check_kernel(site.weights()[0], f"kernel of layer {site.name}")
+    channels, columns = kernel.shape[-2:]
+    every = 1
+    if options.granularity == "channel":  # then some output channels stand for all
+        every = min(columns, max(1, kernel.size // _LOOKED_AT))
+    sample = np.ascontiguousarray(kernel[..., ::every])
+    noise, costs = [], []
+    for bits in WIDTHS:
+        wide = dataclasses.replace(options, weight_bits=bits)
+        error = plan_kernel(sample, wide, config).quantize(sample).effective_kernel() - sample
+        # Not 0, which an all-zero kernel has: then no bit width would cost anything.
+        noise.append(max(float(np.square(error, dtype=np.float64).sum()), 1e-300))
+        costs.append(_cost(bits, copy_count(split_ratio(wide), channels), channels, count))
+    scale = columns / sample.shape[-1]
+    power = float(np.square(kernel, dtype=np.float64).sum())
+    return _Layer(site, options, np.array(noise) * scale, np.array(costs), power)
+
+
+def _count(graph: Graph, site: KernelSite, config: Config) -> float:
+    """Weights of a layer, or multiplications with them for one sample."""
+    size = math.prod(site.shape)
+    if config.allocation_cost == "size":
+        return float(size)
+    tensor = graph.calls(site.owner)[0].inputs[0]
+    shape = [1, *(size or 1 for size in tensor.shape[1:])]
+    sizes = shape[1:-1] if site.part else site.adapter.positions(site.layer, shape)
+    return float(size * math.prod(sizes))
+
+
+def _cost(bits: int, copies: int, channels: int, count: float) -> float:
+    """Bits of a layer's codes, times how often each is used, if that is what counts."""
+    return bits * count * (1 + copies / channels)
+
+
+def _given_cost(site: KernelSite, options: Override, count: float) -> float:
+    assert isinstance(options.weight_bits, int)
+    copies = _most_copies(site, options)
+    return _cost(options.weight_bits, copies, site.shape[-2], count)
+
+
+def _check_budget(
+    config: Config, given: float, layers: Mapping[str, _Layer], limit: float, count: float
+) -> None:
+    least = given + sum(layer.costs.min() for layer in layers.values())
+    if least > limit:
+        asked, lowest = f"`weight_bytes` (={config.weight_bytes})", f"{math.ceil(least / 8)}"
+        if config.average_bits is not None:
+            asked, lowest = f"`average_bits` (={config.average_bits})", f"{least / count:.3g}"
+        raise ValueError(
+            f"{asked} is too small: with 2 bits for every layer without a given bit width,"
+            f" copies counted, it is {lowest}. Give more, or a smaller `expand_ratio`."
+        )
+
+
+def _closed_form(layers: Mapping[str, _Layer], limit: float) -> dict[str, int]:
+    """Bit widths by the rule of Lin et al., the largest that fit with their copies."""
+    counts = [layer.costs[-1] / WIDTHS[-1] for layer in layers.values()]
+    for average in np.arange(max(WIDTHS), min(WIDTHS), -_AVERAGE_STEP):
+        bits = closed_form_bits(counts, average).tolist()
+        costs = [layer.costs[b - WIDTHS[0]] for layer, b in zip(layers.values(), bits, strict=True)]
+        if sum(costs) <= limit:
+            return dict(zip(layers, bits, strict=True))
+    return dict.fromkeys(layers, WIDTHS[0])
+
+
+def _measured(
+    graph: Graph,
+    layers: Mapping[str, _Layer],
+    bits: int,
+    batches: Batches,
+    config: Config,
+    progress: Any,
+) -> dict[str, float]:
+    """The error that each layer alone, in `bits` bits, adds to the float model's outputs.
+
+    Some samples choose the codes, others tell the error: on those that chose them, few-sample
+    layers look better than they are.
+    """
+    arrays = [np.concatenate(column) for column in zip(*batches, strict=True)]
+    tested = max(1, min(_TESTED_SAMPLES, len(arrays[0]) // 2))
+    fitted = [[array[: max(1, len(array) - tested)] for array in arrays]]
+    held_out = [array[-tested:] for array in arrays]
+    model = rewrite(graph, {}, {})
+    float_graph = Graph(model, fold_batch_norm=False)
+    observed = observe(model, model.outputs, itertools.repeat(held_out))
+    exact = next(observed)
+    softmax = [
+        activation_function(float_graph.producer[id(tensor)].layer) is keras.activations.softmax
+        for tensor in model.outputs
+    ]
+    found = {}
+    owners = {layer.site.owner.name for layer in layers.values()}
+    calls = run_by_layer(float_graph, owners, fitted, lambda nodes: progress(nodes, "Measuring"))
+    for layer, inputs, _ in calls:
+        for site in graph.sites[layer.name]:
+            if site.name not in layers:
+                continue
+            options = dataclasses.replace(layers[site.name].options, weight_bits=bits)
+            weights = layer.get_weights()
+            _quantize_in_float(site, layer, plan_layer(site, options, config), inputs, config)
+            outputs = next(observed)
+            pairs = zip(exact, outputs, softmax, strict=True)
+            found[site.name] = sum(_error(*pair) for pair in pairs)
+            layer.set_weights(weights)
+    return found
+
+
+def _quantize_in_float(
+    site: KernelSite, layer: Any, plan: LayerPlan, inputs: list[NDArray[Any]], config: Config
+) -> None:
+    """Give a float `layer` the dequantized weights of the kernel of `site`."""
+    kernel, bias = site.weights()
+    if config.rounding == "error_compensated" and not site.part:
+        effective = compensated_kernel(site, kernel, plan, inputs).effective_kernel()
+    else:
+        effective = plan.quantize(kernel).effective_kernel()
+    if site.part:
+        part = composites.parts(layer)[site.part]
+        part.adapter.write(part.holder, part.adapter.to_keras(effective, part.holder))
+        return
+    changed = [site.adapter.to_keras(effective, layer)]
+    if bias is not None:
+        if config.bias_correction:
+            mean = mean_input(inputs)
+            shift = mean_outputs(site, mean, kernel) - mean_outputs(site, mean, effective)
+            bias = (bias + shift).astype(np.float32)
+        changed.append(site.adapter.bias_to_keras(bias, layer))
+    layer.set_weights(changed)
+
+
+def _error(exact: NDArray[Any], output: NDArray[Any], softmax: bool) -> float:
+    """Kullback-Leibler divergence of probabilities, or relative squared error of other outputs."""
+    exact, output = exact.astype(np.float64), output.astype(np.float64)
+    if softmax:
+        p, q = np.maximum(exact, 1e-9), np.maximum(output, 1e-9)
+        # With q - p, whose sum is rounding, and can be more than a small divergence.
+        return float((p * np.log(p / q) + q - p).sum() / len(p))
+    spread = np.square(exact - exact.mean(0)).sum() or 1.0
+    return float(np.square(exact - output).sum() / spread)

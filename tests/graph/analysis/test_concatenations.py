@@ -1,0 +1,131 @@
+"""Parts of very different ranges on one grid: named, and kept exact where they are outputs."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import ocs_tf
+from ocs_tf import numerics
+from ocs_tf.graph.analysis.activation_sites import all_sites
+from ocs_tf.graph.analysis.concatenations import coarse_parts, exact_concatenations, output_parts
+from ocs_tf.graph.reader import Graph
+
+JOINS = {
+    "concatenate": layers.Concatenate(name="join"),
+    "maximum": layers.Maximum(name="join"),
+    "minimum": layers.Minimum(name="join"),
+    "add": layers.Add(name="join"),
+}
+
+
+def two_parts(join: Any, ratio: float = 1000.0, behind: Any = None) -> keras.Model:
+    """Two dense layers, one `ratio` times as large as the other, joined."""
+    x = keras.Input((8,), name="x")
+    parts = [layers.Dense(3, name="small")(x), layers.Dense(3, name="large")(x)]
+    outputs = join(parts)
+    model = keras.Model(x, outputs if behind is None else behind(outputs))
+    model.get_layer("large").kernel.assign(ratio * np.asarray(model.get_layer("small").kernel))
+    return model
+
+
+def data(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(64, 8)).astype("float32")
+
+
+def head(x: Any) -> Any:
+    return layers.Dense(2, name="head")(x)
+
+
+def convert(model: keras.Model, x: np.ndarray, **options: Any) -> keras.Model:
+    options = {"activation_equalization": False, **options}
+    return ocs_tf.convert(model, representative_dataset=x, verbose=False, **options)
+
+
+def test_codes_of_each_part() -> None:
+    """-1..1 spans 2 / 0.25 = 8 codes of a step of 0.25, -2..2 spans 16."""
+    graph = Graph(two_parts(layers.Concatenate(name="join")))
+    by_name = {graph.producer[key].layer.name: key for key in graph.producer}
+    grids = {"join": numerics.ActivationGrid(8, 0.25)}
+    ranges = {by_name["small"]: (-1.0, 1.0), by_name["large"]: (-30.0, 30.0)}
+    assert coarse_parts(graph, ranges, grids) == {"join": {"small": 8.0}}
+    ranges[by_name["small"]] = (-2.0, 2.0)
+    assert not coarse_parts(graph, ranges, grids)
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_a_warning_names_the_layer_and_the_part(name: str, rng: np.random.Generator) -> None:
+    model = two_parts(JOINS[name], behind=head)
+    with pytest.warns(UserWarning, match=r"parts of 'join' share one grid of 256 codes.*'small'"):
+        quantized = convert(model, data(rng))
+    report = ocs_tf.report(quantized)
+    assert "Few codes: the parts of 'join'" in str(report)
+    (row,) = [row for row in report.layers if row.name.startswith("join")]
+    assert set(row.coarse_parts) == {"small"}
+
+
+@pytest.mark.parametrize("ratio", [1.0, 8.0])
+@pytest.mark.parametrize("name", JOINS)
+def test_no_warning_for_similar_parts(name: str, ratio: float, rng: np.random.Generator) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(two_parts(JOINS[name], ratio, head), data(rng))
+
+
+def test_the_remedies_of_the_warning(rng: np.random.Generator) -> None:
+    """The small part scaled up, and the kernel that reads it down; or activations in float."""
+    x = data(rng)
+    model = two_parts(layers.Concatenate(name="join"), behind=head)
+    small, kernel = model.get_layer("small"), np.array(model.get_layer("head").kernel)
+    wanted = model.predict_on_batch(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(model, x, activation_bits=None)
+        small.set_weights([1000 * weight for weight in small.get_weights()])
+        kernel[:3] /= 1000
+        model.get_layer("head").kernel.assign(kernel)
+        convert(model, x)
+    np.testing.assert_allclose(model.predict_on_batch(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("join", [JOINS["concatenate"], lambda parts: ops.concatenate(parts, -1)])
+def test_parts_of_an_output_are_kept_exact(join: Any, rng: np.random.Generator) -> None:
+    x = data(rng)
+    model = two_parts(join, behind=layers.Reshape((2, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantized = convert(model, x)
+    wanted, found = (m.predict_on_batch(x).reshape(-1, 6) for m in (model, quantized))
+    for part in (slice(0, 3), slice(3, 6)):
+        signal, noise = np.square(wanted[:, part]), np.square(wanted[:, part] - found[:, part])
+        assert signal.sum() > 10**3 * noise.sum()  # 30 dB
+    with pytest.warns(UserWarning, match="share one grid"):
+        shared = convert(model, x, exact_outputs=False).predict_on_batch(x).reshape(-1, 6)
+    small = slice(0, 3)
+    assert np.square(shared - wanted)[:, small].sum() > 0.1 * np.square(wanted)[:, small].sum()
+
+
+def test_exact_concatenations_are_those_without_a_grid() -> None:
+    graph = Graph(two_parts(layers.Concatenate(name="join")))
+    assert exact_concatenations(graph, {"small", "large"}) == {"join"}
+    assert not exact_concatenations(graph, {"small", "large", "join"})
+    assert not exact_concatenations(graph, set())
+    keys = {site.key for site in all_sites(graph, exact={"join"})}
+    assert keys == {"x", "small", "large"}
+
+
+def test_parts_of_outputs_by_name() -> None:
+    x = keras.Input((4, 2), name="x")
+    conv = layers.Conv1D(3, 1, name="c")(x)
+    model = keras.Model(x, [layers.Concatenate(axis=1)([x, x]), layers.Concatenate()([conv, x]), x])
+    first, second, third = output_parts(Graph(model))
+    values = np.arange(1 * 8 * 5).reshape(1, 8, 5)
+    assert first.keys() == {"x", "x (1)"}
+    np.testing.assert_array_equal(values[first["x (1)"]], values[:, 4:8])
+    np.testing.assert_array_equal(values[second["c"]], values[:, :, 0:3])
+    assert third == {}
