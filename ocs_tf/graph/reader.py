@@ -109,18 +109,6 @@ class Graph:
         self.kernels = {site.name: site for sites in self.sites.values() for site in sites}
         self.folded = {s.batch_norm.name for s in self.kernels.values() if s.batch_norm is not None}
 
-    @property
-    def is_chain(self) -> bool:
-        """Whether the model is what a Sequential one can be: each layer reads the one before it."""
-        before: tuple[Any, ...] = ()
-        for node in self.nodes:
-            plain = isinstance(node.layer, keras.layers.Layer) and len(node.outputs) == 1
-            alone = len(self.calls(node.layer)) == 1 and node.only_reads
-            if not (plain and alone and node.inputs == before):
-                return False
-            before = node.outputs
-        return tuple(self.model.outputs) == before
-
     def _sites_of(self, layer: Any, fold_batch_norm: bool) -> Iterator[KernelSite]:
         adapter = adapters.adapter_for(layer)
         if adapter is not None:
@@ -195,6 +183,19 @@ class Graph:
         rank = len(reader.outputs[0].shape)
         on_channels = axis % rank == adapters.channel_axis(layer) % rank
         return reader.layer if on_channels else None
+
+
+def is_chain(model: keras.Model) -> bool:
+    """Whether a functional `model` could be Sequential: each layer reads the one before it."""
+    nodes = list(_nodes(model))
+    before: tuple[Any, ...] = ()
+    for node in nodes:
+        plain = isinstance(node.layer, keras.layers.Layer) and len(node.outputs) == 1
+        alone = sum(other.layer is node.layer for other in nodes) == 1 and node.only_reads
+        if not (plain and alone and node.inputs == before):
+            return False
+        before = node.outputs
+    return tuple(model.outputs) == before
 
 
 def _nodes(model: keras.Model) -> Iterator[Node]:

@@ -42,14 +42,12 @@ def rebuild(
                 changed = {"batch_shape": shape, "dtype": input_dtype(old.dtype)}
                 new = keras.Input(**{**node.layer.get_config(), **changed})
                 inputs[id(old)] = new
-                tensors[id(old)] = call(node.layer, _identity, new)
+                tensors[id(old)] = call(node.layer, identity, new)
             continue
         if node.layer.name not in twins:
             twins[node.layer.name] = replace(node.layer)
         args, kwargs = node.arguments.fill_in(tensors)
-        # Arguments that were not used, which the new layer may not have.
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        outputs = call(node.layer, twins[node.layer.name], *args, **kwargs)
+        outputs = call(node.layer, twins[node.layer.name], *args, **used(kwargs))
         for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True):
             tensors[id(old)] = _masked_like(old, new, args)
     old_model = graph.model
@@ -78,5 +76,10 @@ def _mask(tensor: Any) -> Any:
     return getattr(tensor, "_keras_mask", None)
 
 
-def _identity(x: Any) -> Any:
+def used(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Without arguments that were not given, which another layer may not have."""
+    return {name: value for name, value in kwargs.items() if value is not None}
+
+
+def identity(x: Any) -> Any:
     return x
