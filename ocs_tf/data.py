@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from ocs_tf.keras_internals import maker
+
 BATCH_SIZE = 32
 
 # array | mapping | list | tuple | tf.data.Dataset | keras.utils.PyDataset | callable | iterable,
@@ -298,7 +300,7 @@ def _specs(model: keras.Model) -> list[_Spec]:
     keys = {}
     if isinstance(model.input, Mapping):
         keys = {id(tensor): str(key) for key, tensor in model.input.items()}
-    layers = [tensor._keras_history.operation.name for tensor in model.inputs]
+    layers = [maker(tensor).name for tensor in model.inputs]
     return [
         _Spec(tensor, layer, str(tensor.name), keys.get(id(tensor), layer))
         for layer, tensor in zip(layers, model.inputs, strict=True)

@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ocs_tf"
 # From the lowest up; docs/architecture.md shows the same list. Modules and packages on one line do
 # not import each other.
 LEVELS = (
-    ("process", "progress", "writing", "options", "_registration", "_former"),
+    ("process", "progress", "writing", "options", "keras_internals", "_registration", "_former"),
     ("numerics", "closeness", "keras_state"),
     ("documents",),
     ("config", "layers", "runtime"),
@@ -100,3 +100,13 @@ def test_the_page_shows_the_levels() -> None:
     assert names
     for name in names:
         assert (PACKAGE / name).is_dir() or (PACKAGE / name).with_suffix(".py").exists(), name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_one_module_reads_what_keras_keeps_private(path: pathlib.Path) -> None:
+    names = (
+        r"\b_(keras_\w+|flatten_layers|\w+bound_nodes|nodes_by_depth|call_context_args|functional)"
+    )
+    text = path.read_text(encoding="utf-8")
+    private = re.findall(rf"[.\"']{names}\b|\bkeras\.src\b", text)
+    assert not private or path.name == "keras_internals.py"

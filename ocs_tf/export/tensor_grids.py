@@ -18,6 +18,7 @@ from ocs_tf.graph.analysis.activation_sites import Site, all_sites, moves_values
 from ocs_tf.graph.analysis.concatenations import ends_of, exact_concatenations
 from ocs_tf.graph.analysis.indices import index_tensors, table_rows
 from ocs_tf.graph.reader import Graph
+from ocs_tf.keras_internals import layers_within, maker
 from ocs_tf.numerics import ActivationGrid
 from ocs_tf.planning.calibration import calibrate, observe
 
@@ -96,7 +97,7 @@ def find_activations(
     left = float_regions.float_operators(model, grids, unrounded, regridding)
     lacking = float_regions.float_operators(model, {*grids, *outputs}, indices, regridding)
     lacking -= float_regions.index_operators(model, indices)
-    names = [layer.name for layer in lowered.model._flatten_layers(include_self=False)]
+    names = [layer.name for layer in layers_within(lowered.model, include_self=False)]
     notes = [float_regions.describe(model, lacking, regridding, names, matches)]
     notes += [_EXACT.format(name) for name in sorted(exact)]
     missing = integer_writer.needed_activations(limited) - set(grids)
@@ -160,7 +161,7 @@ def _grids_by_group(
     """One grid per group of sites: the model's own, or a measured one where it has none."""
     grids: dict[str, ActivationGrid] = {}
     for site in sites:
-        names = [site.key, *(t._keras_history.operation.name for t in site.tensors)]
+        names = [site.key, *(maker(t).name for t in site.tensors)]
         for name in names:
             given = lowered.grids.get(name)
             known = grids.get(site.group)

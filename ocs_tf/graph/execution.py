@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.rewrite import Rewritten
+from ocs_tf.keras_internals import context_arguments
 
 Batches = Sequence[Sequence[NDArray[Any]]]
 _SAMPLES = 1024
@@ -69,7 +70,7 @@ def _run(
     outputs = []
     for index in range(batches):
         args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.inputs})
-        if "training" in getattr(node.layer, "_call_context_args", ()):
+        if "training" in context_arguments(node.layer):
             kwargs["training"] = False  # as where the whole model is called so
         call = node.layer if rewritten is None else functools.partial(rewritten.call, node.layer)
         results = keras.tree.flatten(call(*args, **kwargs))

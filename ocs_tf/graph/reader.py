@@ -13,7 +13,7 @@ from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.adapters import KernelAdapter
 from ocs_tf.graph.affine import affine, affine_axis
 from ocs_tf.graph.substitutions.inlining import flat
-from ocs_tf.graph.substitutions.tracing import nodes_in_order
+from ocs_tf.keras_internals import calls_in_order
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -199,6 +199,6 @@ def is_chain(model: keras.Model) -> bool:
 
 
 def _nodes(model: keras.Model) -> Iterator[Node]:
-    for node in nodes_in_order(model):
+    for node in calls_in_order(model):
         arguments = None if node.is_input else node.arguments
         yield Node(node.operation, tuple(node.input_tensors), tuple(node.outputs), arguments)

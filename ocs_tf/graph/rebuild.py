@@ -10,6 +10,7 @@ import keras
 from ocs_tf.graph.cloning import copy_weights
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.substitutions.inlining import WithMask
+from ocs_tf.keras_internals import mask_of
 
 
 def rebuild(
@@ -65,15 +66,11 @@ def rebuild(
 
 def _masked_like(old: Any, new: Any, args: Any) -> Any:
     """`new`, with the mask of what it is made of where `old` has one and `new` has lost it."""
-    if _mask(old) is None or _mask(new) is not None:
+    if mask_of(old) is None or mask_of(new) is not None:
         return new
-    masks = (_mask(tensor) for tensor in keras.tree.flatten(args))
+    masks = (mask_of(tensor) for tensor in keras.tree.flatten(args))
     mask = next((found for found in masks if found is not None), None)
     return new if mask is None else WithMask()(new, mask=mask)
-
-
-def _mask(tensor: Any) -> Any:
-    return getattr(tensor, "_keras_mask", None)
 
 
 def used(kwargs: dict[str, Any]) -> dict[str, Any]:
