@@ -117,8 +117,8 @@ class Plan:
             kernels that read them are multiplied by, each within `2^-64 .. 2^64`; see
             `planning.equalization`.
         coarse_parts: where tensors of very different ranges share a grid: how many of its codes
-            the small ones span, by site and by the layer that makes them; see
-            `graph.analysis.concatenations`.
+            the small ones span, by site and by the layer that makes them, or by the call of a
+            shared layer; see `graph.analysis.concatenations`.
 
     Raises:
         ValueError: a field, or one of a layer or grid in it, is of another type or out of range;

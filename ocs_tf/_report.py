@@ -67,8 +67,8 @@ class LayerReport:
         input_grid, preactivation_grid, output_grid: of the activations, where they are rounded;
             an `OracleGrid` in simulations only.
         why_float: the reason why weights stay in float, or `None`.
-        coarse_parts: how many codes of `output_grid` parts span that span few of them, by the name
-            of the layer that makes the part.
+        coarse_parts: how many codes of the grid parts span that span few of them, by the name of
+            the layer that makes the part; likewise the calls of a shared layer, `LAYER(INPUTS)`.
     """
 
     name: str
@@ -198,9 +198,9 @@ class Report:
         equalized = [f"{_EQUALIZED}: {_some(scaled)}."] if scaled else []
         oracle = any(isinstance(layer.input_grid, OracleGrid) for layer in self.layers)
         coarse = [
-            f"Few codes: {describe(row.name, row.coarse_parts, 2**row.output_grid.bits)}."
+            f"Few codes: {describe(row.name, row.coarse_parts, 2**grid.bits)}."
             for row in self.layers
-            if row.coarse_parts and row.output_grid
+            if row.coarse_parts and (grid := row.output_grid or row.preactivation_grid)
         ]
         simulated = _SIMULATED if rounded else _FLOAT_ACTIVATIONS
         return [*coarse, *equalized, _LEGEND, simulated, _ORACLE if oracle else _STORED]
@@ -291,6 +291,7 @@ def _composite(layer: Any, name: str, inside: dict[str, Any]) -> Iterator[LayerR
         bytes_before=FLOAT_BYTES * parameters,
         bytes_after=FLOAT_BYTES * parameters,
         output_grid=grid,
+        coarse_parts=getattr(layer, "coarse_parts", {}),
         why_float="its biases, and the activations inside of it, stay in float",
     )
 
@@ -329,6 +330,7 @@ def _quantized(
         input_grid=input_grid,
         preactivation_grid=layer.preactivation_grid if alone else None,
         output_grid=layer.output_grid if alone else None,
+        coarse_parts=layer.coarse_parts if alone else {},
     )
 
 

@@ -319,10 +319,11 @@ def _grids(model: keras.Model) -> Iterator[tuple[str, ActivationGrid]]:
 
 def _coarse_parts(model: keras.Model) -> Iterator[str]:
     """Notes on tensors that share a grid although their ranges differ."""
+    bits = {name: grid.bits for name, grid in _grids(model)}
     for layer in model._flatten_layers():
         parts = getattr(layer, "coarse_parts", None)
-        if parts:
-            text = describe(layer.name, parts, 2**layer.grid.bits)
+        if parts and layer.name in bits:
+            text = describe(layer.name, parts, 2 ** bits[layer.name])
             yield f"{text[0].upper()}{text[1:]}."
 
 
