@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from ocs_tf.graph.analysis.concatenations import describe
 from ocs_tf.graph.reader import Graph
 from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics import ActivationGrid, OracleGrid
+from ocs_tf.paths import checked_path
 from ocs_tf.writing import write
 
 FLOAT_BYTES = 4
@@ -169,12 +169,12 @@ class Report:
         """Write to `path`, in one step; its ending chooses .json, .txt or .html.
 
         Raises:
-            ValueError: another ending.
-            OSError: the disk is full, or the folder is missing or cannot be written to.
+            ValueError: another ending, or `path` is none.
+            OSError: the disk is full, `path` is a folder, or its folder is missing or cannot be
+                written to.
         """
-        text = dict(zip(SUFFIXES, (self.to_json, self.__str__, self.to_html), strict=True)).get(
-            pathlib.Path(path).suffix.lower()
-        )
+        forms = dict(zip(SUFFIXES, (self.to_json, self.__str__, self.to_html), strict=True))
+        text = forms.get(checked_path(path).suffix.lower())
         if text is None:
             raise ValueError(f"`path` (={str(path)!r}) must end in one of {', '.join(SUFFIXES)}.")
         write(path, text() + "\n")

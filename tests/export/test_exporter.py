@@ -404,7 +404,7 @@ def test_missing_folder_is_named(tmp_path):
 
 
 def test_folder_as_path_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is a folder; name a file in it"):
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
         ocs_tf.export_tflite(quantized_model(), tmp_path, overwrite=True)
 
 
