@@ -105,7 +105,8 @@ def compare(reference: Any, other: Any, dataset: data.Dataset) -> list[Closeness
 
     Arguments:
         reference, other: a `keras.Model` or `TFLiteModel` each.
-        dataset: inputs of `reference`, in any form that `convert` takes; all are used.
+        dataset: inputs of `reference`, in any form that `convert` takes. All are used; of a
+            generator, or other data without a length, at most 65,536 samples.
 
     Returns:
         One `Closeness` per output. Outputs of the two are paired by name if the names are the

@@ -151,6 +151,12 @@ class Plan:
             ("coarse_parts", lambda parts: check_counts("codes", parts)),
         ):
             _keep(self, name, _each(name, getattr(self, name), check))
+        both = sorted(self.layers.keys() & self.float_layers.keys())
+        if both:
+            raise ValueError(
+                f"the plan has layer {both[0]!r} in `layers`, which quantizes it, and in"
+                " `float_layers`, which says why not; take it out of one of them."
+            )
 
     def _checked_layer(self, plan: Any) -> LayerPlan:
         if not isinstance(plan, LayerPlan):

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator
 
 import keras
+import numpy as np
 
 from ocs_tf import data
 from ocs_tf.closeness import Closeness
@@ -33,11 +34,12 @@ from ocs_tf.export.choices import (
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.lowering import lower
 from ocs_tf.export.signature import in_keras_order, sized_as
-from ocs_tf.export.tensor_grids import find_activations, sample_inputs
+from ocs_tf.export.tensor_grids import check_step, find_activations, sample_inputs
 from ocs_tf.export.unused import drop_unused
 from ocs_tf.graph.analysis.concatenations import describe
 from ocs_tf.graph.substitutions.inlining import check_model, flat
 from ocs_tf.keras_state import restores_state
+from ocs_tf.layers import KernelLayer
 from ocs_tf.numerics import ActivationGrid
 from ocs_tf.numerics.checks import check_choice, check_switch
 from ocs_tf.paths import checked_path, writable_file
@@ -53,6 +55,7 @@ _FORMS = {
 }
 
 _BITS = 8
+_LARGEST_FACTOR = 256  # XNNPACK prepares no operator with a larger one
 _NEEDS_DELEGATE = (
     "Packed kernels are read by custom operators: open the file with ocs_tf.tflite.Interpreter, or"
     " load the delegate ocs_tf.tflite.delegate_path() into another runtime."
@@ -185,7 +188,7 @@ def export_tflite(
         activations = "int8" if known else "float"
     form = _form(target, activations)
     if form.integer:
-        _check_activation_bits(model)
+        _check_grids(model)
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
     own_batch = data.fixed_batch_size(lowered.model)
     if dynamic_batch and own_batch is not None:
@@ -324,12 +327,32 @@ def _has_grids(model: keras.Model) -> bool:
     return next(_grids(model), None) is not None
 
 
-def _check_activation_bits(model: keras.Model) -> None:
+def _check_grids(model: keras.Model) -> None:
     """Refuse activations that an int8 file cannot hold, before any work."""
     for name, grid in _grids(model):
+        check_step(grid, f"layer {name!r}")
         if grid.bits != _BITS:
             raise ValueError(
                 f"layer {name!r} has {grid.bits}-bit activations, which an int8 .tflite cannot"
                 " hold. Convert with activation_bits=8 (or None, and pass representative_dataset"
                 " here), or export with target='packed'."
             )
+    for layer in model._flatten_layers():
+        _check_factor(layer)
+
+
+def _check_factor(layer: keras.layers.Layer) -> None:
+    """Refuse a layer whose sums a runtime would have to multiply by too large a factor."""
+    if not isinstance(layer, KernelLayer) or layer.input_grid is None:
+        return
+    grid = layer.preactivation_grid or layer.output_grid
+    if grid is None:
+        return
+    factor = float(np.max(layer.scale)) * layer.input_grid.scale / grid.scale
+    if factor >= _LARGEST_FACTOR:
+        raise ValueError(
+            f"layer {layer.name!r}: one product of its codes is {factor:.3g} steps of its output;"
+            f" runtimes take less than {_LARGEST_FACTOR}. Its input's grid has steps of"
+            f" {layer.input_grid.scale:.3g} and its output's of {grid.scale:.3g}: put the measured"
+            " grids into the plan, or export with target='packed'."
+        )
