@@ -21,7 +21,12 @@ from ocs_tf.data_checks import watched
 from ocs_tf.graph.analysis.activation_sites import Site, all_sites, input_sites
 from ocs_tf.graph.analysis.batch_norm_moments import channel_moments
 from ocs_tf.graph.analysis.chains import chains
-from ocs_tf.graph.analysis.concatenations import coarse_parts, describe, output_concatenations
+from ocs_tf.graph.analysis.concatenations import (
+    coarse_calls,
+    coarse_parts,
+    describe,
+    output_concatenations,
+)
 from ocs_tf.graph.analysis.indices import graph_on
 from ocs_tf.graph.analysis.layouts import check_layouts
 from ocs_tf.graph.analysis.splittable_sites import splittable_sites
@@ -37,7 +42,12 @@ from ocs_tf.numerics.checks import check_switch
 from ocs_tf.numerics.quantized_kernel import check_kernel
 from ocs_tf.numerics.splitting import check_finite
 from ocs_tf.planning.activation_grids import activation_grids
-from ocs_tf.planning.calibration import Statistics, calibrate, channel_magnitudes
+from ocs_tf.planning.calibration import (
+    Statistics,
+    calibrate_each,
+    channel_magnitudes,
+    together,
+)
 from ocs_tf.planning.equalization import choose_scales, joined_scales
 from ocs_tf.planning.layer_options import LayerOptions, Selection, check_not_quantized, select
 from ocs_tf.planning.mixed_precision import MEASURED_SAMPLES, allocate_bits, allocate_copies
@@ -52,6 +62,10 @@ _MAGNITUDE_SAMPLES = 256
 _COARSE = (
     "Give them similar ranges (scale the small one up, and the kernel that reads it down), or leave"
     " activations in float (activation_bits=None)."
+)
+_COARSE_CALLS = (
+    "Call a layer of its own in its place (a copy with the same weights), or leave activations in"
+    " float (activation_bits=None)."
 )
 _CHECKED_SAMPLES = 256  # where activations stay in float, and nothing is measured on data
 _BATCHES = 8  # of the most samples that memory allows; of more, calls would cost more than work
@@ -174,7 +188,7 @@ def _plan(
         result = dataclasses.replace(result, unsplit_activations=unsplit)
     bar = progress_bar(stream, "Calibrating", verbose, unit="batch")
     histogram = config.activation_clip != "none"
-    statistics = calibrate(
+    measured = calibrate_each(
         graph.model,
         observed,
         bar,
@@ -183,17 +197,22 @@ def _plan(
         histogram=histogram,
         channels=split,
     )
+    statistics = together(measured)
     sites = _rounded(sites, statistics)
     grids = activation_grids(sites, statistics, config, bits, split, tables)
-    coarse = coarse_parts(graph, _ranges(sites, statistics, grids), grids)
+    coarse = coarse_parts(graph, _ranges(sites, measured, grids), grids)
     exact = set(coarse) & output_concatenations(graph) if config.exact_outputs else set()
     if exact and config.activation_scope == "all":
         sites = _rounded(all_sites(graph, set(result.layers), tables, exact), statistics)
         grids = activation_grids(sites, statistics, config, bits, split, tables)
         coarse = {site: parts for site, parts in coarse.items() if site not in exact}
-    for site, parts in coarse.items():
-        warnings.warn(f"{describe(site, parts, 2**bits)}. {_COARSE}", stacklevel=2)
-    return dataclasses.replace(result, activations=grids, coarse_parts=coarse), graph
+    ranges = {key: [(s.minimum, s.maximum) for s in each] for key, each in measured.items()}
+    calls = coarse_calls(graph, sites, ranges, grids)
+    for found, remedy in ((coarse, _COARSE), (calls, _COARSE_CALLS)):
+        for site, parts in found.items():
+            warnings.warn(f"{describe(site, parts, 2**bits)}. {remedy}", stacklevel=2)
+    both = {site: coarse.get(site, {}) | calls.get(site, {}) for site in coarse | calls}
+    return dataclasses.replace(result, activations=grids, coarse_parts=both), graph
 
 
 def _scaled(graph: Graph, scales: Mapping[str, Any], fold_batch_norm: bool) -> Graph:
@@ -216,18 +235,18 @@ def _rounded(sites: Sequence[Site], statistics: Mapping[str, Statistics]) -> lis
 
 def _ranges(
     sites: Sequence[Site],
-    statistics: Mapping[str, Statistics],
+    measured: Mapping[str, Sequence[Statistics]],
     grids: Mapping[str, ActivationGrid | OracleGrid],
 ) -> dict[int, tuple[float, float]]:
     """Minimum and maximum of each measured tensor, or of its prescribed grid, by tensor id."""
     found = {}
     for site in sites:
-        seen, grid = statistics.get(site.key), grids[site.key]
-        for tensor in site.tensors:
-            if seen is not None:
+        grid = grids[site.key]
+        if site.is_output and site.key in measured:
+            for tensor, seen in zip(site.tensors, measured[site.key], strict=True):
                 found[id(tensor)] = seen.minimum, seen.maximum
-            elif isinstance(grid, ActivationGrid):
-                found[id(tensor)] = grid.minimum, grid.maximum
+        elif site.is_output and isinstance(grid, ActivationGrid):
+            found.update((id(tensor), (grid.minimum, grid.maximum)) for tensor in site.tensors)
     return found
 
 

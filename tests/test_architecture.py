@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ocs_tf"
 # From the lowest up; docs/architecture.md shows the same list. Modules and packages on one line do
 # not import each other.
 LEVELS = (
+    ("paths",),
     ("process", "progress", "writing", "options", "keras_internals", "_registration", "_former"),
     ("numerics", "closeness", "keras_state"),
     ("documents",),

@@ -31,15 +31,16 @@ from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.float_file import convert_float
 from ocs_tf.export.form import form_of
 from ocs_tf.export.lowering import lower
-from ocs_tf.export.quantized_model import check_activation_bits, coarse_parts, has_grids
+from ocs_tf.export.quantized_model import check_grids, coarse_parts, has_grids
 from ocs_tf.export.signature import in_keras_order, sized_as
 from ocs_tf.export.tensor_grids import find_activations, sample_inputs
 from ocs_tf.export.unused import drop_unused
 from ocs_tf.graph.substitutions.inlining import check_model, flat
 from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics.checks import check_choice, check_switch
+from ocs_tf.paths import checked_path, writable_file
 from ocs_tf.runtime import NativeLibraryError
-from ocs_tf.writing import exists, write
+from ocs_tf.writing import write
 
 _NEEDS_DELEGATE = (
     "Packed kernels are read by custom operators: open the file with ocs_tf.tflite.Interpreter, or"
@@ -149,6 +150,7 @@ def export_tflite(
             runtimes are known to fail with an INT4 kernel (the message names the layer);
             `model` is no Keras model that is built.
         FileExistsError: `path` exists and `overwrite` is False.
+        IsADirectoryError: `path` is a folder.
         FileNotFoundError: the folder of `path` does not exist.
         VerificationError: the file would differ from the model; with `verify`, its outputs are
             more than one step of their grid from the model's and less than 10 dB close to them,
@@ -156,14 +158,15 @@ def export_tflite(
             left behind.
     """
     check_model(model)
-    path = pathlib.Path(path)
+    path = checked_path(path)
     check_switch("dynamic_batch", dynamic_batch)
     check_switch("merge_copies", merge_copies)
     check_switch("fused_dense", fused_dense)
     check_switch("strict", strict)
     check_switch("overwrite", overwrite)
     check_switch("verify", verify)
-    _check(path, target, activations, io_dtype, fused_dense, overwrite)
+    _check(target, activations, io_dtype, fused_dense)
+    writable_file(path, overwrite=overwrite)
     batch_size = None if dynamic_batch else 1
     source = data.Source.of(representative_dataset)
     if target == "int4" and activations == "auto":
@@ -171,7 +174,7 @@ def export_tflite(
         activations = "int8" if known else "float"
     form = form_of(target, activations)
     if form.integer:
-        check_activation_bits(model)
+        check_grids(model)
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
     own_batch = data.fixed_batch_size(lowered.model)
     if dynamic_batch and own_batch is not None:
@@ -226,12 +229,10 @@ def export_tflite(
 
 
 def _check(
-    path: pathlib.Path,
     target: str,
     activations: str,
     io_dtype: str,
     fused_dense: bool,
-    overwrite: bool,
 ) -> None:
     for name, value, choices in (
         ("target", target, TARGETS),
@@ -249,11 +250,3 @@ def _check(
             f"`fused_dense` (={fused_dense!r}) multiplies by packed codes, which target={target!r}"
             " does not have; use target='packed'."
         )
-    if path.exists() and not overwrite:
-        raise exists(path)
-    if path.is_dir():
-        raise ValueError(f"`path` {path} is a folder; name a file in it.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of `path` {path} does not exist.")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"the folder of `path` {path} cannot be written to.")

@@ -59,7 +59,7 @@ def rewrite(
     graph: Graph,
     kernels: Mapping[str, Replacement],
     grids: Mapping[str, ActivationGrid | OracleGrid],
-    coarse_parts: Mapping[str, Mapping[str, float]] | None = None,
+    coarse_parts: Mapping[str, dict[str, float]] | None = None,
 ) -> Rewritten:
     """A new model with quantized kernels and rounded activations; `graph.model` stays as it is.
 
@@ -97,7 +97,8 @@ def rewrite(
         elif name in kernels:
             read = {known.get(id(call.inputs[0])) for call in graph.calls(layer)}
             before = fixed.get(f"{name}:input") or (read.pop() if len(read) == 1 else None)
-            return _quantized_layer(graph, layer, kernels[name], fixed, before)
+            coarse = coarse_parts.get(f"{name}:preactivation", {}) | coarse_parts.get(name, {})
+            return _quantized_layer(graph, layer, kernels[name], fixed, before, coarse)
         elif name in graph.kernels and graph.kernels[name].batch_norm is not None:
             adapter = graph.kernels[name].adapter
             twin = type(layer).from_config(adapter.quantized_config(layer, use_bias=True))
@@ -178,6 +179,7 @@ def _quantized_layer(
     replacement: Replacement,
     grids: Mapping[str, ActivationGrid],
     input_grid: ActivationGrid | None,
+    coarse_parts: Mapping[str, float],
 ) -> layers.KernelLayer:
     adapter = graph.kernels[layer.name].adapter
     return adapter.quantized_class.from_config(
@@ -188,6 +190,7 @@ def _quantized_layer(
             "output_grid": kernel_output_grid(graph, layer, grids),
             "preactivation_grid": grids.get(f"{layer.name}:preactivation"),
             "equalized": replacement.equalized,
+            "coarse_parts": coarse_parts,
         }
     )
 

@@ -47,6 +47,12 @@ def test_unknown_dataset():
         demo.load("svhn")
 
 
+def test_a_file_where_the_folder_is_to_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"--output .*file is a file; name a folder"):
+        demo.run(tmp_path / "file")
+
+
 def test_evaluate_counts_right_answers(images):
     class Always3:
         def predict_on_batch(self, x):
