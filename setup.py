@@ -16,7 +16,7 @@ VERSION = re.search(
 ).group(1)
 README = HERE / "README.md"
 
-CC = pathlib.Path("ocs_tf", "kernels", "cc")
+CC = pathlib.Path("ocs_tf", "runtime", "cc")
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 COMPILE_ARGS = {
     "unix": [

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import platform
 from collections.abc import Iterator
 
 import ocs_tf
 from ocs_tf.graph.analysis.layouts import is_computed
-from ocs_tf.runtime import (
-    NativeLibraryError,
-    compatibility,
-    library_path,
-    load_library,
-    tflite,
-)
+from ocs_tf.runtime import NativeLibraryError, compatibility, library_path, tflite
 
 _PACKAGES = (
     *("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "scipy"),
@@ -56,9 +49,7 @@ def _version(package: str) -> str | None:
 
 def _delegate() -> str:
     try:
-        names = load_library().ocs_instruction_sets
-        names.restype = ctypes.c_char_p
-        return f"{library_path()} (instruction sets: {names().decode()})"
+        return str(library_path())
     except NativeLibraryError as error:
         return f"not usable, so packed files cannot be run: {error}"
 
