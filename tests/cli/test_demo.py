@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 
 import keras
 import numpy as np
@@ -45,6 +46,12 @@ def test_other_datasets(name, monkeypatch):
 def test_unknown_dataset():
     with pytest.raises(ValueError, match=r"`dataset` \(='svhn'\) must be one of digits"):
         demo.load("svhn")
+
+
+def test_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match=r'scikit-learn, which is not .*"ocs_tf\[demo\]"$'):
+        demo.load("digits")
 
 
 def test_evaluate_counts_right_answers(images):
