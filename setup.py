@@ -87,7 +87,7 @@ setup(
     long_description=README.read_text("utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     author="The ocs_tf contributors",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     keywords=[
         "post-training quantization",
@@ -129,7 +129,7 @@ setup(
         "numpy>=1.23.5",
         "scipy>=1.10",
         "tensorflow>=2.17",
-        "tqdm>=4.57",
+        "tqdm>=4.58",
     ],
     extras_require={"demo": DEMO, "images": IMAGES, "test": TEST, "docs": DOCS, "dev": DEV},
     entry_points={"console_scripts": ["ocs_tf = ocs_tf.cli:main"]},
