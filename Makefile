@@ -1,6 +1,7 @@
 # make demo, make check, make test, make lint; each makes .venv and installs what it needs, once.
 # make onednn, make floor: some tests with oneDNN, and with the lowest versions of the
 # dependencies.
+# make wheel, make wheel-check: what is uploaded to a package index, and whether it can be installed.
 # make native-test, native-sanitize, native-arm, fuzz, bazel: the C++ parts in other ways.
 
 PYTHON ?= python3
@@ -8,7 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CC_SOURCES := $(wildcard ocs_tf/runtime/cc/*)
 
-.PHONY: demo check test onednn floor lint notebook benchmark-quick applications clean
+.PHONY: demo check test onednn wheel wheel-check floor lint notebook benchmark-quick applications
+.PHONY: clean
 .PHONY: native-test native-sanitize native-arm fuzz bazel
 
 demo: $(VENV)/demo.stamp
@@ -39,20 +41,51 @@ ONEDNN_TESTS := $(addprefix tests/planning/test_,equalization.py mixed_precision
 onednn: $(VENV)/test.stamp
 	$(PYTEST) $(WORKERS) $(ONEDNN_TESTS)
 
-# The package as users install it, with the lowest versions that setup.py declares. From another
-# folder, so that the checkout does not take its place.
+# The source distribution, and the wheel that is built from it, in dist/release: what a package index
+# takes. On Linux, auditwheel names the oldest one that the library runs on. std::vector of GCC 11 and
+# later calls a function that older C++ libraries lack (GLIBCXX_3.4.29: manylinux_2_34); what it
+# throws is a kind of std::bad_alloc, which theirs can throw. (Linked in, the C++ library of a new
+# system needs the glibc of that system.)
+RELEASE := dist/release
+WHEEL := $(RELEASE)/ocs_tf-*.whl
+
+wheel: $(VENV)/dev.stamp
+	rm -rf $(RELEASE)
+	CPPFLAGS=-D__throw_bad_array_new_length=__throw_bad_alloc OCS_TF_REQUIRE_NATIVE=1 \
+	    $(BIN)/python -m build --outdir $(RELEASE) . > $(VENV)/build.log \
+	    || { cat $(VENV)/build.log; exit 1; }
+	if [ "$$(uname)" = Linux ]; then \
+	    PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --wheel-dir $(RELEASE) $(WHEEL) && \
+	    rm $(RELEASE)/*-linux_*.whl; \
+	fi
+	$(BIN)/twine check --strict $(RELEASE)/*
+
+# The wheel with the newest dependencies, and nothing else, in an environment of its own: two
+# minutes. From another folder, so that the checkout does not take its place.
+INSTALLED := dist/installed
+
+wheel-check: wheel
+	rm -rf $(INSTALLED)
+	$(PYTHON) -m venv $(INSTALLED)
+	$(INSTALLED)/bin/python -m pip install --quiet $(WHEEL)
+	cd $(INSTALLED) && PYTHONPATH= bin/python $(CURDIR)/tests/check_installed.py
+
+# The wheel with the lowest versions that setup.py declares.
 FLOOR := dist/floor
 LOWEST := sed -n '/install_requires/,/\]/s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' setup.py
 
-floor: $(FLOOR)/bin/python
-	$(FLOOR)/bin/python -m pip install --quiet ".[demo]" pytest hypothesis $$($(LOWEST))
+floor: wheel $(FLOOR)/bin/python
+	$(FLOOR)/bin/python -m pip install --quiet "$$(echo $(WHEEL))[demo]" pytest hypothesis $$($(LOWEST))
+	$(FLOOR)/bin/python -m pip install --quiet --force-reinstall --no-deps $(WHEEL)
+	cd $(FLOOR) && PYTHONPATH= bin/python $(CURDIR)/tests/check_installed.py
 	cd $(FLOOR) && PYTHONPATH= bin/pytest -p no:cacheprovider $(CURDIR)/tests/floor \
+	    $(CURDIR)/tests/numerics/test_bit_allocation.py \
 	    "$(CURDIR)/tests/test_readme.py::test_python_blocks_run_one_after_the_other[README.md]"
 
 $(FLOOR)/bin/python:
-	@$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 13) or sys.exit( \
-	    "The lowest TensorFlow needs Python 3.10 .. 3.12, but $(PYTHON) is %d.%d. Choose another" \
-	    " one: make PYTHON=python3.12 floor" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 12) or sys.exit( \
+	    "The lowest NumPy needs Python 3.10 or 3.11, but $(PYTHON) is %d.%d. Choose another" \
+	    " one: make PYTHON=python3.10 floor" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(FLOOR)
 	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip
 

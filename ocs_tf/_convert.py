@@ -173,6 +173,18 @@ def _plan(
     if bits is None:
         collections.deque(stream, maxlen=0)  # to its end, for the warnings
         return result, graph
+    return _plan_activations(graph, result, config, bits, stream, verbose), graph
+
+
+def _plan_activations(
+    graph: Graph,
+    result: Plan,
+    config: Config,
+    bits: int,
+    stream: Iterator[data.Batch],
+    verbose: bool,
+) -> Plan:
+    """The plan of kernels `result`, with grids of activations, measured on `stream`."""
     tables = _table_grids(graph, result, bits)
     if config.activation_scope == "all":
         sites = all_sites(graph, set(result.layers), tables)
@@ -212,7 +224,7 @@ def _plan(
         for site, parts in found.items():
             warnings.warn(f"{describe(site, parts, 2**bits)}. {remedy}", stacklevel=2)
     both = {site: coarse.get(site, {}) | calls.get(site, {}) for site in coarse | calls}
-    return dataclasses.replace(result, activations=grids, coarse_parts=both), graph
+    return dataclasses.replace(result, activations=grids, coarse_parts=both)
 
 
 def _scaled(graph: Graph, scales: Mapping[str, Any], fold_batch_norm: bool) -> Graph:

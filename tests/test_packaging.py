@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
+import email
+import email.message
 import os
 import pathlib
 import re
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -100,18 +104,119 @@ def test_the_library_may_be_required(source: pathlib.Path, variables: dict[str, 
     assert "error: " in result.stdout
 
 
-def test_a_source_distribution_holds_the_sources(source: pathlib.Path) -> None:
-    files = sorted((CHECKOUT / CC).iterdir())
-    assert {file.suffix for file in files} == {".cc", ".h"}
-    for file in files:
-        shutil.copy(file, source / CC)
-    result = run_setup(source, "sdist")
+def unpacked_sdist(folder: pathlib.Path, into: pathlib.Path) -> pathlib.Path:
+    """The folder in the source distribution that `setup.py` in `folder` makes."""
+    result = run_setup(folder, "sdist")
     assert not result.returncode, result.stdout
-    (path,) = (source / "dist").glob("*.tar.gz")
+    (path,) = (folder / "dist").glob("*.tar.gz")
     with tarfile.open(path) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {f"{CC.as_posix()}/{file.name}" for file in files} <= names
-    assert LIBRARY not in names
+        archive.extractall(into, filter="data")
+    return into / path.name.removesuffix(".tar.gz")
+
+
+def files_in(folder: pathlib.Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_source_distribution_holds_the_repository(tmp_path: pathlib.Path) -> None:
+    """So that it can be tested, and the documentation made, from it; but nothing that was built."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    names = [name for name in listed.stdout.split("\0") if (CHECKOUT / name).is_file()]
+    if listed.returncode or "setup.py" not in names:
+        pytest.skip("this is not a checkout of the repository")
+    for name in (*names, LIBRARY, "tests/__pycache__/test_x.cpython-311.pyc", ".venv/pyvenv.cfg"):
+        target = tmp_path / "source" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name in names:
+            shutil.copy(CHECKOUT / name, target)
+        else:
+            target.touch()
+    found = files_in(unpacked_sdist(tmp_path / "source", tmp_path))
+    made = {name for name in found if name.startswith("ocs_tf.egg-info/")} | {"PKG-INFO"}
+    assert found.keys() - made - {"setup.cfg"} == set(names)
+
+
+def test_the_wheel_of_a_source_distribution_is_that_of_the_checkout(
+    source: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    shutil.copy(CHECKOUT / "MANIFEST.in", source)
+    wheels = []
+    for folder in (source, unpacked_sdist(source, tmp_path)):
+        result = run_setup(folder, "bdist_wheel", **REQUIRED)
+        assert not result.returncode, result.stdout
+        with wheel_of(folder) as wheel:
+            wheels.append({name: wheel.read(name) for name in wheel.namelist()})
+    assert LIBRARY in wheels[0]
+    assert wheels[1] == wheels[0]
+
+
+@pytest.fixture
+def dist_info(source: pathlib.Path) -> pathlib.Path:
+    """The folder of what an installation knows of the package."""
+    result = run_setup(source, "dist_info")
+    assert not result.returncode, result.stdout
+    (path,) = source.glob("*.dist-info")
+    return path
+
+
+def metadata(dist_info: pathlib.Path) -> email.message.Message:
+    return email.message_from_string((dist_info / "METADATA").read_text("utf-8"))
+
+
+def test_what_a_package_index_shows(dist_info: pathlib.Path) -> None:
+    shown = metadata(dist_info)
+    assert shown["License-Expression"] == "Apache-2.0"
+    assert shown["Description-Content-Type"] == "text/markdown"
+    assert shown.get_payload().strip() == (CHECKOUT / "README.md").read_text("utf-8").strip()
+    assert (dist_info / "licenses" / "LICENSE").read_bytes() == (CHECKOUT / "LICENSE").read_bytes()
+    versions = {
+        text.rpartition(" ")[2]
+        for text in shown.get_all("Classifier")
+        if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", text)
+    }
+    assert set(shown["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
+    assert versions == {"3.10", "3.11", "3.12", "3.13"}
+    needed = [text for text in shown.get_all("Requires-Dist") if "extra ==" not in text]
+    assert [text for text in needed if ">=" not in text] == []
+
+
+# Modules of the packages whose names differ.
+MODULES = {"absl-py": "absl", "pillow": "PIL", "scikit-learn": "sklearn"}
+# What parts of the package are optional for, each with an error message that names the extra:
+# tests/cli/test_files.py and tests/cli/test_demo.py.
+OPTIONAL = {"PIL": "images", "sklearn": "demo"}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Top-level modules that code imports, but not for type checkers only."""
+    if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
+        return
+    if isinstance(tree, ast.Import):
+        yield from (alias.name.partition(".")[0] for alias in tree.names)
+    elif isinstance(tree, ast.ImportFrom):
+        yield str(tree.module).partition(".")[0]
+    for child in ast.iter_child_nodes(tree):
+        yield from imported(child)
+
+
+def test_what_is_imported_is_required_or_an_extra(dist_info: pathlib.Path) -> None:
+    used = {
+        name
+        for path in (CHECKOUT / "ocs_tf").rglob("*.py")
+        for name in imported(ast.parse(path.read_text("utf-8")))
+    }
+    named: dict[str, set[str]] = {}
+    for text in metadata(dist_info).get_all("Requires-Dist"):
+        package, extra = re.fullmatch(r"([\w-]+)[^;]*(?:;.*extra == \W(\w+)\W)?.*", text).groups()
+        module = MODULES.get(package, package.replace("-", "_"))
+        named.setdefault(module, set()).add(extra or "")
+    others = used - {"ocs_tf", "__future__"} - set(sys.stdlib_module_names)
+    assert {name for name in others if "" not in named.get(name, ())} == set(OPTIONAL)
+    assert all(extra in named[name] for name, extra in OPTIONAL.items())
+    assert {name for name, extras in named.items() if "" in extras} <= others
 
 
 def test_mypy_knows_the_options(tmp_path: pathlib.Path) -> None:

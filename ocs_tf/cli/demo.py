@@ -111,7 +111,10 @@ def load(dataset: str) -> Images:
             from sklearn.datasets import load_digits
             from sklearn.model_selection import train_test_split
         except ImportError as error:
-            raise ValueError("the demo needs scikit-learn; pip install 'ocs_tf[demo]'.") from error
+            raise ValueError(
+                f"the digits of the demo come with scikit-learn, which is not installed ({error}):"
+                ' pip install "ocs_tf[demo]"'
+            ) from error
         digits = load_digits()
         x = (digits.images[..., None] / 16).astype(np.float32)
         parts = train_test_split(

@@ -10,10 +10,8 @@ import ocs_tf
 from ocs_tf.graph.analysis.layouts import is_computed
 from ocs_tf.runtime import NativeLibraryError, compatibility, library_path, tflite
 
-_PACKAGES = (
-    *("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "scipy"),
-    *("pillow", "scikit-learn"),
-)
+_PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "scipy")
+_EXTRAS = {"pillow": "images", "scikit-learn": "demo"}  # what a package is optional for
 _RUNTIMES = {"ai_edge_litert": "ai-edge-litert", "tensorflow": "tensorflow"}
 
 
@@ -30,7 +28,7 @@ def diagnosis() -> str:
     lines = [
         ("ocs_tf", ocs_tf.__version__),
         ("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
-        *((package, _version(package) or "not installed") for package in _PACKAGES),
+        *((package, _version(package)) for package in (*_PACKAGES, *_EXTRAS)),
         ("delegate", _delegate()),
         *_runtimes(),
         ("channels_first", _channels_first()),
@@ -40,11 +38,12 @@ def diagnosis() -> str:
     return "\n".join(f"{name.ljust(width)}  {text}" for name, text in lines)
 
 
-def _version(package: str) -> str | None:
+def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        wanted = f"ocs_tf[{_EXTRAS[package]}]" if package in _EXTRAS else package
+        return f'not installed: pip install "{wanted}"'
 
 
 def _delegate() -> str:

@@ -126,8 +126,8 @@ def check_data(data: str | None) -> None:
     if path.is_dir():
         if importlib.util.find_spec("PIL") is None:
             raise UsageError(
-                f"--data {path} is a folder of images, which Pillow reads: pip install pillow, or"
-                " ocs_tf[images]."
+                f"--data {path} is a folder of images, which Pillow reads. It is not installed:"
+                ' pip install "ocs_tf[images]"'
             )
         if not _images(path):
             kinds = ", ".join(_IMAGE_SUFFIXES)

@@ -20,7 +20,7 @@ from ocs_tf.keras_internals import maker
 from ocs_tf.layers import unwrapped
 from ocs_tf.planning.calibration import observe
 from ocs_tf.process import quiet
-from ocs_tf.runtime import tflite
+from ocs_tf.runtime import NativeLibraryError, tflite
 
 # Outputs that are further from the Keras model's than one step must be as close as this. Deep
 # networks pass differences of a step on. Inside of recurrent layers and attention only the file
@@ -148,6 +148,8 @@ def _opened(content: bytes, inputs: Sequence[np.ndarray], **options: Any) -> Any
             interpreter = tflite.Interpreter(content, num_threads=os.cpu_count(), **options)
             tflite.allocate_for(interpreter, inputs)
             return interpreter
+    except NativeLibraryError:  # nothing is wrong with the file
+        raise
     except (RuntimeError, ValueError) as error:
         raise VerificationError(f"the TFLite runtime refuses the file: {error}.") from error
 

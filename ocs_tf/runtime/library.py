@@ -15,7 +15,11 @@ VARIABLE = "OCS_TF_LIBRARY"
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 FILE_NAME = f"libocs_delegate{_SUFFIX}"
 _FOLDER = pathlib.Path(__file__).parent
-_REBUILD = "pip install --force-reinstall --no-deps --verbose FOLDER_OF_OCS_TF"
+# Not from pip's cache, which keeps what it built, even without the library.
+_REBUILD = (
+    "pip install --verbose --force-reinstall --no-deps --no-cache-dir --no-binary ocs_tf ocs_tf"
+    " (instead of the last word, the folder of its sources if you have them)"
+)
 
 
 class NativeLibraryError(RuntimeError):

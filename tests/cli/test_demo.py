@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 
 import keras
 import numpy as np
@@ -51,6 +52,12 @@ def test_a_file_where_the_folder_is_to_be(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"--output .*file is a file; name a folder"):
         demo.run(tmp_path / "file")
+
+
+def test_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match=r'scikit-learn, which is not .*"ocs_tf\[demo\]"$'):
+        demo.load("digits")
 
 
 def test_evaluate_counts_right_answers(images):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 
 import pytest
 
@@ -30,13 +31,14 @@ def test_every_line(capsys):
 
 
 def test_a_missing_library(monkeypatch):
-    def missing() -> None:
-        raise NativeLibraryError("the native library is missing")
-
-    monkeypatch.setattr(library, "_find", missing)
+    """As where there was no compiler: what to install, and how to build the library then."""
+    monkeypatch.delenv(library.VARIABLE, raising=False)
+    monkeypatch.setattr(library, "FILE_NAME", "not_built.so")
     found = lines()
-    assert "packed files cannot be run: the native library is missing" in found["delegate"]
-    assert found["delegate in tensorflow"] == "no: the native library is missing"
+    assert "so packed files cannot be run: the native library not_built.so" in found["delegate"]
+    for place in ("delegate", "delegate in ai-edge-litert", "delegate in tensorflow"):
+        assert re.search(r"apt-get install g\+\+.*pip install .*--no-binary ocs_tf", found[place])
+    assert found["delegate in tensorflow"].startswith("no: ")
 
 
 @pytest.mark.parametrize(("computed", "text"), [(True, "computes it here"), (False, "cannot")])
@@ -46,8 +48,12 @@ def test_channels_first(monkeypatch, computed, text):
     assert text in lines()["channels_first"]
 
 
-def test_a_package_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(doctor, "_PACKAGES", ("a package that nobody has",))
-    assert {n.strip(): t for n, t in lines().items()}[
-        "a package that nobody has"
-    ] == "not installed"
+def test_packages_that_are_not_installed(monkeypatch):
+    def missing(package: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", missing)
+    found = lines()
+    assert found["keras"] == 'not installed: pip install "keras"'
+    assert found["pillow"] == 'not installed: pip install "ocs_tf[images]"'
+    assert found["scikit-learn"] == 'not installed: pip install "ocs_tf[demo]"'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ import ocs_tf
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export import packed
 from ocs_tf.export.errors import VerificationError
-from ocs_tf.runtime import tflite
+from ocs_tf.runtime import library, tflite
 from tests.export.networks import MODELS, covering, samples, single
 
 RESOLVERS = {"ai_edge_litert": litert.OpResolverType, "tensorflow": OpResolverType}
@@ -91,6 +92,18 @@ def test_file_computes_what_the_keras_model_does(name, options, tmp_path):
         resolver = resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # without XNNPACK
         without = run(path, data, runtime=runtime, experimental_op_resolver_type=resolver)
         assert_close(without, expected)
+
+
+def test_without_the_library_the_notes_say_what_to_install(tmp_path, monkeypatch):
+    """As where there was no compiler: the file is written, but cannot be run here."""
+    monkeypatch.delenv(library.VARIABLE, raising=False)
+    monkeypatch.setattr(library, "FILE_NAME", "not_built.so")
+    quantized = ocs_tf.convert(MODELS["swish"](), weight_bits=4, verbose=False)
+    result = export(quantized, tmp_path / "model.tflite")
+    assert result.path.stat().st_size == result.size
+    assert not result.closeness
+    said = r"The file was not run: .* not_built.so is missing .*apt-get install g\+\+.*pip install"
+    assert re.search(said, str(result))
 
 
 @pytest.mark.parametrize(

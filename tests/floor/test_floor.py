@@ -83,6 +83,13 @@ def test_an_int8_file_is_for_accelerators(
     assert given["shape_signature"].tolist() == [-1, *SHAPE]
 
 
+def test_a_report_is_written(model: keras.Model, tmp_path: pathlib.Path) -> None:
+    quantized = ocs_tf.convert(model, average_bits=5, verbose=False)
+    ocs_tf.report(quantized).save(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(f"<td>{name}</td>" in text for name in ("a", "b", "head")), text
+
+
 def test_a_saved_model_is_loaded_in_a_new_process(
     model: keras.Model, images: np.ndarray, tmp_path: pathlib.Path
 ) -> None:
