@@ -7,9 +7,11 @@
 //   - `packed` is of kMinBits .. kMaxBits, of one row and one column or more, and has exactly
 //     rows * RowBytes(bits, columns) bytes. It is not copied: the file's memory is to outlive it.
 //   - Other arrays are copies, since a file may align them badly, of the sizes that are given here.
-//   - `copies` are channels of the input: each in 0 .. channels - 1. Those of a RoundOp are once
-//     there are RowSizes, as the file does not say how many channels its input has.
+//   - `copies` are channels of the input: each in 0 .. channels - 1.
+//   - `low`, `high` and `zero_point` are as Rounding in microkernels.h wants them.
 //   - Sizes are products that fit into size_t, and so do the bytes of what has them.
+// RowSizes are of an input that the operator can run with. Only with them are `copies`, `inv_scale`
+// and `scale` of a RoundOp known to suit its channels, of which the file says nothing.
 
 #ifndef OCS_TF_RUNTIME_OPERATORS_H_
 #define OCS_TF_RUNTIME_OPERATORS_H_
