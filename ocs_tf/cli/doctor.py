@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import platform
 from collections.abc import Iterator
@@ -48,7 +49,10 @@ def _version(package: str) -> str:
 
 def _delegate() -> str:
     try:
-        return str(library_path())
+        path = library_path()
+        names = ctypes.CDLL(str(path)).ocs_instruction_sets
+        names.restype = ctypes.c_char_p
+        return f"{path} (instruction sets: {names().decode()})"
     except NativeLibraryError as error:
         return f"not usable, so packed files cannot be run: {error}"
 

@@ -63,6 +63,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads libraries o
 @on_linux
 def test_only_what_others_look_for_is_exported() -> None:
     assert exported_symbols(library_path()) == {
+        "ocs_instruction_sets",
         "ocs_library_version",
         "tflite_plugin_create_delegate",
         "tflite_plugin_destroy_delegate",

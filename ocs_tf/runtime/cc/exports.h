@@ -23,6 +23,9 @@ constexpr int32_t kLibraryVersion = 1;
 
 OCS_EXPORT int32_t ocs_library_version();
 
+// Those that this processor runs, slowest first, separated by spaces.
+OCS_EXPORT const char* ocs_instruction_sets();
+
 // The two functions that a runtime looks for.
 OCS_EXPORT ocs::tflite::Delegate* tflite_plugin_create_delegate(const char* const* keys,
                                                                 const char* const* values,

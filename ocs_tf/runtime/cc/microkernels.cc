@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
+#include "exports.h"
 #include "instruction_sets.h"
 
 namespace ocs {
@@ -77,3 +79,17 @@ void DequantizeMerged(const Microkernels& microkernels, const MergedKernel& kern
 }
 
 }  // namespace ocs
+
+const char* ocs_instruction_sets() {
+  static const std::string names = [] {
+    std::string joined;
+    for (const ocs::Microkernels* set : {ocs::PlainMicrokernels(), ocs::NeonMicrokernels(),
+                                    ocs::Avx2Microkernels(), ocs::Avx512Microkernels()}) {
+      if (set == nullptr) continue;
+      if (!joined.empty()) joined += ' ';
+      joined += set->name;
+    }
+    return joined;
+  }();
+  return names.c_str();
+}

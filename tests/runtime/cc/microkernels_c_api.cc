@@ -5,8 +5,6 @@
 // microkernels.h. Functions return 0, or 1 if an argument is out of range, having written nothing;
 // sizes of arrays and the values of `copies` cannot be checked here.
 
-#include <string>
-
 #include "exports.h"
 #include "instruction_sets.h"
 
@@ -30,21 +28,6 @@ bool ValidScaling(int32_t scaling) {
 bool IsInt8(int64_t value) { return -128 <= value && value <= 127; }
 
 }  // namespace
-
-// Those that this processor runs, slowest first, separated by spaces.
-OCS_EXPORT const char* ocs_instruction_sets() {
-  static const std::string names = [] {
-    std::string joined;
-    for (const Microkernels* set : {ocs::PlainMicrokernels(), ocs::NeonMicrokernels(),
-                                    ocs::Avx2Microkernels(), ocs::Avx512Microkernels()}) {
-      if (set == nullptr) continue;
-      if (!joined.empty()) joined += ' ';
-      joined += set->name;
-    }
-    return joined;
-  }();
-  return names.c_str();
-}
 
 OCS_EXPORT int32_t ocs_pack(const char* instruction_set, const int8_t* codes, int32_t bits,
                             size_t rows, size_t columns, uint8_t* packed) {
