@@ -32,7 +32,7 @@ from ocs_tf.graph.analysis.layouts import check_layouts
 from ocs_tf.graph.analysis.splittable_sites import splittable_sites
 from ocs_tf.graph.cloning import why_not_loaded
 from ocs_tf.graph.execution import sample_limit
-from ocs_tf.graph.reader import Graph, KernelSite, is_chain
+from ocs_tf.graph.reader import Graph, KernelRef, is_chain
 from ocs_tf.graph.rewrite import Replacement, rewrite
 from ocs_tf.graph.scaling import check_scales, scale_channels
 from ocs_tf.graph.substitutions.tracing import has_graph, inputs_of
@@ -323,15 +323,15 @@ def _apply(
     kernels = {}
     bar = progress_bar(plan.layers.items(), "Quantizing", verbose)
     for name, layer_plan in bar:
-        site = graph.kernels[name]
-        kernel, bias = site.weights()
+        ref = graph.kernels[name]
+        kernel, bias = ref.weights()
         check_kernel(kernel, f"kernel of layer {name}")
         if bias is not None:
             check_finite(bias, f"bias of layer {name}")
         quantized, bias = compensate_data_free(
-            site,
+            ref,
             layer_plan,
-            None if site.part else moments.get(id(graph.calls(site.layer)[0].inputs[0])),
+            None if ref.part else moments.get(id(graph.calls(ref.layer)[0].inputs[0])),
             rounding=plan.rounding == "error_balanced",
             bias_correction=plan.bias_correction == "batch_norm",
         )
@@ -457,23 +457,23 @@ def _check_fits(plan: Plan, graph: Graph) -> None:
     _check_splits(plan, graph)
 
 
-def _check_kernel_fits(plan: LayerPlan, site: KernelSite) -> None:
-    *_, channels, outputs = site.shape
+def _check_kernel_fits(plan: LayerPlan, ref: KernelRef) -> None:
+    *_, channels, outputs = ref.shape
     if isinstance(plan.threshold, list) and len(plan.threshold) != outputs:
         raise ValueError(
-            f"the plan has {len(plan.threshold)} thresholds for {site.name!r}, which has {outputs}"
+            f"the plan has {len(plan.threshold)} thresholds for {ref.name!r}, which has {outputs}"
             " output channels."
         )
     if not plan.copies:
         return
     if max(plan.copies) >= channels:
         raise ValueError(
-            f"the plan splits channel {max(plan.copies)} of {site.name!r}, whose channels are 0 .."
+            f"the plan splits channel {max(plan.copies)} of {ref.name!r}, whose channels are 0 .."
             f" {channels - 1}."
         )
-    reason = site.adapter.why_not_split(site.layer)
+    reason = ref.adapter.why_not_split(ref.layer)
     if reason is not None:
-        raise ValueError(f"the plan splits channels of {site.name!r}, but {reason}.")
+        raise ValueError(f"the plan splits channels of {ref.name!r}, but {reason}.")
 
 
 def _check_splits(plan: Plan, graph: Graph) -> None:

@@ -29,7 +29,7 @@ from ocs_tf.numerics.checks import (
 )
 from ocs_tf.numerics.grid import check_bits, check_copies, check_threshold
 from ocs_tf.numerics.quantized_kernel import MAX_WEIGHT_BITS, check_kernel, encode
-from ocs_tf.numerics.splitting import Copies, copies_of_map
+from ocs_tf.numerics.splitting import SplitMap, copies_of_map
 from ocs_tf.paths import existing_file
 from ocs_tf.writing import write
 
@@ -79,7 +79,7 @@ class LayerPlan:
         """The step, float32 `()` or `[F]`."""
         return symmetric_step(self.threshold, self.bits, self.power_of_two)
 
-    def expansion(self, kernel: np.ndarray) -> Copies:
+    def expansion(self, kernel: np.ndarray) -> SplitMap:
         """The channels of the expanded kernel, given the float one."""
         mapping = np.array([*range(kernel.shape[-2]), *self.copies], np.int32)
         return copies_of_map(kernel, mapping, self.step() if self.quantization_aware else None)

@@ -20,7 +20,7 @@ from ocs_tf.compensation.statistics import mean_input, mean_outputs
 from ocs_tf.compensation.weights import compensated_kernel
 from ocs_tf.graph import composites
 from ocs_tf.graph.execution import Batches, inputs_by_name, run_by_layer
-from ocs_tf.graph.reader import Graph, KernelSite, Node
+from ocs_tf.graph.reader import Graph, KernelRef, Node
 from ocs_tf.graph.rewrite import Rewritten
 from ocs_tf.layers import unwrapped
 
@@ -54,26 +54,26 @@ def compensate(
     for layer, inputs, run in run_by_layer(graph, owners, batches, progress, quantized):
         if layer.name not in plans:
             if rounding:
-                _compensate_parts(graph.sites[layer.name], unwrapped(layer), plans, run)
+                _compensate_parts(graph.kernels_of[layer.name], unwrapped(layer), plans, run)
             continue
         exact = of_float(layer.name)
-        site = graph.kernels[layer.name]
-        kernel, bias = site.weights()
+        ref = graph.kernels[layer.name]
+        kernel, bias = ref.weights()
         plan = plans[layer.name]
         if rounding:
-            chosen = compensated_kernel(site, kernel, plan, inputs, exact)
+            chosen = compensated_kernel(ref, kernel, plan, inputs, exact)
         else:
             chosen = plan.quantize(kernel)
         if bias_correction and bias is not None:
-            before = mean_outputs(site, mean_input(exact), kernel)
-            after = mean_outputs(site, mean_input(inputs), chosen.effective_kernel())
+            before = mean_outputs(ref, mean_input(exact), kernel)
+            after = mean_outputs(ref, mean_input(inputs), chosen.effective_kernel())
             bias = bias + before - after
-        site.adapter.store(layer, chosen, bias)
+        ref.adapter.store(layer, chosen, bias)
         layer.kernel_sqnr_db = chosen.sqnr_db(kernel)
 
 
 def _compensate_parts(
-    sites: Iterable[KernelSite],
+    refs: Iterable[KernelRef],
     layer: Any,
     plans: Mapping[str, LayerPlan],
     run: Callable[[], object],
@@ -87,12 +87,12 @@ def _compensate_parts(
         layer: the quantized composite.
         run: calls it on all data.
     """
-    for site in sites:
-        if site.name not in plans or site.adapter.is_lookup:
+    for ref in refs:
+        if ref.name not in plans or ref.adapter.is_lookup:
             continue
-        with composites.recorded(layer, site.part) as inputs:
+        with composites.recorded(layer, ref.part) as inputs:
             run()
-        kernel, bias = site.weights()
-        quantized = compensated_kernel(site, kernel, plans[site.name], inputs)
-        composites.assign(layer, {site.part: (quantized, bias)})
-        composites.stored_parts(layer)[site.part].kernel_sqnr_db = quantized.sqnr_db(kernel)
+        kernel, bias = ref.weights()
+        quantized = compensated_kernel(ref, kernel, plans[ref.name], inputs)
+        composites.assign(layer, {ref.part: (quantized, bias)})
+        composites.stored_parts(layer)[ref.part].kernel_sqnr_db = quantized.sqnr_db(kernel)

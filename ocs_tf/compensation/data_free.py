@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ocs_tf._plan import LayerPlan
 from ocs_tf.compensation.weights import encoded
 from ocs_tf.graph.analysis.batch_norm_moments import Moments, weighted_sums
-from ocs_tf.graph.reader import KernelSite
+from ocs_tf.graph.reader import KernelRef
 from ocs_tf.numerics.gptq import (
     assumed_moments,
 )
@@ -18,7 +18,7 @@ _ASSUMED_ROWS = 256
 
 
 def compensate_data_free(
-    site: KernelSite,
+    ref: KernelRef,
     plan: LayerPlan,
     moments: Moments | None,
     *,
@@ -34,12 +34,12 @@ def compensate_data_free(
         rounding: balance errors; else codes are the nearest.
         bias_correction: correct the bias for the mean.
     """
-    known = [site.adapter.by_input_channel(site.layer, values) for values in moments or ()]
+    known = [ref.adapter.by_input_channel(ref.layer, values) for values in moments or ()]
     of_channels = [values for values in known if values is not None]
-    kernel, bias = site.weights()
-    groups = site.adapter.groups(site.layer)
-    if not (rounding and plan.quantization_aware) or site.adapter.is_lookup:
-        quantized = plan.quantize(kernel, site.name)
+    kernel, bias = ref.weights()
+    groups = ref.adapter.groups(ref.layer)
+    if not (rounding and plan.quantization_aware) or ref.adapter.is_lookup:
+        quantized = plan.quantize(kernel, ref.name)
     else:
         channels = groups * kernel.shape[-2]
         mean, variance = of_channels or (np.zeros(channels), np.ones(channels))
@@ -48,7 +48,7 @@ def compensate_data_free(
             of_block = [v.reshape(groups, -1)[:, block] for v in (mean, variance)]
             return assumed_moments(kernel.shape[:-2], of_block[0], of_block[1]), None
 
-        quantized = encoded(site, kernel, plan, assumed, _ASSUMED_ROWS)
+        quantized = encoded(ref, kernel, plan, assumed, _ASSUMED_ROWS)
     if bias_correction and bias is not None and of_channels:
         error = kernel - quantized.effective_kernel()
         bias = (bias + weighted_sums(error, of_channels[0], groups)).astype(np.float32)

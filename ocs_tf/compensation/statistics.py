@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf.graph.reader import KernelSite
+from ocs_tf.graph.reader import KernelRef
 from ocs_tf.numerics.gptq import (
     shrunk_losses,
     shrunk_moments,
@@ -27,16 +27,16 @@ def mean_input(inputs: list[NDArray[Any]]) -> NDArray[np.float64]:
 
 
 def mean_outputs(
-    site: KernelSite, mean: NDArray[np.float64], kernel: NDArray[Any]
+    ref: KernelRef, mean: NDArray[np.float64], kernel: NDArray[Any]
 ) -> NDArray[np.float64]:
     """Mean of each output channel, without bias, for inputs of this mean."""
-    patches = site.adapter.patches(site.layer, mean[None]).mean(0)
+    patches = ref.adapter.patches(ref.layer, mean[None]).mean(0)
     weights = grouped(kernel, len(patches))
     return np.matmul(patches[:, None], weights).reshape(-1)
 
 
 def input_moments(
-    site: KernelSite,
+    ref: KernelRef,
     kernel: NDArray[Any],
     inputs: list[NDArray[Any]],
     exact: list[NDArray[Any]] | None = None,
@@ -56,8 +56,8 @@ def input_moments(
         what the inputs lack, if `exact` is given.
     """
     samples = sum(map(len, inputs))
-    positions = site.adapter.positions(site.layer, inputs[0].shape)
-    *taps, channels, _ = site.shape
+    positions = ref.adapter.positions(ref.layer, inputs[0].shape)
+    *taps, channels, _ = ref.shape
     wanted = max(_POSITIONS, _POSITIONS_PER_INPUT * math.prod(taps) * channels)
     every = 1
     if positions:
@@ -68,12 +68,12 @@ def input_moments(
     exponent = -math.frexp(largest)[1]
 
     def read(batch: NDArray[Any], start: list[int]) -> NDArray[np.float32]:
-        patches = site.adapter.patches(site.layer, batch, every, start)
+        patches = ref.adapter.patches(ref.layer, batch, every, start)
         by_channel = patches.reshape(*patches.shape[:2], -1, channels)[..., block]
         patches = by_channel.reshape(*patches.shape[:2], -1).astype(np.float32)
         return np.ascontiguousarray(np.ldexp(patches, exponent).swapaxes(0, 1))
 
-    weights = grouped(kernel[..., block, :], site.adapter.groups(site.layer))
+    weights = grouped(kernel[..., block, :], ref.adapter.groups(ref.layer))
     weights, of_kernel = normalized(weights)
     groups, rows, _ = weights.shape
     products, lost = np.zeros((groups, rows, rows)), np.zeros(weights.shape)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ocs_tf._plan import LayerPlan
 from ocs_tf.compensation.statistics import grouped, input_moments
-from ocs_tf.graph.reader import KernelSite
+from ocs_tf.graph.reader import KernelRef
 from ocs_tf.numerics.gptq import (
     code_ranges,
     compensated_codes,
@@ -23,7 +23,7 @@ _ROWS = 4608
 
 
 def compensated_kernel(
-    site: KernelSite,
+    ref: KernelRef,
     kernel: NDArray[Any],
     plan: LayerPlan,
     inputs: list[NDArray[Any]],
@@ -34,15 +34,15 @@ def compensated_kernel(
     Arguments:
         exact: what the float model has in the place of `inputs`, if that is not the same.
     """
-    if site.adapter.is_lookup:
+    if ref.adapter.is_lookup:
         return plan.quantize(kernel)
     return encoded(
-        site, kernel, plan, lambda block: input_moments(site, kernel, inputs, exact, block), _ROWS
+        ref, kernel, plan, lambda block: input_moments(ref, kernel, inputs, exact, block), _ROWS
     )
 
 
 def encoded(
-    site: KernelSite,
+    ref: KernelRef,
     kernel: NDArray[Any],
     plan: LayerPlan,
     moments: Callable[[slice], tuple[NDArray[np.float64], NDArray[np.float64] | None]],
@@ -59,7 +59,7 @@ def encoded(
     low, high = code_ranges(copies, plan.bits, plan.full_range)
     *spatial, channels, _ = kernel.shape
     taps = math.prod(spatial)
-    groups = site.adapter.groups(site.layer)
+    groups = ref.adapter.groups(ref.layer)
     # Codes of many copies may take more than 16 bits.
     wide = max(-int(low.min()), int(high.max())) > np.iinfo(np.int16).max
     effective = np.empty(kernel.shape, np.int32 if wide else np.int16)

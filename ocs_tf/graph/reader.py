@@ -36,7 +36,7 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class KernelSite:
+class KernelRef:
     """A kernel that can be quantized.
 
     Attributes:
@@ -82,8 +82,8 @@ class Graph:
         model: a `keras.Model` with inputs and outputs over the user's own layers, or over layers
             that share their variables.
         nodes: calls in topological order, input layers first.
-        sites: `KernelSite`s by layer name; empty for layers without kernels.
-        kernels: `KernelSite`s by their own name, in topological order.
+        kernels_of: `KernelRef`s by layer name; empty for layers without kernels.
+        kernels: `KernelRef`s by their own name, in topological order.
     """
 
     def __init__(
@@ -102,21 +102,21 @@ class Graph:
             for tensor in node.inputs:
                 self.consumers[id(tensor)].append(node)
         self.output_ids = {id(t) for t in self.model.outputs}
-        self.sites: dict[str, list[KernelSite]] = {}
+        self.kernels_of: dict[str, list[KernelRef]] = {}
         for node in self.nodes:
-            if node.layer.name not in self.sites:
-                self.sites[node.layer.name] = list(self._sites_of(node.layer, fold_batch_norm))
-        self.kernels = {site.name: site for sites in self.sites.values() for site in sites}
+            if node.layer.name not in self.kernels_of:
+                self.kernels_of[node.layer.name] = list(self._refs_of(node.layer, fold_batch_norm))
+        self.kernels = {ref.name: ref for refs in self.kernels_of.values() for ref in refs}
         self.folded = {s.batch_norm.name for s in self.kernels.values() if s.batch_norm is not None}
 
-    def _sites_of(self, layer: Any, fold_batch_norm: bool) -> Iterator[KernelSite]:
+    def _refs_of(self, layer: Any, fold_batch_norm: bool) -> Iterator[KernelRef]:
         adapter = adapters.adapter_for(layer)
         if adapter is not None:
             norm = self.foldable_norm(layer) if fold_batch_norm else None
-            yield KernelSite(layer, adapter, norm, layer)
+            yield KernelRef(layer, adapter, norm, layer)
             return
         for path, part in composites.parts(layer).items():
-            yield KernelSite(part.holder, part.adapter, None, layer, path)
+            yield KernelRef(part.holder, part.adapter, None, layer, path)
 
     def calls(self, layer: Any) -> list[Node]:
         """The calls of `layer`; more than one if it is shared."""
@@ -137,10 +137,10 @@ class Graph:
         first: set[str] = set()
         for node in self.nodes:
             behind = any(id(t) in reached for t in node.inputs)
-            sites = self.sites[node.layer.name]
+            refs = self.kernels_of[node.layer.name]
             if not behind:
-                first.update(site.name for site in sites)
-            if behind or sites:
+                first.update(ref.name for ref in refs)
+            if behind or refs:
                 reached.update(id(t) for t in node.outputs)
         return first
 
@@ -150,10 +150,10 @@ class Graph:
         last: set[str] = set()
         for node in reversed(self.nodes):
             later = any(id(t) in ahead for t in node.outputs)
-            sites = self.sites[node.layer.name]
+            refs = self.kernels_of[node.layer.name]
             if not later:
-                last.update(site.name for site in sites)
-            if later or sites:
+                last.update(ref.name for ref in refs)
+            if later or refs:
                 ahead.update(id(t) for t in node.inputs)
         return last
 

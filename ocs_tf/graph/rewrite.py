@@ -126,18 +126,18 @@ def rewrite(
 
     model, twins = rebuild(graph, replace, call)
     for name, twin in twins.items():
-        site = graph.kernels.get(name)
+        ref = graph.kernels.get(name)
         inner = layers.unwrapped(twin)
         inside = _parts(graph, name, kernels)
         if inside:
             composites.copy_floats(graph.calls_of(name)[0].layer, inner)
             composites.assign(inner, {path: (r.kernel, r.bias) for path, r in inside.items()})
-        elif site is not None and name in kernels:
-            site.adapter.store(twin, kernels[name].kernel, kernels[name].bias)
-        elif site is not None and site.batch_norm is not None:
-            kernel, bias = site.weights()
+        elif ref is not None and name in kernels:
+            ref.adapter.store(twin, kernels[name].kernel, kernels[name].bias)
+        elif ref is not None and ref.batch_norm is not None:
+            kernel, bias = ref.weights()
             assert bias is not None  # the norm's shift
-            folded = [site.adapter.to_keras(kernel, inner), site.adapter.bias_to_keras(bias, inner)]
+            folded = [ref.adapter.to_keras(kernel, inner), ref.adapter.bias_to_keras(bias, inner)]
             inner.set_weights(folded)
         elif name not in graph.folded:
             original = graph.calls_of(name)[0]
@@ -208,5 +208,5 @@ def _options(replacement: Replacement) -> dict[str, Any]:
 
 def _parts(graph: Graph, name: str, kernels: Mapping[str, Replacement]) -> dict[str, Replacement]:
     """Replacements of the kernels inside a composite, by path."""
-    sites = graph.sites.get(name, [])
-    return {site.part: kernels[site.name] for site in sites if site.part and site.name in kernels}
+    refs = graph.kernels_of.get(name, [])
+    return {ref.part: kernels[ref.name] for ref in refs if ref.part and ref.name in kernels}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
 from ocs_tf.numerics import grid
-from ocs_tf.numerics.splitting import Copies
+from ocs_tf.numerics.splitting import SplitMap
 
 DAMPING = 0.01  # of the mean of the diagonal, added to it
 NEIGHBOUR_CORRELATION = 0.7  # of activations, as data-free rounding assumes it
@@ -32,7 +32,7 @@ _BLOCK = 64  # rows whose errors are passed on together
 
 
 def code_ranges(
-    copies: Copies, bits: int, full_range: bool = False
+    copies: SplitMap, bits: int, full_range: bool = False
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Smallest and largest effective code of each channel that its copies can make up.
 
@@ -52,7 +52,7 @@ def code_ranges(
     return low, high
 
 
-def _last_fitting(copies: Copies, end: int) -> NDArray[np.float64]:
+def _last_fitting(copies: SplitMap, end: int) -> NDArray[np.float64]:
     """The code farthest from 0 that each copy rounds to `end` at most, in magnitude, `[C']`."""
     sign = np.sign(end)
     codes = np.trunc((end + sign * 0.5 - copies.offset) / copies.gain)

@@ -221,7 +221,7 @@ def encode(
     kernel: NDArray[Any],
     bits: int,
     step: NDArray[np.float32],
-    copies: splitting.Copies,
+    copies: splitting.SplitMap,
     full_range: bool = False,
 ) -> QuantizedKernel:
     """Round the copies of `kernel` to codes on the grid of `step`.
@@ -243,7 +243,7 @@ def encode(
 
 
 def split_codes(
-    effective: NDArray[np.integer], bits: int, step: NDArray[np.float32], copies: splitting.Copies
+    effective: NDArray[np.integer], bits: int, step: NDArray[np.float32], copies: splitting.SplitMap
 ) -> QuantizedKernel:
     """The quantized kernel of effective codes `[..., C, F]`, which the copies' codes add up to.
 
@@ -296,7 +296,7 @@ def _check_grid(bits: int, granularity: str) -> None:
 
 
 def _plain_maxima(
-    kernel: NDArray[Any], copies: splitting.Copies, columns: int
+    kernel: NDArray[Any], copies: splitting.SplitMap, columns: int
 ) -> NDArray[np.float64]:
     """Largest magnitude per output channel (or overall) of the plainly split kernel."""
     largest_gain = np.zeros(kernel.shape[-2])

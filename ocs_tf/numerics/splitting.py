@@ -45,7 +45,7 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class Copies:
+class SplitMap:
     """Expanded channels as affine functions of the original ones: `gain * w + offset * step`.
 
     Attributes:
@@ -101,7 +101,7 @@ def channel_ranges(kernel: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[n
     return kernel.min(axes).astype(np.float64), kernel.max(axes).astype(np.float64)
 
 
-def choose_copies(kernel: NDArray[Any], count: int, step: ArrayLike | None = None) -> Copies:
+def choose_copies(kernel: NDArray[Any], count: int, step: ArrayLike | None = None) -> SplitMap:
     """Split `count` times the channel that holds the largest magnitude at that moment.
 
     Channels that are all zero are not split; where there are no others, nothing is.
@@ -127,7 +127,7 @@ def choose_copies(kernel: NDArray[Any], count: int, step: ArrayLike | None = Non
 
 def copies_of_map(
     kernel: NDArray[Any], channel_map: ArrayLike, step: ArrayLike | None = None
-) -> Copies:
+) -> SplitMap:
     """The copies that `channel_map` asks for, each made from its channel's largest copy so far.
 
     For a map that `choose_copies` chose on the same kernel and step, the same copies come out.
@@ -193,7 +193,7 @@ def split_channels(
     return Split(np.moveaxis(expand(moved, copies, step), -2, axis), copies.channel_map)
 
 
-def expand(kernel: NDArray[Any], copies: Copies, step: ArrayLike | None = None) -> NDArray[Any]:
+def expand(kernel: NDArray[Any], copies: SplitMap, step: ArrayLike | None = None) -> NDArray[Any]:
     """The expanded kernel `[..., C', F]` of `kernel` `[..., C, F]`, in its dtype."""
     channels = kernel.shape[-2]
     shape = (*kernel.shape[:-2], len(copies.channel_map), kernel.shape[-1])
@@ -205,7 +205,7 @@ def expand(kernel: NDArray[Any], copies: Copies, step: ArrayLike | None = None) 
 
 
 def copy_values(
-    kernel: NDArray[Any], copies: Copies, index: int, step: ArrayLike | None
+    kernel: NDArray[Any], copies: SplitMap, index: int, step: ArrayLike | None
 ) -> NDArray[np.float64]:
     """Values of expanded channel `index`, float64 `[..., F]`."""
     values = kernel[..., copies.channel_map[index], :].astype(np.float64)
@@ -270,8 +270,8 @@ class _CopyState:
         yield self.entry(index)
         yield self.entry(len(self.origin) - 1)
 
-    def copies(self) -> Copies:
-        return Copies(np.array(self.origin, np.int32), _floats(self.gain), _floats(self.offset))
+    def copies(self) -> SplitMap:
+        return SplitMap(np.array(self.origin, np.int32), _floats(self.gain), _floats(self.offset))
 
 
 def _floats(values: Iterable[float]) -> NDArray[np.float64]:

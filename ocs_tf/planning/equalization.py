@@ -42,8 +42,8 @@ def choose_scales(graph: Graph, granularity: str) -> dict[str, NDArray[np.float6
     makers = {name: folded.get(chain.layer, name) for name, chain in known.items()}
     sizes: dict[str, NDArray[np.floating]] = {}
     biases: dict[str, NDArray[Any] | None] = {}
-    for name, site in graph.kernels.items():
-        kernel, biases[name] = site.weights()
+    for name, ref in graph.kernels.items():
+        kernel, biases[name] = ref.weights()
         sizes[name] = _sizes(kernel)
     for name, maker in makers.items():
         if maker not in sizes:
@@ -136,5 +136,5 @@ def _least_scales(bias: NDArray[Any] | None) -> Any:
 
 
 def _groups(graph: Graph, name: str) -> int:
-    site = graph.kernels[name]
-    return site.adapter.groups(site.layer)
+    ref = graph.kernels[name]
+    return ref.adapter.groups(ref.layer)

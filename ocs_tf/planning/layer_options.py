@@ -11,7 +11,7 @@ import keras
 from ocs_tf.config import AUTO_EXPAND_RATIO, Config, Granularity, Override, WeightClip
 from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.adapters import is_keras_quantized
-from ocs_tf.graph.reader import Graph, KernelSite
+from ocs_tf.graph.reader import Graph, KernelRef
 from ocs_tf.numerics import copy_count
 
 _ON_PURPOSE = "left in float by the configuration"
@@ -69,15 +69,15 @@ def select(graph: Graph, config: Config) -> Selection:
         _refuse_skipped(graph, float_layers)
     first, last = graph.first_kernels(), graph.last_kernels()
     options, bits = {}, {}
-    for name, site in graph.kernels.items():
-        override = config.override_for(site.owner, site.name) or Override(site.name)
+    for name, ref in graph.kernels.items():
+        override = config.override_for(ref.owner, ref.name) or Override(ref.name)
         chosen = _bits(override, config, name in first, name in last)
         if chosen is None:
             float_layers[name] = _ON_PURPOSE
             continue
         if isinstance(chosen, int):
             bits[name] = chosen
-        options[name] = _options(site, override, config, name in first)
+        options[name] = _options(ref, override, config, name in first)
     return Selection(options, bits, float_layers)
 
 
@@ -92,16 +92,16 @@ def _bits(override: Override, config: Config, first: bool, last: bool) -> int | 
     return "unset" if config.allocates else config.weight_bits
 
 
-def _options(site: KernelSite, override: Override, config: Config, first: bool) -> LayerOptions:
+def _options(ref: KernelRef, override: Override, config: Config, first: bool) -> LayerOptions:
     ratio = 0.0 if first else config.expand_ratio
     if override.expand_ratio is not None:
         ratio = override.expand_ratio
-    if site.adapter.why_not_split(site.layer):
+    if ref.adapter.why_not_split(ref.layer):
         ratio = 0.0
-    elif ratio == "auto" and site.adapter.groups(site.layer) > 1:
+    elif ratio == "auto" and ref.adapter.groups(ref.layer) > 1:
         ratio = 0.0  # a copy would be one in each group, far more than a small share
     # Runtimes look rows up in tables of one step.
-    default = "tensor" if site.adapter.is_lookup else config.granularity
+    default = "tensor" if ref.adapter.is_lookup else config.granularity
     return LayerOptions(
         override.granularity or default, ratio, override.weight_clip or config.weight_clip
     )
@@ -139,7 +139,7 @@ def check_not_quantized(graph: Graph) -> None:
 
 def _check_overrides(graph: Graph, config: Config) -> None:
     layers = [(node.layer, "") for node in graph.nodes]
-    kernels = [(site.owner, site.name) for site in graph.kernels.values()]
+    kernels = [(ref.owner, ref.name) for ref in graph.kernels.values()]
     for override in config.unused_overrides([*layers, *kernels]):
         raise ValueError(
             f"`overrides` has an entry for {override.describe()}, which matches no layer;"
@@ -160,7 +160,7 @@ def _unsupported(graph: Graph, config: Config) -> dict[str, str]:
     for node in graph.nodes:
         name = node.layer.name
         reason = adapters.why_float(node.layer)
-        if reason and not graph.sites[name] and name not in graph.folded:
+        if reason and not graph.kernels_of[name] and name not in graph.folded:
             override = config.override_for(node.layer)
             on_purpose = override is not None and override.weight_bits is None
             reasons[name] = _ON_PURPOSE if on_purpose else reason

@@ -24,7 +24,7 @@ from ocs_tf.config import Config
 from ocs_tf.graph import composites
 from ocs_tf.graph.analysis.activation_sites import activation_function
 from ocs_tf.graph.execution import Batches, run_by_layer
-from ocs_tf.graph.reader import Graph, KernelSite
+from ocs_tf.graph.reader import Graph, KernelRef
 from ocs_tf.graph.rewrite import rewrite
 from ocs_tf.numerics.bit_allocation import allocate, closed_form_bits, share_copies
 from ocs_tf.numerics.grid import normalized
@@ -48,7 +48,7 @@ _REFERENCE_BITS = (3, 5)  # at which errors are measured: large enough to see, y
 class _Layer:
     """One layer's choices: squared error and cost at each bit width in `WIDTHS`."""
 
-    site: KernelSite
+    ref: KernelRef
     options: LayerOptions
     noise: NDArray[np.float64]
     costs: NDArray[np.float64]
@@ -117,32 +117,32 @@ def allocate_copies(
 
     In all they take no more codes than `expand_ratio` would give each layer by itself.
     """
-    sites = graph.kernels
-    splits = {n: o.copies(bits[n], sites[n].shape[-2]) for n, o in options.items()}
+    kernels = graph.kernels
+    splits = {n: o.copies(bits[n], kernels[n].shape[-2]) for n, o in options.items()}
     names = [name for name in options if splits[name]]
     paths, prices = [], []
     for name in progress_bar(names, "Splitting", verbose, leave=False):
-        kernel, _ = normalized(sites[name].weights()[0])
+        kernel, _ = normalized(kernels[name].weights()[0])
         most = min(_MOST_COPIES * splits[name], kernel.shape[-2])
         _, path = search_splits(kernel, bits[name], most, options[name].granularity)
         paths.append(path / (np.square(kernel).sum() or 1.0))
         prices.append(float(kernel.size / kernel.shape[-2]))
     budget = sum(price * splits[name] for name, price in zip(names, prices, strict=True))
     counts = dict(zip(names, share_copies(paths, prices, budget), strict=True))
-    ratios = {name: _ratio(sites[name], count) for name, count in counts.items()}
+    ratios = {name: _ratio(kernels[name], count) for name, count in counts.items()}
     return {
         name: dataclasses.replace(o, expand_ratio=ratios.get(name, o.expand_ratio))
         for name, o in options.items()
     }
 
 
-def _ratio(site: KernelSite, copies: int) -> float:
+def _ratio(ref: KernelRef, copies: int) -> float:
     """An expand ratio that makes just so many copies."""
-    return max(0.0, (copies - 0.5) / site.shape[-2])
+    return max(0.0, (copies - 0.5) / ref.shape[-2])
 
 
-def _layer(site: KernelSite, options: LayerOptions, config: Config, count: float) -> _Layer:
-    kernel = check_kernel(site.weights()[0], f"kernel of layer {site.name}")
+def _layer(ref: KernelRef, options: LayerOptions, config: Config, count: float) -> _Layer:
+    kernel = check_kernel(ref.weights()[0], f"kernel of layer {ref.name}")
     channels, columns = kernel.shape[-2:]
     every = 1
     if options.granularity == "channel":  # then some output channels stand for all
@@ -157,17 +157,17 @@ def _layer(site: KernelSite, options: LayerOptions, config: Config, count: float
         costs.append(_cost(bits, options.copies(bits, channels), channels, count))
     scale = columns / sample.shape[-1]
     power = float(np.square(kernel, dtype=np.float64).sum())
-    return _Layer(site, options, np.array(noise) * scale, np.array(costs), power)
+    return _Layer(ref, options, np.array(noise) * scale, np.array(costs), power)
 
 
-def _count(graph: Graph, site: KernelSite, config: Config) -> float:
+def _count(graph: Graph, ref: KernelRef, config: Config) -> float:
     """Weights of a layer, or multiplications with them for one sample."""
-    size = math.prod(site.shape)
+    size = math.prod(ref.shape)
     if config.allocation_cost == "size":
         return float(size)
-    tensor = graph.calls(site.owner)[0].inputs[0]
+    tensor = graph.calls(ref.owner)[0].inputs[0]
     shape = [1, *(size or 1 for size in tensor.shape[1:])]
-    sizes = shape[1:-1] if site.part else site.adapter.positions(site.layer, shape)
+    sizes = shape[1:-1] if ref.part else ref.adapter.positions(ref.layer, shape)
     return float(size * math.prod(sizes))
 
 
@@ -226,42 +226,42 @@ def _measured(
         for tensor in graph.model.outputs
     ]
     found = {}
-    owners = {layer.site.owner.name for layer in layers.values()}
+    owners = {layer.ref.owner.name for layer in layers.values()}
     calls = run_by_layer(graph, owners, fitted, lambda nodes: progress(nodes, "Measuring"), copy)
     for layer, inputs, _ in calls:
-        for site in graph.sites[layer.name]:
-            if site.name not in layers:
+        for ref in graph.kernels_of[layer.name]:
+            if ref.name not in layers:
                 continue
-            plan = plan_layer(site, bits, layers[site.name].options, config)
+            plan = plan_layer(ref, bits, layers[ref.name].options, config)
             weights = layer.get_weights()
-            _quantize_in_float(site, layer, plan, inputs, config)
+            _quantize_in_float(ref, layer, plan, inputs, config)
             outputs = next(observed)
             pairs = zip(exact, outputs, softmax, strict=True)
-            found[site.name] = sum(_error(*pair) for pair in pairs)
+            found[ref.name] = sum(_error(*pair) for pair in pairs)
             layer.set_weights(weights)
     return found
 
 
 def _quantize_in_float(
-    site: KernelSite, layer: Any, plan: LayerPlan, inputs: list[NDArray[Any]], config: Config
+    ref: KernelRef, layer: Any, plan: LayerPlan, inputs: list[NDArray[Any]], config: Config
 ) -> None:
-    """Give a float `layer` the dequantized weights of the kernel of `site`."""
-    kernel, bias = site.weights()
-    if config.rounding == "error_compensated" and not site.part:
-        effective = compensated_kernel(site, kernel, plan, inputs).effective_kernel()
+    """Give a float `layer` the dequantized weights of the kernel of `ref`."""
+    kernel, bias = ref.weights()
+    if config.rounding == "error_compensated" and not ref.part:
+        effective = compensated_kernel(ref, kernel, plan, inputs).effective_kernel()
     else:
         effective = plan.quantize(kernel).effective_kernel()
-    if site.part:
-        part = composites.parts(layer)[site.part]
+    if ref.part:
+        part = composites.parts(layer)[ref.part]
         part.adapter.write(part.holder, part.adapter.to_keras(effective, part.holder))
         return
-    changed = [site.adapter.to_keras(effective, layer)]
+    changed = [ref.adapter.to_keras(effective, layer)]
     if bias is not None:
         if config.bias_correction:
             mean = mean_input(inputs)
-            shift = mean_outputs(site, mean, kernel) - mean_outputs(site, mean, effective)
+            shift = mean_outputs(ref, mean, kernel) - mean_outputs(ref, mean, effective)
             bias = (bias + shift).astype(np.float32)
-        changed.append(site.adapter.bias_to_keras(bias, layer))
+        changed.append(ref.adapter.bias_to_keras(bias, layer))
     layer.set_weights(changed)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ocs_tf._plan import LayerPlan
 from ocs_tf.config import Config
-from ocs_tf.graph.reader import Graph, KernelSite
+from ocs_tf.graph.reader import Graph, KernelRef
 from ocs_tf.numerics.grid import smallest_threshold
 from ocs_tf.numerics.quantized_kernel import check_kernel, choose_splits
 from ocs_tf.numerics.splitting import check_finite
@@ -36,16 +36,16 @@ def plan_kernels(
     }
 
 
-def plan_layer(site: KernelSite, bits: int, options: LayerOptions, config: Config) -> LayerPlan:
+def plan_layer(ref: KernelRef, bits: int, options: LayerOptions, config: Config) -> LayerPlan:
     """The plan of one kernel."""
-    kernel, bias = site.weights()
-    kernel = check_kernel(kernel, f"kernel of layer {site.name}")
+    kernel, bias = ref.weights()
+    kernel = check_kernel(kernel, f"kernel of layer {ref.name}")
     if bias is not None:
-        check_finite(bias, f"bias of layer {site.name}")
+        check_finite(bias, f"bias of layer {ref.name}")
     try:
         return plan_kernel(kernel, bits, options, config)
     except ValueError as error:
-        raise ValueError(f"kernel of layer {site.name}: {error}") from error
+        raise ValueError(f"kernel of layer {ref.name}: {error}") from error
 
 
 def plan_kernel(kernel: np.ndarray, bits: int, options: LayerOptions, config: Config) -> LayerPlan:

@@ -74,11 +74,11 @@ def fixed_grid(function: str, bits: int) -> ActivationGrid:
 def input_sites(graph: Graph, quantized: set[str]) -> list[Site]:
     """One site for the input of each layer named in `quantized`: the paper's activations."""
     sites = []
-    for name, site in graph.kernels.items():
-        if name not in quantized or site.part:
+    for name, ref in graph.kernels.items():
+        if name not in quantized or ref.part:
             continue  # what is inside of a composite stays in float
-        tensors = tuple(call.inputs[0] for call in graph.calls(site.layer))
-        if "float" in str(tensors[0].dtype) and not site.adapter.is_lookup:
+        tensors = tuple(call.inputs[0] for call in graph.calls(ref.layer))
+        if "float" in str(tensors[0].dtype) and not ref.adapter.is_lookup:
             sites.append(Site(f"{name}{_INPUT}", tensors, f"{name}{_INPUT}"))
     return sites
 

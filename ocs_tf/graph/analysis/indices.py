@@ -119,7 +119,7 @@ def _behind_kernels(graph: Graph) -> set[int]:
     """Ids of the tensors that depend on a kernel."""
     reached: set[int] = set()
     for node in graph.nodes:
-        if graph.sites.get(node.layer.name) or any(id(t) in reached for t in node.inputs):
+        if graph.kernels_of.get(node.layer.name) or any(id(t) in reached for t in node.inputs):
             reached.update(id(tensor) for tensor in node.outputs)
     return reached
 
