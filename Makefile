@@ -1,6 +1,6 @@
 # make demo, make check, make test, make lint; each makes .venv and installs what it needs, once.
-# make onednn, make floor: some tests with TensorFlow's other kernels, and with the lowest versions
-# of the dependencies.
+# make onednn, make floor: some tests with oneDNN, and with the lowest versions of the
+# dependencies.
 # make wheel, make wheel-check: what is uploaded to a package index, and whether it can be installed.
 # make native-test, native-sanitize, native-arm, fuzz, bazel: the C++ parts in other ways.
 
@@ -131,7 +131,7 @@ $(VENV)/bin/python:
 # The C++ parts in other ways than setup.py's, each in a folder of its own.
 
 NATIVE = dist/native/$@
-COMPILE = $(CXX) -std=c++17 -Wall -Wextra -ffp-contract=off -fno-math-errno -pthread \
+COMPILE = $(CXX) -std=c++17 -Wall -Wextra -fvisibility=hidden -ffp-contract=off -fno-math-errno -pthread \
     -I$(CURDIR)/ocs_tf/runtime/cc $(FLAGS)
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 0
@@ -147,7 +147,7 @@ native-test native-sanitize native-arm:
 	@$(if $(RUN),$(call need,$(RUN),qemu-user))
 	rm -rf $(NATIVE) && mkdir -p $(NATIVE)
 	cd $(NATIVE) && $(COMPILE) -c $(abspath $(filter %.cc,$(CC_SOURCES)))
-	set -e; for test in kernels_test delegate_test; do \
+	set -e; for test in microkernels_test delegate_test; do \
 	    $(COMPILE) tests/runtime/cc/$$test.cc $(NATIVE)/*.o -o $(NATIVE)/$$test; \
 	    $(RUN) $(NATIVE)/$$test; \
 	done

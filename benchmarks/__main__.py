@@ -17,7 +17,7 @@ BENCHMARKS = (
     "activation_splitting",
     "peers",
     "runtimes",
-    "kernels",
+    "microkernels",
     "latency",
     "applications",
     "memory",

@@ -35,7 +35,7 @@ from benchmarks import common
 from benchmarks.accuracy import PICTURES, QUICK_PICTURES
 from ocs_tf._compare import TFLiteModel
 from ocs_tf.export import flatbuffer as fb
-from ocs_tf.export.exporter import convert_float
+from ocs_tf.export.float_file import convert_float
 from ocs_tf.export.kernel_matching import KERNEL_INPUTS, kernel_input
 from ocs_tf.export.tensor_matching import measure_ranges
 from ocs_tf.process import quiet

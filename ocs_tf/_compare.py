@@ -16,6 +16,7 @@ from ocs_tf.graph.analysis.concatenations import output_parts
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.substitutions.inlining import flat
 from ocs_tf.keras_state import restores_state
+from ocs_tf.paths import existing_file
 from ocs_tf.process import no_tracing_warnings, quiet
 from ocs_tf.runtime import NativeLibraryError, tflite
 
@@ -34,9 +35,13 @@ class TFLiteModel:
         """Open the file at `path`.
 
         Raises:
-            ValueError: not a TFLite file, or one with an operator that the runtime lacks.
+            FileNotFoundError: there is no such file.
+            OSError: it cannot be read, or is a folder.
+            ValueError: not a TFLite file, or one with an operator that the runtime lacks; or
+                `path` is none.
             NativeLibraryError: the file has packed kernels, and the delegate is not there.
         """
+        path = existing_file(path)
         try:
             with quiet():
                 self._interpreter = tflite.Interpreter(path, num_threads=os.cpu_count())
@@ -100,16 +105,18 @@ def compare(reference: Any, other: Any, dataset: data.Dataset) -> list[Closeness
 
     Arguments:
         reference, other: a `keras.Model` or `TFLiteModel` each.
-        dataset: inputs of `reference`, in any form that `convert` takes; all are used.
+        dataset: inputs of `reference`, in any form that `convert` takes. All are used; of a
+            generator, or other data without a length, at most 65,536 samples.
 
     Returns:
         One `Closeness` per output. Outputs of the two are paired by name if the names are the
         same, else by order.
 
     Raises:
-        ValueError: the data do not fit, or the models' inputs or outputs differ.
+        ValueError: one of the two is no built model; the data do not fit, or the models' inputs or
+            outputs differ.
     """
-    reference, other = (_with_names(model) for model in (reference, other))
+    reference, other = _with_names(reference, "reference"), _with_names(other, "other")
     _check_inputs(reference, other)
     input_order = _order(_input_names(reference), _input_names(other))
     names = list(reference.output_names)
@@ -152,10 +159,16 @@ def _predicted(model: Any, arrays: list[Array]) -> list[Array]:
     return [np.asarray(output) for output in keras.tree.flatten(outputs)]
 
 
-def _with_names(model: Any) -> Any:
+def _with_names(model: Any, name: str) -> Any:
     """`model`, as a functional one that takes a list if it is from Keras."""
     if isinstance(model, TFLiteModel):
         return model
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"`{name}` must be a keras.Model or an ocs_tf.TFLiteModel, but is a"
+            f" {type(model).__name__}; load files with keras.models.load_model or"
+            " ocs_tf.TFLiteModel."
+        )
     functional = flat(model)  # others have no output names
     return keras.Model(functional.inputs, functional.outputs)
 

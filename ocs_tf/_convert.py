@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import gc
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,18 +16,23 @@ from ocs_tf import data, layers
 from ocs_tf._plan import LayerPlan, Plan
 from ocs_tf.compensation.calibrated import compensate
 from ocs_tf.compensation.data_free import compensate_data_free
-from ocs_tf.config import Config, ConfigOptions, Override, check_count
+from ocs_tf.config import Config, ConfigOptions, check_count
 from ocs_tf.data_checks import watched
 from ocs_tf.graph.analysis.activation_sites import Site, all_sites, input_sites
 from ocs_tf.graph.analysis.batch_norm_moments import channel_moments
 from ocs_tf.graph.analysis.chains import chains
-from ocs_tf.graph.analysis.concatenations import coarse_parts, describe, output_concatenations
+from ocs_tf.graph.analysis.concatenations import (
+    coarse_calls,
+    coarse_parts,
+    describe,
+    output_concatenations,
+)
 from ocs_tf.graph.analysis.indices import graph_on
 from ocs_tf.graph.analysis.layouts import check_layouts
 from ocs_tf.graph.analysis.splittable_sites import splittable_sites
 from ocs_tf.graph.cloning import why_not_loaded
 from ocs_tf.graph.execution import sample_limit
-from ocs_tf.graph.reader import Graph, KernelSite
+from ocs_tf.graph.reader import Graph, KernelSite, is_chain
 from ocs_tf.graph.rewrite import Replacement, rewrite
 from ocs_tf.graph.scaling import check_scales, scale_channels
 from ocs_tf.graph.substitutions.tracing import has_graph, inputs_of
@@ -38,9 +42,14 @@ from ocs_tf.numerics.checks import check_switch
 from ocs_tf.numerics.quantized_kernel import check_kernel
 from ocs_tf.numerics.splitting import check_finite
 from ocs_tf.planning.activation_grids import activation_grids
-from ocs_tf.planning.calibration import Statistics, calibrate, channel_magnitudes
+from ocs_tf.planning.calibration import (
+    Statistics,
+    calibrate_each,
+    channel_magnitudes,
+    together,
+)
 from ocs_tf.planning.equalization import choose_scales, joined_scales
-from ocs_tf.planning.layer_options import check_not_quantized, layer_options
+from ocs_tf.planning.layer_options import LayerOptions, Selection, check_not_quantized, select
 from ocs_tf.planning.mixed_precision import MEASURED_SAMPLES, allocate_bits, allocate_copies
 from ocs_tf.planning.weights import plan_kernels
 from ocs_tf.progress import progress_bar
@@ -53,6 +62,10 @@ _MAGNITUDE_SAMPLES = 256
 _COARSE = (
     "Give them similar ranges (scale the small one up, and the kernel that reads it down), or leave"
     " activations in float (activation_bits=None)."
+)
+_COARSE_CALLS = (
+    "Call a layer of its own in its place (a copy with the same weights), or leave activations in"
+    " float (activation_bits=None)."
 )
 _CHECKED_SAMPLES = 256  # where activations stay in float, and nothing is measured on data
 _BATCHES = 8  # of the most samples that memory allows; of more, calls would cost more than work
@@ -92,16 +105,10 @@ def convert(
     config = _config(config, options)
     _check_options(verbose)
     source = data.Source.of(representative_dataset)
-    plan_ = _plan(model, config, source, verbose, runs=source is not None or not _compiles(model))
-    if plan_.equalization:
-        gc.collect()  # Keras models are circular; the copy that was planned on must not stay
-    return apply(
-        model,
-        plan_,
-        representative_dataset=source,
-        calibration_samples=config.calibration_samples,
-        verbose=verbose,
-    )
+    graph = _read(model, config.fold_batch_norm, source)
+    runs = source is not None or not _compiles(model)
+    plan_, scaled = _plan(graph, config, source, verbose, runs)
+    return _apply(model, plan_, graph, scaled, source, config.calibration_samples, verbose)
 
 
 @restores_state
@@ -126,18 +133,23 @@ def plan(
     know of those; all the same; fewer than 8 samples.
     """
     _check_options(verbose)
+    config = _config(config, options)
     source = data.Source.of(representative_dataset)
-    return _plan(model, _config(config, options), source, verbose, runs=source is not None)
+    graph = _read(model, config.fold_batch_norm, source)
+    result, _ = _plan(graph, config, source, verbose, runs=source is not None)
+    return result
 
 
 def _plan(
-    model: keras.Model, config: Config, source: data.Source | None, verbose: bool, runs: bool
-) -> Plan:
-    """`plan`; with `runs`, the model or what becomes of it must be computable on this machine."""
+    graph: Graph, config: Config, source: data.Source | None, verbose: bool, runs: bool
+) -> tuple[Plan, Graph]:
+    """The plan of a model, and the model with scaled channels that it is for.
+
+    With `runs`, the model or what becomes of it must be computable on this machine.
+    """
     config = config.resolve(with_data=source is not None)
     bits = config.activation_bits
     assert bits != "auto"
-    graph = _read(model, config.fold_batch_norm, source)
     if runs:
         check_layouts(graph)
     stream: Iterator[data.Batch] = iter(())
@@ -147,18 +159,32 @@ def _plan(
         limit = limit if bits is not None else _at_most(_CHECKED_SAMPLES, limit)
         stream = watched(graph, source.batches(graph.model, limit=limit), source.name)
     scales = _scales(graph, config, source, verbose)
-    if scales:
-        # A copy of the float model, for as long as it takes.
-        config = config.for_copies_of(node.layer for node in graph.nodes)
-        graph = Graph(scale_channels(graph, scales), config.fold_batch_norm)
-    by_layer = _layer_options(graph, config, source, verbose)
-    result = dataclasses.replace(
-        plan_kernels(graph, config, by_layer, verbose),
+    selected = select(graph, config)
+    graph = _scaled(graph, scales, config.fold_batch_norm)
+    options, widths = _all_options(graph, config, selected, source, verbose)
+    result = Plan(
+        plan_kernels(graph, config, options, widths, verbose),
+        selected.float_layers,
+        fold_batch_norm=config.fold_batch_norm,
+        rounding=config.rounding,
+        bias_correction=config.bias_correction,
         equalization={name: values.tolist() for name, values in scales.items()},
     )
     if bits is None:
         collections.deque(stream, maxlen=0)  # to its end, for the warnings
-        return result
+        return result, graph
+    return _plan_activations(graph, result, config, bits, stream, verbose), graph
+
+
+def _plan_activations(
+    graph: Graph,
+    result: Plan,
+    config: Config,
+    bits: int,
+    stream: Iterator[data.Batch],
+    verbose: bool,
+) -> Plan:
+    """The plan of kernels `result`, with grids of activations, measured on `stream`."""
     tables = _table_grids(graph, result, bits)
     if config.activation_scope == "all":
         sites = all_sites(graph, set(result.layers), tables)
@@ -174,7 +200,7 @@ def _plan(
         result = dataclasses.replace(result, unsplit_activations=unsplit)
     bar = progress_bar(stream, "Calibrating", verbose, unit="batch")
     histogram = config.activation_clip != "none"
-    statistics = calibrate(
+    measured = calibrate_each(
         graph.model,
         observed,
         bar,
@@ -183,17 +209,27 @@ def _plan(
         histogram=histogram,
         channels=split,
     )
+    statistics = together(measured)
     sites = _rounded(sites, statistics)
     grids = activation_grids(sites, statistics, config, bits, split, tables)
-    coarse = coarse_parts(graph, _ranges(sites, statistics, grids), grids)
+    coarse = coarse_parts(graph, _ranges(sites, measured, grids), grids)
     exact = set(coarse) & output_concatenations(graph) if config.exact_outputs else set()
     if exact and config.activation_scope == "all":
         sites = _rounded(all_sites(graph, set(result.layers), tables, exact), statistics)
         grids = activation_grids(sites, statistics, config, bits, split, tables)
         coarse = {site: parts for site, parts in coarse.items() if site not in exact}
-    for site, parts in coarse.items():
-        warnings.warn(f"{describe(site, parts, 2**bits)}. {_COARSE}", stacklevel=2)
-    return dataclasses.replace(result, activations=grids, coarse_parts=coarse)
+    ranges = {key: [(s.minimum, s.maximum) for s in each] for key, each in measured.items()}
+    calls = coarse_calls(graph, sites, ranges, grids)
+    for found, remedy in ((coarse, _COARSE), (calls, _COARSE_CALLS)):
+        for site, parts in found.items():
+            warnings.warn(f"{describe(site, parts, 2**bits)}. {remedy}", stacklevel=2)
+    both = {site: coarse.get(site, {}) | calls.get(site, {}) for site in coarse | calls}
+    return dataclasses.replace(result, activations=grids, coarse_parts=both)
+
+
+def _scaled(graph: Graph, scales: Mapping[str, Any], fold_batch_norm: bool) -> Graph:
+    """`graph`, or that of a copy of the model with scaled channels."""
+    return Graph(scale_channels(graph, scales), fold_batch_norm) if scales else graph
 
 
 def _read(model: keras.Model, fold_batch_norm: bool, source: data.Source | None) -> Graph:
@@ -211,18 +247,18 @@ def _rounded(sites: Sequence[Site], statistics: Mapping[str, Statistics]) -> lis
 
 def _ranges(
     sites: Sequence[Site],
-    statistics: Mapping[str, Statistics],
+    measured: Mapping[str, Sequence[Statistics]],
     grids: Mapping[str, ActivationGrid | OracleGrid],
 ) -> dict[int, tuple[float, float]]:
     """Minimum and maximum of each measured tensor, or of its prescribed grid, by tensor id."""
     found = {}
     for site in sites:
-        seen, grid = statistics.get(site.key), grids[site.key]
-        for tensor in site.tensors:
-            if seen is not None:
+        grid = grids[site.key]
+        if site.is_output and site.key in measured:
+            for tensor, seen in zip(site.tensors, measured[site.key], strict=True):
                 found[id(tensor)] = seen.minimum, seen.maximum
-            elif isinstance(grid, ActivationGrid):
-                found[id(tensor)] = grid.minimum, grid.maximum
+        elif site.is_output and isinstance(grid, ActivationGrid):
+            found.update((id(tensor), (grid.minimum, grid.maximum)) for tensor in site.tensors)
     return found
 
 
@@ -261,12 +297,28 @@ def apply(
     _check_fits(plan, graph)
     if plan.needs_data or not _compiles(model):
         check_layouts(graph)
+    scaled = _scaled(graph, plan.equalization, plan.fold_batch_norm)
+    return _apply(model, plan, graph, scaled, source, calibration_samples, verbose)
+
+
+def _apply(
+    model: keras.Model,
+    plan: Plan,
+    original: Graph,
+    graph: Graph,
+    source: data.Source | None,
+    calibration_samples: int | None,
+    verbose: bool,
+) -> keras.Model:
+    """The quantized model.
+
+    Arguments:
+        original: of `model`.
+        graph: the same with the scaled channels of the plan.
+    """
     batches = _batches(plan, graph, source, calibration_samples)
-    scaled: set[str] = set()
-    if plan.equalization:
-        known = chains(graph)
-        graph = Graph(scale_channels(graph, plan.equalization), plan.fold_batch_norm)
-        scaled = {reader for name in plan.equalization for reader in known[name].readers}
+    known = chains(original) if plan.equalization else {}
+    equalized = {reader for name in plan.equalization for reader in known[name].readers}
     moments = channel_moments(graph) if plan.uses_batch_norms else {}
     kernels = {}
     bar = progress_bar(plan.layers.items(), "Quantizing", verbose)
@@ -291,20 +343,21 @@ def apply(
                 " that size are too large for float32. Leave the layer in float with an override"
                 " (weight_bits=None)."
             )
-        kernels[name] = Replacement(quantized, bias, quality, name in scaled)
-    result = rewrite(graph, kernels, plan.activations, plan.coarse_parts)
+        kernels[name] = Replacement(quantized, bias, quality, name in equalized)
+    rewritten = rewrite(graph, kernels, plan.activations, plan.coarse_parts)
     if batches:
         compensate(
             graph,
-            result,
+            rewritten,
             plan.layers,
             batches,
             rounding=plan.rounding == "error_compensated",
             bias_correction=plan.bias_correction is True,
             progress=lambda calls: progress_bar(calls, "Compensating", verbose),
         )
+    result = rewritten.model
     _warn_of_files(result)
-    if isinstance(model, keras.Sequential) and Graph(result).is_chain:
+    if isinstance(model, keras.Sequential) and is_chain(result):
         result = keras.Sequential(result.layers, name=model.name)
     if model.compiled:
         _compile_like(model, result)
@@ -345,21 +398,21 @@ def _scales(
     return scales | joined_scales(graph, magnitudes, config.granularity)
 
 
-def _layer_options(
-    graph: Graph, config: Config, source: data.Source | None, verbose: bool
-) -> dict[str, Override]:
-    """The options of each layer with a kernel, those that depend on all layers included."""
-    options = layer_options(graph, config)
+def _all_options(
+    graph: Graph, config: Config, selected: Selection, source: data.Source | None, verbose: bool
+) -> tuple[dict[str, LayerOptions], dict[str, int]]:
+    """Options and bit width of each kernel, those that depend on all kernels included."""
+    options, bits = selected.options, selected.bits
     if config.allocates:
         samples: list[list[Any]] = []
         if config.allocation == "measured" and source is not None:
             limit = min(sample_limit(graph), MEASURED_SAMPLES)
             limit = _at_most(limit, config.calibration_samples)
             samples = list(source.batches(graph.model, limit=limit))
-        options = allocate_bits(graph, options, config, samples, verbose)
+        bits = allocate_bits(graph, options, bits, config, samples, verbose)
     if config.split_budget == "network":
-        options = allocate_copies(graph, options, config, verbose)
-    return options
+        options = allocate_copies(graph, options, bits, verbose)
+    return options, bits
 
 
 def _batches(

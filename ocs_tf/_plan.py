@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,6 +30,7 @@ from ocs_tf.numerics.checks import (
 from ocs_tf.numerics.grid import check_bits, check_copies, check_threshold
 from ocs_tf.numerics.quantized_kernel import MAX_WEIGHT_BITS, check_kernel, encode
 from ocs_tf.numerics.splitting import Copies, copies_of_map
+from ocs_tf.paths import existing_file
 from ocs_tf.writing import write
 
 _FORMAT = 1
@@ -117,8 +117,8 @@ class Plan:
             kernels that read them are multiplied by, each within `2^-64 .. 2^64`; see
             `planning.equalization`.
         coarse_parts: where tensors of very different ranges share a grid: how many of its codes
-            the small ones span, by site and by the layer that makes them; see
-            `graph.analysis.concatenations`.
+            the small ones span, by site and by the layer that makes them, or by the call of a
+            shared layer; see `graph.analysis.concatenations`.
 
     Raises:
         ValueError: a field, or one of a layer or grid in it, is of another type or out of range;
@@ -151,6 +151,12 @@ class Plan:
             ("coarse_parts", lambda parts: check_counts("codes", parts)),
         ):
             _keep(self, name, _each(name, getattr(self, name), check))
+        both = sorted(self.layers.keys() & self.float_layers.keys())
+        if both:
+            raise ValueError(
+                f"the plan has layer {both[0]!r} in `layers`, which quantizes it, and in"
+                " `float_layers`, which says why not; take it out of one of them."
+            )
 
     def _checked_layer(self, plan: Any) -> LayerPlan:
         if not isinstance(plan, LayerPlan):
@@ -202,7 +208,9 @@ class Plan:
         """Write the plan to a JSON file, in one step: an existing file stays if that fails.
 
         Raises:
-            OSError: the disk is full, or the folder is missing or cannot be written to.
+            ValueError: `path` is none.
+            OSError: the disk is full, `path` is a folder, or its folder is missing or cannot be
+                written to.
         """
         write(path, self.to_json() + "\n")
 
@@ -211,10 +219,11 @@ class Plan:
         """Read a plan that `save` wrote.
 
         Raises:
-            OSError: the file cannot be read.
-            ValueError: as `from_json`; or the file is not UTF-8.
+            FileNotFoundError: there is no such file.
+            OSError: the file cannot be read, or is a folder.
+            ValueError: as `from_json`; or the file is not UTF-8, or `path` none.
         """
-        return cls.from_json(pathlib.Path(path).read_bytes())
+        return cls.from_json(existing_file(path).read_bytes())
 
 
 def _each(field: str, values: Any, check: Callable[[Any], Any]) -> dict[str, Any]:

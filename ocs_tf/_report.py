@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from ocs_tf.graph.analysis.concatenations import describe
 from ocs_tf.graph.reader import Graph
 from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics import ActivationGrid, OracleGrid
+from ocs_tf.paths import checked_path
 from ocs_tf.writing import write
 
 FLOAT_BYTES = 4
@@ -67,8 +67,8 @@ class LayerReport:
         input_grid, preactivation_grid, output_grid: of the activations, where they are rounded;
             an `OracleGrid` in simulations only.
         why_float: the reason why weights stay in float, or `None`.
-        coarse_parts: how many codes of `output_grid` parts span that span few of them, by the name
-            of the layer that makes the part.
+        coarse_parts: how many codes of the grid parts span that span few of them, by the name of
+            the layer that makes the part; likewise the calls of a shared layer, `LAYER(INPUTS)`.
     """
 
     name: str
@@ -169,12 +169,12 @@ class Report:
         """Write to `path`, in one step; its ending chooses .json, .txt or .html.
 
         Raises:
-            ValueError: another ending.
-            OSError: the disk is full, or the folder is missing or cannot be written to.
+            ValueError: another ending, or `path` is none.
+            OSError: the disk is full, `path` is a folder, or its folder is missing or cannot be
+                written to.
         """
-        text = dict(zip(SUFFIXES, (self.to_json, self.__str__, self.to_html), strict=True)).get(
-            pathlib.Path(path).suffix.lower()
-        )
+        forms = dict(zip(SUFFIXES, (self.to_json, self.__str__, self.to_html), strict=True))
+        text = forms.get(checked_path(path).suffix.lower())
         if text is None:
             raise ValueError(f"`path` (={str(path)!r}) must end in one of {', '.join(SUFFIXES)}.")
         write(path, text() + "\n")
@@ -198,9 +198,9 @@ class Report:
         equalized = [f"{_EQUALIZED}: {_some(scaled)}."] if scaled else []
         oracle = any(isinstance(layer.input_grid, OracleGrid) for layer in self.layers)
         coarse = [
-            f"Few codes: {describe(row.name, row.coarse_parts, 2**row.output_grid.bits)}."
+            f"Few codes: {describe(row.name, row.coarse_parts, 2**grid.bits)}."
             for row in self.layers
-            if row.coarse_parts and row.output_grid
+            if row.coarse_parts and (grid := row.output_grid or row.preactivation_grid)
         ]
         simulated = _SIMULATED if rounded else _FLOAT_ACTIVATIONS
         return [*coarse, *equalized, _LEGEND, simulated, _ORACLE if oracle else _STORED]
@@ -291,6 +291,7 @@ def _composite(layer: Any, name: str, inside: dict[str, Any]) -> Iterator[LayerR
         bytes_before=FLOAT_BYTES * parameters,
         bytes_after=FLOAT_BYTES * parameters,
         output_grid=grid,
+        coarse_parts=getattr(layer, "coarse_parts", {}),
         why_float="its biases, and the activations inside of it, stay in float",
     )
 
@@ -329,6 +330,7 @@ def _quantized(
         input_grid=input_grid,
         preactivation_grid=layer.preactivation_grid if alone else None,
         output_grid=layer.output_grid if alone else None,
+        coarse_parts=layer.coarse_parts if alone else {},
     )
 
 

@@ -166,13 +166,6 @@ class Override:
             return isinstance(layer, self.select)
         return bool(self.select(layer))
 
-    def by_name(self, layers: Iterable[Any]) -> Override:
-        """The same for copies of `layers`, which a callable might not know again."""
-        if "callable" not in self._selector_dict():
-            return self
-        names = {layer.name for layer in layers if self.matches(layer)}
-        return dataclasses.replace(self, select=lambda layer: layer.name in names)
-
     def describe(self) -> str:
         """The selector in words, for messages."""
         kind, value = next(iter(self._selector_dict().items()))
@@ -825,13 +818,6 @@ class Config:
             if isinstance(o.select, (str, re.Pattern))
             and not any(o.matches(layer, kernel) for layer, kernel in candidates)
         ]
-
-    def for_copies_of(self, layers: Iterable[Any]) -> Config:
-        """The same options for copies of `layers`: what a callable selects, by their names."""
-        originals = list(layers)
-        return dataclasses.replace(
-            self, overrides=tuple(o.by_name(originals) for o in _as_overrides(self.overrides))
-        )
 
     def to_json(self) -> str:
         """The configuration as JSON text; `Config.from_json` reads it."""

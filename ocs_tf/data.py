@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from ocs_tf.keras_internals import maker
+
 BATCH_SIZE = 32
+MOST_SAMPLES = 1 << 16  # of data that do not say how many they are; ImageNet has 50,000
 
 # array | mapping | list | tuple | tf.data.Dataset | keras.utils.PyDataset | callable | iterable,
 # or a `Source` of one
@@ -44,6 +48,7 @@ class Source:
         self._is_iterator = isinstance(dataset, Iterator)
         self._dataset = _Replay(dataset) if self._is_iterator else dataset
         self._was_read = False
+        self._may_be_endless = False
         self._iterator: Iterator[Any] | None = None
         if not _has_a_form(dataset):
             raise ValueError(
@@ -73,7 +78,8 @@ class Source:
                 batches have that.
             batch_size: samples in each batch but the last. Samples of different shapes (of inputs
                 of open size) are never in one batch.
-            limit: stop after this many samples; `None` reads all.
+            limit: stop after this many samples; `None` reads all, but at most 65,536, with a
+                warning, of a generator or another iterable without a length: it may have no end.
             fill: where `model` has a fixed batch size, fill a batch that has fewer samples up by
                 repeating them.
 
@@ -85,7 +91,9 @@ class Source:
         """
         specs = _specs(model)
         fixed = fixed_batch_size(model)
-        stream = _grouped(_limited(self._fitted(specs, limit), limit), fixed or batch_size)
+        fitted = self._fitted(specs, limit)
+        parts = self._all(fitted) if limit is None else _limited(fitted, limit)
+        stream = _grouped(parts, fixed or batch_size)
         if fixed and fill:
             stream = ([_filled(array, fixed) for array in batch] for batch in stream)
         first = next(stream, None)
@@ -114,6 +122,20 @@ class Source:
         for index, element in enumerate(self._raw(specs, limit)):
             yield _fit(element, specs, f"`{self.name}` (element {index})")
 
+    def _all(self, parts: Iterator[Batch]) -> Iterator[Batch]:
+        """The samples to their end, or as many as are read where there may be none."""
+        left = MOST_SAMPLES
+        for arrays in parts:
+            yield [a[:left] for a in arrays] if self._may_be_endless else arrays
+            left -= len(arrays[0])
+            if left <= 0 and self._may_be_endless:
+                warnings.warn(
+                    f"`{self.name}` does not say how many samples it has: the first"
+                    f" {MOST_SAMPLES:,} are used. Give it a length, or an array, to use more.",
+                    stacklevel=2,
+                )
+                return
+
     def _raw(self, specs: Sequence[_Spec], limit: int | None) -> Iterator[Any]:
         """The elements of the dataset, as they are."""
         elements = self._elements(self._dataset, specs, limit)
@@ -135,6 +157,8 @@ class Source:
         if _is_array(dataset) or isinstance(dataset, (Mapping, list, tuple)):
             whole = _whole(dataset, specs)
             if whole is not None:
+                for array in whole:
+                    _check_unmasked(array, f"`{self.name}`")
                 return _slices(whole)
             return iter(dataset if isinstance(dataset, (list, tuple)) else [dataset])
         if callable(dataset):
@@ -145,6 +169,7 @@ class Source:
                 " (calibration_samples)."
             )
         if isinstance(dataset, Iterable):
+            self._may_be_endless = not _has_length(dataset)
             return self._new(iter(dataset), "gives")
         return (dataset[index] for index in _indices(dataset))
 
@@ -298,7 +323,7 @@ def _specs(model: keras.Model) -> list[_Spec]:
     keys = {}
     if isinstance(model.input, Mapping):
         keys = {id(tensor): str(key) for key, tensor in model.input.items()}
-    layers = [tensor._keras_history.operation.name for tensor in model.inputs]
+    layers = [maker(tensor).name for tensor in model.inputs]
     return [
         _Spec(tensor, layer, str(tensor.name), keys.get(id(tensor), layer))
         for layer, tensor in zip(layers, model.inputs, strict=True)
@@ -338,6 +363,13 @@ def _is_sparse(value: Any) -> bool:
     return hasattr(value, "dense_shape") or hasattr(value, "tocsr") or _is_true(value, "is_sparse")
 
 
+def _is_masked(value: Any) -> bool:
+    """Whether `value` is a masked array that masks something, or a list that holds one."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_masked, value))
+    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.is_masked(value))
+
+
 def _is_true(value: Any, attribute: str) -> bool:
     return getattr(value, attribute, False) is True
 
@@ -352,6 +384,13 @@ def _is_endless(dataset: Any) -> bool:
         return dataset.num_batches is None
     cardinality = getattr(dataset, "cardinality", None)  # of a tf.data.Dataset; -1 if infinite
     return callable(cardinality) and int(cardinality()) == -1
+
+
+def _has_length(dataset: Any) -> bool:
+    try:
+        return len(dataset) >= 0
+    except TypeError:  # as a tf.data.Dataset raises that does not know
+        return False
 
 
 def _indices(dataset: Any) -> Iterable[int]:
@@ -512,6 +551,7 @@ def _array(value: Any, where: str) -> NDArray[Any]:
         raise ValueError(
             f"{where} is sparse; make it dense, with tf.sparse.to_dense or its toarray()."
         )
+    _check_unmasked(value, where)
     try:
         array = np.asarray(value)
     except ValueError:
@@ -528,6 +568,14 @@ def _array(value: Any, where: str) -> NDArray[Any]:
     if any(isinstance(v, (list, tuple, np.ndarray)) for v in values):
         raise ragged
     return array
+
+
+def _check_unmasked(value: Any, where: str) -> None:
+    if _is_masked(value):
+        raise ValueError(
+            f"{where} is a masked array, whose mask models do not see: give its filled(...), with"
+            " the value that stands for missing ones in training."
+        )
 
 
 def _holds_text(array: NDArray[Any]) -> bool:
@@ -548,11 +596,8 @@ def _copied(element: Any) -> Any:
 # Batches ----------------------------------------------------------------------------------------
 
 
-def _limited(parts: Iterator[Batch], limit: int | None) -> Iterator[Batch]:
+def _limited(parts: Iterator[Batch], limit: int) -> Iterator[Batch]:
     """The first `limit` samples; nothing behind them is read."""
-    if limit is None:
-        yield from parts
-        return
     for arrays in parts:
         yield [a[:limit] for a in arrays]
         limit -= len(arrays[0])

@@ -15,6 +15,7 @@ from ocs_tf.graph import adapters
 from ocs_tf.graph.affine import affine_axis
 from ocs_tf.graph.layer_traits import is_homogeneous
 from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.keras_internals import maker
 from ocs_tf.planning.calibration import observe
 
 FEW = 8
@@ -169,7 +170,7 @@ def _ratio(
 
 
 def _name(tensor: Any) -> str:
-    return str(tensor._keras_history.operation.name)
+    return str(maker(tensor).name)
 
 
 def _warn(message: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import keras
 import numpy as np
-from keras.src.backend.common import global_state
 from numpy.typing import NDArray
 
+from ocs_tf.keras_internals import layers_within, set_thread_state, thread_state
 from ocs_tf.process import Shared, ignored_warnings
 
 _COUNTERS = "object_name_uids"
@@ -63,7 +63,7 @@ def reset_recurrent(model: keras.Model) -> list[tuple[Any, NDArray[Any]]]:
     Returns:
         The variables, and what they held.
     """
-    layers = [layer for layer in model._flatten_layers() if getattr(layer, "stateful", False)]
+    layers = [layer for layer in layers_within(model) if getattr(layer, "stateful", False)]
     variables = keras.tree.flatten([getattr(layer, "states", None) for layer in layers])
     held = [(v, np.array(v)) for v in variables if isinstance(v, keras.Variable)]
     for variable, values in held:
@@ -108,15 +108,15 @@ _kept_random = Shared(_random_states)
 
 @contextlib.contextmanager
 def _kept_keras(models: Iterable[keras.Model]) -> Iterator[None]:
-    before = {name: global_state.get_global_attribute(name) for name in _KERAS_STATE}
+    before = {name: thread_state(name) for name in _KERAS_STATE}
     generator = before[_SEED_GENERATOR]
     seed = np.array(generator.state) if generator else None
-    global_state.set_global_attribute(_COUNTERS, _counters(models))
+    set_thread_state(_COUNTERS, _counters(models))
     try:
         yield
     finally:
         for name, value in before.items():
-            global_state.set_global_attribute(name, value)
+            set_thread_state(name, value)
         if seed is not None and not np.array_equal(seed, np.asarray(generator.state)):
             generator.state.assign(seed)
 
@@ -133,7 +133,7 @@ def _counters(models: Iterable[keras.Model]) -> dict[str, int]:
 
 
 def _names(model: keras.Model) -> Iterator[str]:
-    for layer in model._flatten_layers():
+    for layer in layers_within(model):
         yield layer.name
         for operation in getattr(layer, "operations", ()):
             yield operation.name

@@ -9,6 +9,8 @@ import secrets
 import stat
 from collections.abc import Iterator
 
+from ocs_tf.paths import checked_path, exists, writable_file
+
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 _NEW_FILE = 0o666  # less the umask, which the system takes off
 _PRIVATE = 0o600
@@ -20,12 +22,15 @@ def write(path: str | os.PathLike[str], content: bytes | str, *, overwrite: bool
     A device or a pipe is written to as it is.
 
     Raises:
+        ValueError: `path` is none.
         FileExistsError: `path` exists and `overwrite` is False.
+        IsADirectoryError: `path` is a folder.
         OSError: the disk is full, or the folder is missing or cannot be written to.
     """
     encoded = content.encode() if isinstance(content, str) else content
+    path = checked_path(path)
     if _is_stream(path):
-        pathlib.Path(path).write_bytes(encoded)
+        path.write_bytes(encoded)
         return
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(encoded)
@@ -39,9 +44,12 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
     existing file. A symbolic link stays, and the file that it points to is replaced.
 
     Raises:
-        FileExistsError: `path` exists in the end and `overwrite` is False.
+        ValueError: `path` is none.
+        FileExistsError: `path` exists and `overwrite` is False.
+        IsADirectoryError: `path` is a folder.
         OSError: the disk is full, or the folder is missing or cannot be written to.
     """
+    path = writable_file(path, overwrite=overwrite)
     target = pathlib.Path(os.path.realpath(path))
     # Nobody can know the name before, and put a link there.
     temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
@@ -67,16 +75,11 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
             temporary.unlink(missing_ok=True)
 
 
-def exists(path: str | os.PathLike[str]) -> FileExistsError:
-    """The error that `path` exists and is not to be replaced."""
-    return FileExistsError(f"`path` {os.fspath(path)} exists; pass overwrite=True to replace it.")
-
-
-def _is_stream(path: str | os.PathLike[str]) -> bool:
+def _is_stream(path: pathlib.Path) -> bool:
     """Whether `path` is there, but neither a file nor a folder."""
     try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
+        mode = path.stat().st_mode
+    except OSError:
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 

@@ -13,7 +13,8 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ocs_tf"
 # From the lowest up; docs/architecture.md shows the same list. Modules and packages on one line do
 # not import each other.
 LEVELS = (
-    ("process", "progress", "writing", "options", "_registration", "_former"),
+    ("paths",),
+    ("process", "progress", "writing", "options", "keras_internals", "_registration", "_former"),
     ("numerics", "closeness", "keras_state"),
     ("documents",),
     ("config", "layers", "runtime"),
@@ -100,3 +101,11 @@ def test_the_page_shows_the_levels() -> None:
     assert names
     for name in names:
         assert (PACKAGE / name).is_dir() or (PACKAGE / name).with_suffix(".py").exists(), name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_one_module_reads_what_keras_keeps_private(path: pathlib.Path) -> None:
+    names = r"(keras_\w+|flatten_layers|nodes_by_depth|call_context_args|functional)"
+    pattern = rf"[.\"']_{names}\b|\._\w+bound_nodes\b|\bkeras\.src\b"
+    private = re.findall(pattern, path.read_text(encoding="utf-8"))
+    assert not private or path.name == "keras_internals.py"

@@ -327,19 +327,6 @@ def test_auto_equalizes_where_channels_share_a_step(
         assert config.resolve(with_data).equalization is given
 
 
-def test_callable_selectors_know_the_originals_of_copies() -> None:
-    original, other = layers.Dense(2, name="a"), layers.Dense(2, name="b")
-    config = Config(
-        overrides=[Override(lambda layer: layer is original, 5), Override(re.compile("a|b"), 6)]
-    )
-    copied = config.for_copies_of([original, other])
-    for name, bits in (("a", 5), ("b", 6)):
-        override = copied.override_for(layers.Dense(2, name=name))
-        assert override is not None
-        assert override.weight_bits == bits
-    assert copied.overrides[1] is config.overrides[1]  # as JSON can hold it
-
-
 def test_auto_depends_on_data() -> None:
     assert resolved(True) == (8, "error_compensated", True)
     assert resolved(False) == (None, "error_balanced", "batch_norm")

@@ -14,6 +14,7 @@ import scipy.sparse
 import tensorflow as tf
 from keras import layers
 
+from ocs_tf import data as data_module
 from ocs_tf.data import Source
 
 IMAGES = np.arange(70 * 3, dtype=np.float32).reshape(70, 3)
@@ -446,6 +447,8 @@ def raises_at_the_third() -> Iterator[np.ndarray]:
     raise OSError("disk on fire")
 
 
+MASKED = np.ma.masked_equal(IMAGES, 182)  # in its 61st sample
+
 ERRORS: dict[str, tuple[Any, str]] = {
     "empty-array": (IMAGES[:0], "`representative_dataset` is empty"),
     "empty-list": ([], "is empty"),
@@ -470,6 +473,11 @@ ERRORS: dict[str, tuple[Any, str]] = {
     "ragged-lists": (lambda: iter([{"image": [[1, 2, 3], [1]]}]), "is ragged"),
     "sparse": (tf.sparse.from_dense(IMAGES), "is sparse; make it dense"),
     "sparse-scipy": (lambda: iter([scipy.sparse.csr_matrix(IMAGES)]), "is sparse"),
+    "masked": (MASKED, r"`representative_dataset` is a masked array.*give its filled"),
+    "masked-by-name": ({"image": MASKED}, r"`representative_dataset` is a masked array"),
+    "masked-with-labels": ((MASKED, np.zeros(70)), r"`representative_dataset` is a masked array"),
+    "masked-samples": (lambda: iter([IMAGES, MASKED]), r"\(element 1\) is a masked array"),
+    "masked-in-a-list": (lambda: iter([[IMAGES[0], MASKED[60]]]), "is a masked array"),
     "missing": (np.array([[1, None, 2]], object), "must be numbers, but has dtype object"),
     "complex": (IMAGES + 1j, "must be numbers, but has dtype complex64"),
     "endless": (dataset(IMAGES).repeat(), "is endless: limit it"),
@@ -488,6 +496,50 @@ ERRORS: dict[str, tuple[Any, str]] = {
 def test_unusable_data(data: Any, message: str, model: keras.Model) -> None:
     with pytest.raises(ValueError, match=message):
         list(batches(data, model))
+
+
+def test_masked_arrays_that_mask_nothing_or_are_filled(model: keras.Model) -> None:
+    for data in (np.ma.array(IMAGES), MASKED.filled(182)):
+        (found,) = joined(batches(data, model))
+        np.testing.assert_array_equal(found, IMAGES)
+
+
+def endless() -> Iterator[np.ndarray]:
+    while True:
+        yield IMAGES
+
+
+def unknown(times: int) -> tf.data.Dataset:
+    """A dataset whose length TensorFlow does not know."""
+    return tf.data.Dataset.from_tensors(IMAGES).repeat(times).filter(lambda x: True)
+
+
+ENDLESS = {
+    "function": lambda: endless,
+    "generator": lambda: endless(),
+    "map": lambda: map(np.asarray, endless()),
+    "tf.data": lambda: unknown(-1),
+    "function-of-tf.data": lambda: lambda: unknown(100),
+}
+
+
+@pytest.mark.parametrize("make", ENDLESS.values(), ids=ENDLESS)
+def test_data_without_a_length_are_read_up_to_a_limit(
+    make: Callable[[], Any], model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "MOST_SAMPLES", 100)
+    with pytest.warns(UserWarning, match=r"does not say how many .* the first 100 are used"):
+        (found,) = joined(batches(make(), model))
+    np.testing.assert_array_equal(found, np.concatenate([IMAGES, IMAGES[:30]]))
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, list, lambda x: lambda: list(x), dataset])
+def test_data_with_a_length_are_read_to_their_end(
+    wrap: Any, model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "MOST_SAMPLES", 10)
+    (found,) = joined(batches(wrap(IMAGES), model))
+    np.testing.assert_array_equal(found, IMAGES)
 
 
 PAIR_ERRORS: dict[str, tuple[Any, str]] = {

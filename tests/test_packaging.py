@@ -20,6 +20,7 @@ import pytest
 
 import ocs_tf
 from ocs_tf.runtime import LIBRARY_VERSION, library
+from tests.conftest import load_script
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 CC = pathlib.Path("ocs_tf", "runtime", "cc")
@@ -270,7 +271,7 @@ def test_bazel_has_the_same_version() -> None:
     assert re.findall(r'^    version = "(.*)",$', text, re.MULTILINE) == [ocs_tf.__version__]
 
 
-def test_bazel_has_the_same_flags() -> None:
+def test_bazel_and_the_library_of_microkernels_have_the_same_flags() -> None:
     flags = [
         re.findall(r'"(-.*)"', re.search(pattern, text, re.DOTALL)[1])
         for pattern, text in (
@@ -279,8 +280,9 @@ def test_bazel_has_the_same_flags() -> None:
         )
     ]
     assert [flag for flag in flags[0] if flag != "-g0"] == flags[1]
+    assert flags[0] == load_script("tests/runtime/microkernel_library.py").FLAGS
 
 
 def test_python_expects_the_version_of_the_sources() -> None:
-    text = (CHECKOUT / CC / "c_api.h").read_text(encoding="utf-8")
+    text = (CHECKOUT / CC / "exports.h").read_text(encoding="utf-8")
     assert re.findall(r"kLibraryVersion = (\d+);", text) == [str(LIBRARY_VERSION)]

@@ -6,11 +6,13 @@ property, others each time.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import re
 import tempfile
 import warnings
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -52,13 +54,18 @@ quick = settings(
 files = settings(quick, max_examples=LONG or 12)
 
 
-def assert_equal(found: Arrays, wanted: Arrays, tolerance: float = 1e-4) -> None:
-    """But for float rounding."""
+def assert_equal(
+    found: Arrays,
+    wanted: Arrays,
+    tolerance: float = 1e-4,
+    rounding: Iterable[float] = itertools.repeat(0.0),
+) -> None:
+    """But for float rounding: of each output, a share of its largest value, or what it is known."""
     assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
+    for one, other, known in zip(found, wanted, rounding, strict=False):
         assert one.shape == other.shape
         largest = max(1e-2, np.abs(other).max(initial=0))
-        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * largest)
+        np.testing.assert_allclose(one, other, rtol=0, atol=max(tolerance * largest, 4 * known))
 
 
 def assert_close(found: Arrays, wanted: Arrays, sqnr_db: float) -> None:
@@ -158,9 +165,12 @@ def test_export(target: str, drawn: Drawn, activation_bits: int | None) -> None:
         pytest.skip("needs the native library")
     bits = {"float": None, "packed": activation_bits, "int8": 8}[target]
     data = drawn.inputs if bits else None
-    quantized = ocs_tf.convert(
-        drawn.model, activation_bits=bits, representative_dataset=data, verbose=False
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quantized = ocs_tf.convert(
+            drawn.model, activation_bits=bits, representative_dataset=data, verbose=False
+        )
+    warned = any("share one grid" in str(warning.message) for warning in caught)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
         try:
@@ -173,11 +183,13 @@ def test_export(target: str, drawn: Drawn, activation_bits: int | None) -> None:
             return
         by_position, by_name = run(path, drawn)
     wanted = drawn.outputs(quantized)
+    rounding = drawn.rounding(quantized)
     for found in (by_position, by_name):
         if bits is None:
-            assert_equal(found, wanted)
+            assert_equal(found, wanted, rounding=rounding)
         else:
-            assert_close(found, wanted, CLOSE[target])
+            # Of small parts of a grid, what rounds inside of recurrent layers leaves less.
+            assert_close(found, wanted, 10 if warned else CLOSE[target])
 
 
 def run(path: pathlib.Path, drawn: Drawn) -> tuple[Arrays, Arrays]:

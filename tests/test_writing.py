@@ -243,7 +243,7 @@ class TestFailures:
         assert names(path.parent) == []
 
     def test_missing_folder(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"No such file .*nowhere/file\.json"):
+        with pytest.raises(FileNotFoundError, match=r"folder of `path` .*nowhere/file\.json does"):
             writing.write(tmp_path / "nowhere" / "file.json", "new")
 
     def test_folder(self, tmp_path):

@@ -135,7 +135,7 @@ def test_a_recurrent_network(entry: Any) -> None:
 def test_a_residual_network_without_batch_norms(entry: Any) -> None:
     """Asked for what lies between such layers, TensorFlow's graph optimizer ends the process."""
     network, want = entry
-    folded = rewrite(Graph(network.model), {}, {})
+    folded = rewrite(Graph(network.model), {}, {}).model
     quantized = ocs_tf.convert(
         folded, average_bits=5, representative_dataset=network.calibration[:32], verbose=False
     )

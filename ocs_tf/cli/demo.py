@@ -83,12 +83,15 @@ def run(
 
     Raises:
         ValueError: `epochs` or `dataset` is out of range, or scikit-learn is not installed.
+        OSError: `folder` cannot be made, or is a file.
     """
     if epochs is not None and epochs < 1:
         raise ValueError(f"`epochs` (={epochs}) must be a positive integer.")
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--output {folder} is a file; name a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(SEED)
     images = load(dataset)
-    folder.mkdir(parents=True, exist_ok=True)
     model = train(images, dataset, epochs)
     accuracy, count = evaluate(model, images), len(images.test[0])
     print(f"\nFloat model: {accuracy:.2f} % of {count:,} test images right.\n")

@@ -9,13 +9,7 @@ from collections.abc import Iterator
 
 import ocs_tf
 from ocs_tf.graph.analysis.layouts import is_computed
-from ocs_tf.runtime import (
-    NativeLibraryError,
-    compatibility,
-    library_path,
-    load_library,
-    tflite,
-)
+from ocs_tf.runtime import NativeLibraryError, compatibility, library_path, tflite
 
 _PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "scipy")
 _EXTRAS = {"pillow": "images", "scikit-learn": "demo"}  # what a package is optional for
@@ -55,9 +49,10 @@ def _version(package: str) -> str:
 
 def _delegate() -> str:
     try:
-        names = load_library().ocs_instruction_sets
+        path = library_path()
+        names = ctypes.CDLL(str(path)).ocs_instruction_sets
         names.restype = ctypes.c_char_p
-        return f"{library_path()} (instruction sets: {names().decode()})"
+        return f"{path} (instruction sets: {names().decode()})"
     except NativeLibraryError as error:
         return f"not usable, so packed files cannot be run: {error}"
 

@@ -159,8 +159,8 @@ def _images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def read_data(
     data: str | None, preprocessing: str, model: Any, samples: int | None
-) -> Callable[[], Iterator[Any]] | None:
-    """The inputs at `--data` as a callable that yields samples, or batches by input name.
+) -> Callable[[], Any] | None:
+    """The inputs at `--data` as a callable that gives samples, or batches by input name.
 
     Arguments:
         data: an .npy or .npz file or a folder of images; nothing gives `None`.
@@ -180,11 +180,23 @@ def read_data(
     arrays = _read_arrays(path, model)
     length = max(map(len, arrays.values()))
 
-    def batches() -> Iterator[dict[str, Any]]:
-        for start in range(0, length, _BATCH):
-            yield {name: preprocess(a[start : start + _BATCH]) for name, a in arrays.items()}
+    return lambda: _Batches(arrays, length, preprocess)
 
-    return batches
+
+class _Batches:
+    """Arrays by name, preprocessed a batch at a time; it has a length, so that all are used."""
+
+    def __init__(
+        self, arrays: Mapping[str, Any], length: int, preprocess: Callable[[Any], Any]
+    ) -> None:
+        self._arrays, self._length, self._preprocess = arrays, length, preprocess
+
+    def __len__(self) -> int:
+        return -(-self._length // _BATCH)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rows = slice(index * _BATCH, (index + 1) * _BATCH)
+        return {name: self._preprocess(array[rows]) for name, array in self._arrays.items()}
 
 
 def _read_arrays(path: pathlib.Path, model: Any) -> dict[str, Any]:

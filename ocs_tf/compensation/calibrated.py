@@ -15,20 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import keras
-
 from ocs_tf._plan import LayerPlan
 from ocs_tf.compensation.statistics import mean_input, mean_outputs
 from ocs_tf.compensation.weights import compensated_kernel
 from ocs_tf.graph import composites
 from ocs_tf.graph.execution import Batches, inputs_by_name, run_by_layer
 from ocs_tf.graph.reader import Graph, KernelSite, Node
+from ocs_tf.graph.rewrite import Rewritten
 from ocs_tf.layers import unwrapped
 
 
 def compensate(
     graph: Graph,
-    model: keras.Model,
+    quantized: Rewritten,
     plans: Mapping[str, LayerPlan],
     batches: Batches,
     *,
@@ -42,7 +41,7 @@ def compensate(
 
     Arguments:
         graph: the float model.
-        model: the quantized model made of it, whose layers are changed.
+        quantized: the quantized model made of it, whose layers are changed.
         plans: of each layer with a quantized kernel, by name; quantization-aware ones.
         batches: calibration data: of each batch one array per input of the model.
         rounding: choose codes by error compensation; else they stay as they are.
@@ -52,9 +51,7 @@ def compensate(
     """
     owners = {graph.kernels[name].owner.name for name in plans}
     of_float = inputs_by_name(run_by_layer(graph, owners & set(plans), batches))
-    for layer, inputs, run in run_by_layer(
-        Graph(model, fold_batch_norm=False), owners, batches, progress
-    ):
+    for layer, inputs, run in run_by_layer(graph, owners, batches, progress, quantized):
         if layer.name not in plans:
             if rounding:
                 _compensate_parts(graph.sites[layer.name], unwrapped(layer), plans, run)
@@ -64,15 +61,15 @@ def compensate(
         kernel, bias = site.weights()
         plan = plans[layer.name]
         if rounding:
-            quantized = compensated_kernel(site, kernel, plan, inputs, exact)
+            chosen = compensated_kernel(site, kernel, plan, inputs, exact)
         else:
-            quantized = plan.quantize(kernel)
+            chosen = plan.quantize(kernel)
         if bias_correction and bias is not None:
             before = mean_outputs(site, mean_input(exact), kernel)
-            after = mean_outputs(site, mean_input(inputs), quantized.effective_kernel())
+            after = mean_outputs(site, mean_input(inputs), chosen.effective_kernel())
             bias = bias + before - after
-        site.adapter.store(layer, quantized, bias)
-        layer.kernel_sqnr_db = quantized.sqnr_db(kernel)
+        site.adapter.store(layer, chosen, bias)
+        layer.kernel_sqnr_db = chosen.sqnr_db(kernel)
 
 
 def _compensate_parts(

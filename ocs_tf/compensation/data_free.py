@@ -28,25 +28,28 @@ def compensate_data_free(
     """Kernel and bias of one layer, chosen without data.
 
     Arguments:
-        moments: mean and variance of each input channel, if they are known. Without them, codes
-            are balanced as for inputs of mean 0, and the bias stays as it is.
+        moments: mean and variance of each element of the input's last axis, if they are known.
+            Without them, or where that axis does not hold input channels, codes are balanced as for
+            inputs of mean 0, and the bias stays as it is.
         rounding: balance errors; else codes are the nearest.
         bias_correction: correct the bias for the mean.
     """
+    known = [site.adapter.by_input_channel(site.layer, values) for values in moments or ()]
+    of_channels = [values for values in known if values is not None]
     kernel, bias = site.weights()
     groups = site.adapter.groups(site.layer)
     if not (rounding and plan.quantization_aware) or site.adapter.is_lookup:
         quantized = plan.quantize(kernel, site.name)
     else:
         channels = groups * kernel.shape[-2]
-        mean, variance = moments or (np.zeros(channels), np.ones(channels))
+        mean, variance = of_channels or (np.zeros(channels), np.ones(channels))
 
         def assumed(block: slice) -> tuple[NDArray[np.float64], None]:
             of_block = [v.reshape(groups, -1)[:, block] for v in (mean, variance)]
             return assumed_moments(kernel.shape[:-2], of_block[0], of_block[1]), None
 
         quantized = encoded(site, kernel, plan, assumed, _ASSUMED_ROWS)
-    if bias_correction and bias is not None and moments is not None:
+    if bias_correction and bias is not None and of_channels:
         error = kernel - quantized.effective_kernel()
-        bias = (bias + weighted_sums(error, moments[0], groups)).astype(np.float32)
+        bias = (bias + weighted_sums(error, of_channels[0], groups)).astype(np.float32)
     return quantized, bias

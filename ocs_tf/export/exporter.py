@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
 
 import keras
 
@@ -16,8 +15,6 @@ from ocs_tf.export import (
     failures,
     int4,
     integer_writer,
-    lowering,
-    naming,
     packed,
     running,
 )
@@ -31,27 +28,20 @@ from ocs_tf.export.choices import (
     Target,
 )
 from ocs_tf.export.errors import VerificationError
+from ocs_tf.export.float_file import convert_float
+from ocs_tf.export.form import form_of
 from ocs_tf.export.lowering import lower
+from ocs_tf.export.quantized_model import check_grids, coarse_parts, has_grids
 from ocs_tf.export.signature import in_keras_order, sized_as
 from ocs_tf.export.tensor_grids import find_activations, sample_inputs
 from ocs_tf.export.unused import drop_unused
-from ocs_tf.graph.analysis.concatenations import describe
 from ocs_tf.graph.substitutions.inlining import check_model, flat
 from ocs_tf.keras_state import restores_state
-from ocs_tf.numerics import ActivationGrid
 from ocs_tf.numerics.checks import check_choice, check_switch
-from ocs_tf.process import quiet
+from ocs_tf.paths import checked_path, writable_file
 from ocs_tf.runtime import NativeLibraryError
-from ocs_tf.writing import exists, write
+from ocs_tf.writing import write
 
-_FORMS = {
-    "int8": lowering.INT8,
-    "int4": lowering.INT4,
-    "packed": lowering.PACKED,
-    "float": lowering.FLOAT,
-}
-
-_BITS = 8
 _NEEDS_DELEGATE = (
     "Packed kernels are read by custom operators: open the file with ocs_tf.tflite.Interpreter, or"
     " load the delegate ocs_tf.tflite.delegate_path() into another runtime."
@@ -160,6 +150,7 @@ def export_tflite(
             runtimes are known to fail with an INT4 kernel (the message names the layer);
             `model` is no Keras model that is built.
         FileExistsError: `path` exists and `overwrite` is False.
+        IsADirectoryError: `path` is a folder.
         FileNotFoundError: the folder of `path` does not exist.
         VerificationError: the file would differ from the model; with `verify`, its outputs are
             more than one step of their grid from the model's and less than 10 dB close to them,
@@ -167,22 +158,23 @@ def export_tflite(
             left behind.
     """
     check_model(model)
-    path = pathlib.Path(path)
+    path = checked_path(path)
     check_switch("dynamic_batch", dynamic_batch)
     check_switch("merge_copies", merge_copies)
     check_switch("fused_dense", fused_dense)
     check_switch("strict", strict)
     check_switch("overwrite", overwrite)
     check_switch("verify", verify)
-    _check(path, target, activations, io_dtype, fused_dense, overwrite)
+    _check(target, activations, io_dtype, fused_dense)
+    writable_file(path, overwrite=overwrite)
     batch_size = None if dynamic_batch else 1
     source = data.Source.of(representative_dataset)
     if target == "int4" and activations == "auto":
-        known = source is not None or _has_grids(model)
+        known = source is not None or has_grids(model)
         activations = "int8" if known else "float"
-    form = _form(target, activations)
+    form = form_of(target, activations)
     if form.integer:
-        _check_activation_bits(model)
+        check_grids(model)
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
     own_batch = data.fixed_batch_size(lowered.model)
     if dynamic_batch and own_batch is not None:
@@ -224,10 +216,10 @@ def export_tflite(
         content = packed.write_packed(content, lowered.kernels, fused_dense=fused_dense)
         lowered.notes.append(_NEEDS_DELEGATE)
     closeness: list[Closeness] = []
-    lowered.notes.extend(_coarse_parts(model))
+    lowered.notes.extend(coarse_parts(model))
     if verify:
         rounds = form.integer or form.rounds
-        reference = flat(model) if rounds or not _has_grids(model) else lowered.model
+        reference = flat(model) if rounds or not has_grids(model) else lowered.model
         try:
             closeness = running.compare(content, reference, samples, original, lowered)
         except NativeLibraryError as error:
@@ -236,45 +228,11 @@ def export_tflite(
     return ExportResult(path, target, len(content), ops, lowered.notes, closeness)
 
 
-def convert_float(model: keras.Model) -> bytes:
-    """A float Keras model as the bytes of a `.tflite` file, without the converter's chatter.
-
-    Arguments:
-        model: functional or Sequential, of any structure of inputs and outputs; they are in the
-            file in the order of `model.inputs` and `model.outputs`.
-
-    Raises:
-        ValueError: TensorFlow's converter does not know an operator, or makes a wrong graph.
-    """
-    if not isinstance(model, keras.Sequential) and not (
-        isinstance(model.input, keras.KerasTensor) and isinstance(model.output, keras.KerasTensor)
-    ):
-        model = keras.Model(model.inputs, model.outputs, name=model.name)
-    try:
-        with naming.identifiers(model) as inputs:
-            content = _converted(model)
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:  # of any kind
-        raise ValueError(failures.describe(model, error)) from error
-    return naming.restore(content, inputs)
-
-
-def _converted(model: keras.Model) -> bytes:
-    """What TensorFlow's converter makes of `model`."""
-    import tensorflow as tf
-
-    with quiet():
-        return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
-
-
 def _check(
-    path: pathlib.Path,
     target: str,
     activations: str,
     io_dtype: str,
     fused_dense: bool,
-    overwrite: bool,
 ) -> None:
     for name, value, choices in (
         ("target", target, TARGETS),
@@ -292,50 +250,3 @@ def _check(
             f"`fused_dense` (={fused_dense!r}) multiplies by packed codes, which target={target!r}"
             " does not have; use target='packed'."
         )
-    if path.exists() and not overwrite:
-        raise exists(path)
-    if path.is_dir():
-        raise ValueError(f"`path` {path} is a folder; name a file in it.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of `path` {path} does not exist.")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"the folder of `path` {path} cannot be written to.")
-
-
-def _form(target: str, activations: str) -> lowering.Form:
-    if activations in ("float", "dynamic"):
-        return lowering.INT4_WEIGHTS if target == "int4" else lowering.INT8_WEIGHTS
-    return _FORMS[target]
-
-
-def _grids(model: keras.Model) -> Iterator[tuple[str, ActivationGrid]]:
-    """Names of layers of a quantized model, with the grids that they round to."""
-    for layer in model._flatten_layers():
-        for attribute in ("grid", "output_grid", "preactivation_grid"):
-            grid = getattr(layer, attribute, None)
-            if isinstance(grid, ActivationGrid):
-                yield layer.name, grid
-
-
-def _coarse_parts(model: keras.Model) -> Iterator[str]:
-    """Notes on tensors that share a grid although their ranges differ."""
-    for layer in model._flatten_layers():
-        parts = getattr(layer, "coarse_parts", None)
-        if parts:
-            text = describe(layer.name, parts, 2**layer.grid.bits)
-            yield f"{text[0].upper()}{text[1:]}."
-
-
-def _has_grids(model: keras.Model) -> bool:
-    return next(_grids(model), None) is not None
-
-
-def _check_activation_bits(model: keras.Model) -> None:
-    """Refuse activations that an int8 file cannot hold, before any work."""
-    for name, grid in _grids(model):
-        if grid.bits != _BITS:
-            raise ValueError(
-                f"layer {name!r} has {grid.bits}-bit activations, which an int8 .tflite cannot"
-                " hold. Convert with activation_bits=8 (or None, and pass representative_dataset"
-                " here), or export with target='packed'."
-            )

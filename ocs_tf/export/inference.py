@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from ocs_tf.keras_internals import is_keras_layer_class, layers_within
+
 # Attributes of Keras' layers and cells; recurrent layers read those of their cells.
 _RATES = ("dropout", "recurrent_dropout", "_dropout")
 _OTHER_FLOATS = ("float16", "bfloat16", "float64")
@@ -20,7 +22,7 @@ _OTHER_FLOATS = ("float16", "bfloat16", "float64")
 def without_dropout(layer: Any) -> Any:
     """`layer`, never called yet, with all rates of dropout inside of Keras' own layers at 0."""
     if isinstance(layer, keras.layers.Layer):
-        for part in layer._flatten_layers():
+        for part in layers_within(layer):
             for name in _RATES:
                 if _is_rate(part, name):
                     setattr(part, name, 0.0)
@@ -33,10 +35,7 @@ def _is_rate(layer: Any, name: str) -> bool:
     """Whether the attribute `name` of `layer` is a rate that Keras' own class sets and reads."""
     if isinstance(getattr(type(layer), name, None), property):
         return False
-    of_keras = any(
-        base.__module__.startswith("keras.src.layers.") and base is not keras.layers.Layer
-        for base in type(layer).__mro__
-    )
+    of_keras = any(map(is_keras_layer_class, type(layer).__mro__))
     rate = getattr(layer, name, None)
     return of_keras and isinstance(rate, int | float) and rate > 0
 
@@ -44,7 +43,7 @@ def _is_rate(layer: Any, name: str) -> bool:
 def in_float32(layer: Any) -> Any:
     """`layer` (or operation), never called yet, in float32 where it was in other floats."""
     if isinstance(layer, keras.layers.Layer):
-        for part in layer._flatten_layers():
+        for part in layers_within(layer):
             if part.compute_dtype in _OTHER_FLOATS or part.variable_dtype in _OTHER_FLOATS:
                 part.dtype_policy = "float32"
     elif getattr(layer, "dtype", None) in _OTHER_FLOATS:

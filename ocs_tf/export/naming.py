@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from ocs_tf.export import flatbuffer as fb
+from ocs_tf.keras_internals import layers_within
 
 
 @contextlib.contextmanager
@@ -24,7 +25,7 @@ def identifiers(model: keras.Model) -> Iterator[dict[str, str]]:
     """
     taken: set[str] = set()
     by_name: dict[str, str] = {}
-    called: list[Any] = [model, *_operations(model), *model._flatten_layers(include_self=False)]
+    called: list[Any] = [model, *_operations(model), *layers_within(model, include_self=False)]
     called += model.inputs
     for one in called:
         if one.name not in by_name:

@@ -16,6 +16,7 @@ from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.lowering import Lowered
 from ocs_tf.graph.analysis.concatenations import output_parts
 from ocs_tf.graph.reader import Graph
+from ocs_tf.keras_internals import maker
 from ocs_tf.layers import unwrapped
 from ocs_tf.planning.calibration import observe
 from ocs_tf.process import quiet
@@ -127,7 +128,7 @@ def _steps(content: bytes) -> list[float | None]:
 
 def _step(model: keras.Model, tensor: Any) -> float | None:
     """Step of the grid that an output of the model is rounded to."""
-    layer = tensor._keras_history[0]
+    layer = maker(tensor)
     grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
     return None if grid is None else float(grid.scale)
 
@@ -231,5 +232,5 @@ def _computed(model: keras.Model) -> Mapping[str, Any]:
         found[name] = node.outputs[0]
         grid = getattr(node.layer, "grid", None)
         if grid is not None and node.inputs and not hasattr(node.layer, "layer"):
-            found[node.inputs[0]._keras_history[0].name] = node.outputs[0]  # a FakeQuantize behind
+            found[maker(node.inputs[0]).name] = node.outputs[0]  # a FakeQuantize behind
     return found

@@ -13,17 +13,24 @@ from ocs_tf import data
 from ocs_tf.config import CALIBRATION_SAMPLES
 from ocs_tf.export import attention_scores, float_regions, integer_writer, tensor_matching
 from ocs_tf.export import flatbuffer as fb
+from ocs_tf.export.kernel_matching import SMALLEST_RANGE
 from ocs_tf.export.lowering import Lowered
 from ocs_tf.graph.analysis.activation_sites import Site, all_sites, moves_values
 from ocs_tf.graph.analysis.concatenations import ends_of, exact_concatenations
 from ocs_tf.graph.analysis.indices import index_tensors, table_rows
 from ocs_tf.graph.reader import Graph
+from ocs_tf.keras_internals import layers_within, maker
 from ocs_tf.numerics import ActivationGrid
 from ocs_tf.planning.calibration import calibrate, observe
 
 _SAMPLES = 3
 _OPEN_SIZES = (32, 64, 128, 256, 512, 1024)  # of drawn samples: the first that a model can read
 _BITS = 8
+_SMALLEST_STEP = SMALLEST_RANGE / (2**_BITS - 1)
+_SCALE_UP = (
+    f"the smallest are {_SMALLEST_STEP:.3g}. Scale the numbers there up (inputs by a larger unit,"
+    " or the kernel in front), or export with target='packed', which computes in float32."
+)
 _EXACT = (
     "Output {!r} is float32: the parts that it concatenates have grids of their own. Convert with"
     " exact_outputs=False for one grid."
@@ -96,7 +103,7 @@ def find_activations(
     left = float_regions.float_operators(model, grids, unrounded, regridding)
     lacking = float_regions.float_operators(model, {*grids, *outputs}, indices, regridding)
     lacking -= float_regions.index_operators(model, indices)
-    names = [layer.name for layer in lowered.model._flatten_layers(include_self=False)]
+    names = [layer.name for layer in layers_within(lowered.model, include_self=False)]
     notes = [float_regions.describe(model, lacking, regridding, names, matches)]
     notes += [_EXACT.format(name) for name in sorted(exact)]
     missing = integer_writer.needed_activations(limited) - set(grids)
@@ -160,7 +167,7 @@ def _grids_by_group(
     """One grid per group of sites: the model's own, or a measured one where it has none."""
     grids: dict[str, ActivationGrid] = {}
     for site in sites:
-        names = [site.key, *(t._keras_history.operation.name for t in site.tensors)]
+        names = [site.key, *(maker(t).name for t in site.tensors)]
         for name in names:
             given = lowered.grids.get(name)
             known = grids.get(site.group)
@@ -186,7 +193,17 @@ def _grids_by_group(
         members = [seen[site.key] for site in missing if site.group == group]
         low, high = min(s.minimum for s in members), max(s.maximum for s in members)
         grids[group] = ActivationGrid.from_range(low, high, _BITS)
+    for site in missing:
+        check_step(grids[site.group], f"the measured range at {site.key!r}")
     return grids
+
+
+def check_step(grid: ActivationGrid, what: str) -> None:
+    """Raise `ValueError` if the steps of `grid`, which `what` has, are too small for int8 files."""
+    if grid.scale < _SMALLEST_STEP:
+        raise ValueError(
+            f"{what} has steps of {grid.scale:.3g}, which an int8 .tflite cannot hold: {_SCALE_UP}"
+        )
 
 
 def sample_inputs(lowered: Lowered, source: data.Source | None) -> dict[str, np.ndarray]:

@@ -45,6 +45,13 @@ class KernelAdapter:
         """Whether the channels of the kernel are the channels of input and output (by groups)."""
         return True
 
+    def by_input_channel(self, layer: Any, values: np.ndarray) -> np.ndarray | None:
+        """Of values per element of the input's last axis, that of each input channel (by groups).
+
+        `None` where the last axis does not tell channels apart.
+        """
+        return values if channel_axis(layer) == -1 else None
+
     def to_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
         """Canonical layout to that of the quantized layer's codes."""
         return kernel
@@ -280,6 +287,12 @@ class EinsumDenseAdapter(KernelAdapter):
 
     def is_direct(self, layer: Any) -> bool:
         return self._spec(layer).direct
+
+    def by_input_channel(self, layer: Any, values: np.ndarray) -> np.ndarray | None:
+        spec = self._spec(layer)
+        if not spec.sums_last:
+            return None
+        return np.tile(values, spec.channels // len(values))  # the last axis is the innermost one
 
     def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
         spec = self._spec(layer)

@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from ocs_tf.keras_internals import is_hidden_class
+
 _LAYERS = keras.layers
-# Of ConvNeXt in keras.applications; it has no public name.
-_LAYER_SCALE = ("keras.src.applications.convnext", "LayerScale")
 
 
 def affine_axis(layer: Any) -> int | None:
@@ -26,7 +26,7 @@ def affine_axis(layer: Any) -> int | None:
         return -1 if all(size == 1 for size in np.shape(layer.mean)[:-1]) else None
     if type(layer) is _LAYERS.Rescaling:
         return -1 if max(np.ndim(layer.scale), np.ndim(layer.offset)) <= 1 else None
-    return -1 if (type(layer).__module__, type(layer).__name__) == _LAYER_SCALE else None
+    return -1 if is_hidden_class(layer, "applications.convnext", "LayerScale") else None
 
 
 def affine(layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:

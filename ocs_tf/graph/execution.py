@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.graph.rewrite import Rewritten
+from ocs_tf.keras_internals import context_arguments
 
 Batches = Sequence[Sequence[NDArray[Any]]]
 _SAMPLES = 1024
@@ -23,10 +25,15 @@ def run_by_layer(
     names: set[str],
     batches: Batches,
     progress: Callable[[list[Node]], Iterable[Node]] = iter,
+    rewritten: Rewritten | None = None,
 ) -> Iterator[tuple[Any, list[NDArray[Any]], Callable[[], list[list[Any]]]]]:
     """Run a model call by call; yield each layer of `names` before its first call.
 
     With it come its first inputs, and a function that calls it: of each batch its outputs.
+
+    Arguments:
+        progress: wraps the calls that are gone through.
+        rewritten: what was made of the model; its layers are run and yielded.
     """
     inputs = {id(tensor): index for index, tensor in enumerate(graph.model.inputs)}
     last_reads = _last_reads(graph)
@@ -35,12 +42,19 @@ def run_by_layer(
     for node in progress(graph.nodes):
         if node.arguments is None:
             (tensor,) = node.outputs
-            values[id(tensor)] = [batch[inputs[id(tensor)]] for batch in batches]
+            given = [batch[inputs[id(tensor)]] for batch in batches]
+            if rewritten is not None:
+                given = [np.asarray(rewritten.call(node.layer, x)) for x in given]
+            values[id(tensor)] = given
             continue
-        run = functools.partial(_run, node, values, len(batches))
+        run = functools.partial(_run, node, values, len(batches), rewritten)
         if node.layer.name in left:
             left.remove(node.layer.name)
-            yield node.layer, [np.asarray(v) for v in values[id(node.inputs[0])]], run
+            layer, read = node.layer, values[id(node.inputs[0])]
+            if rewritten is not None:
+                read = [rewritten.read(layer, x) for x in read]
+                layer = rewritten.layers[layer.name]
+            yield layer, [np.asarray(x) for x in read], run
         if not left:
             return
         for tensor, made in zip(node.outputs, zip(*run(), strict=True), strict=True):
@@ -49,14 +63,17 @@ def run_by_layer(
             del values[key]
 
 
-def _run(node: Node, values: Mapping[int, Sequence[Any]], batches: int) -> list[list[Any]]:
+def _run(
+    node: Node, values: Mapping[int, Sequence[Any]], batches: int, rewritten: Rewritten | None
+) -> list[list[Any]]:
     """The outputs of a call for each batch, given the values of all tensors."""
     outputs = []
     for index in range(batches):
         args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.inputs})
-        if "training" in getattr(node.layer, "_call_context_args", ()):
+        if "training" in context_arguments(node.layer):
             kwargs["training"] = False  # as where the whole model is called so
-        results = keras.tree.flatten(node.layer(*args, **kwargs))
+        call = node.layer if rewritten is None else functools.partial(rewritten.call, node.layer)
+        results = keras.tree.flatten(call(*args, **kwargs))
         outputs.append([keras.ops.convert_to_numpy(result) for result in results])
     return outputs
 

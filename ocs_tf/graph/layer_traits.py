@@ -21,6 +21,7 @@ from ocs_tf import layers
 from ocs_tf.graph import adapters
 from ocs_tf.graph.reader import Node
 from ocs_tf.graph.substitutions.inlining import WithMask
+from ocs_tf.keras_internals import calls_of
 
 Fact = bool | Callable[[Any], bool]
 Trait = Literal[
@@ -280,7 +281,7 @@ ROWS: Mapping[str, Traits] = {
 
 def _pads_zeros(operation: Any) -> bool:
     """Whether a bare `Pad` adds zeros, or numbers of its input, in each of its calls."""
-    values = [call.arguments.kwargs.get("constant_values") for call in operation._inbound_nodes]
+    values = [call.arguments.kwargs.get("constant_values") for call in calls_of(operation)]
     return all(value is None or (np.isscalar(value) and value == 0) for value in values)
 
 

@@ -13,7 +13,7 @@ from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.adapters import KernelAdapter
 from ocs_tf.graph.affine import affine, affine_axis
 from ocs_tf.graph.substitutions.inlining import flat
-from ocs_tf.graph.substitutions.tracing import nodes_in_order
+from ocs_tf.keras_internals import calls_in_order
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,18 +109,6 @@ class Graph:
         self.kernels = {site.name: site for sites in self.sites.values() for site in sites}
         self.folded = {s.batch_norm.name for s in self.kernels.values() if s.batch_norm is not None}
 
-    @property
-    def is_chain(self) -> bool:
-        """Whether the model is what a Sequential one can be: each layer reads the one before it."""
-        before: tuple[Any, ...] = ()
-        for node in self.nodes:
-            plain = isinstance(node.layer, keras.layers.Layer) and len(node.outputs) == 1
-            alone = len(self.calls(node.layer)) == 1 and node.only_reads
-            if not (plain and alone and node.inputs == before):
-                return False
-            before = node.outputs
-        return tuple(self.model.outputs) == before
-
     def _sites_of(self, layer: Any, fold_batch_norm: bool) -> Iterator[KernelSite]:
         adapter = adapters.adapter_for(layer)
         if adapter is not None:
@@ -197,7 +185,20 @@ class Graph:
         return reader.layer if on_channels else None
 
 
+def is_chain(model: keras.Model) -> bool:
+    """Whether a functional `model` could be Sequential: each layer reads the one before it."""
+    nodes = list(_nodes(model))
+    before: tuple[Any, ...] = ()
+    for node in nodes:
+        plain = isinstance(node.layer, keras.layers.Layer) and len(node.outputs) == 1
+        alone = sum(other.layer is node.layer for other in nodes) == 1 and node.only_reads
+        if not (plain and alone and node.inputs == before):
+            return False
+        before = node.outputs
+    return tuple(model.outputs) == before
+
+
 def _nodes(model: keras.Model) -> Iterator[Node]:
-    for node in nodes_in_order(model):
+    for node in calls_in_order(model):
         arguments = None if node.is_input else node.arguments
         yield Node(node.operation, tuple(node.input_tensors), tuple(node.outputs), arguments)

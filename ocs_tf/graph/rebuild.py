@@ -10,6 +10,7 @@ import keras
 from ocs_tf.graph.cloning import copy_weights
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.substitutions.inlining import WithMask
+from ocs_tf.keras_internals import mask_of
 
 
 def rebuild(
@@ -42,14 +43,12 @@ def rebuild(
                 changed = {"batch_shape": shape, "dtype": input_dtype(old.dtype)}
                 new = keras.Input(**{**node.layer.get_config(), **changed})
                 inputs[id(old)] = new
-                tensors[id(old)] = call(node.layer, _identity, new)
+                tensors[id(old)] = call(node.layer, identity, new)
             continue
         if node.layer.name not in twins:
             twins[node.layer.name] = replace(node.layer)
         args, kwargs = node.arguments.fill_in(tensors)
-        # Arguments that were not used, which the new layer may not have.
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        outputs = call(node.layer, twins[node.layer.name], *args, **kwargs)
+        outputs = call(node.layer, twins[node.layer.name], *args, **used(kwargs))
         for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True):
             tensors[id(old)] = _masked_like(old, new, args)
     old_model = graph.model
@@ -67,16 +66,17 @@ def rebuild(
 
 def _masked_like(old: Any, new: Any, args: Any) -> Any:
     """`new`, with the mask of what it is made of where `old` has one and `new` has lost it."""
-    if _mask(old) is None or _mask(new) is not None:
+    if mask_of(old) is None or mask_of(new) is not None:
         return new
-    masks = (_mask(tensor) for tensor in keras.tree.flatten(args))
+    masks = (mask_of(tensor) for tensor in keras.tree.flatten(args))
     mask = next((found for found in masks if found is not None), None)
     return new if mask is None else WithMask()(new, mask=mask)
 
 
-def _mask(tensor: Any) -> Any:
-    return getattr(tensor, "_keras_mask", None)
+def used(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Without arguments that were not given, which another layer may not have."""
+    return {name: value for name, value in kwargs.items() if value is not None}
 
 
-def _identity(x: Any) -> Any:
+def identity(x: Any) -> Any:
     return x

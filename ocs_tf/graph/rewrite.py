@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ from ocs_tf.graph.affine import affine
 from ocs_tf.graph.analysis.activation_sites import kernel_output_grid, mixes_values, tensor_grids
 from ocs_tf.graph.cloning import check_copied, clone_layer
 from ocs_tf.graph.reader import Graph
-from ocs_tf.graph.rebuild import rebuild
+from ocs_tf.graph.rebuild import identity, rebuild, used
 from ocs_tf.graph.substitutions import resizing
 from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel, code_limit
 
@@ -37,12 +37,30 @@ class Replacement:
     equalized: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """The quantized model, and how to run it call by call of the float one.
+
+    Attributes:
+        model: the new model.
+        layers: its layers by the names of those they replace.
+        call: `call(layer, *args, **kwargs)`: what the new model has in place of that call of the
+            float `layer`, on symbolic tensors or arrays.
+        read: `read(layer, x)`: `x` as the replacement of `layer` reads it.
+    """
+
+    model: keras.Model
+    layers: dict[str, Any]
+    call: Callable[..., Any]
+    read: Callable[[Any, Any], Any]
+
+
 def rewrite(
     graph: Graph,
     kernels: Mapping[str, Replacement],
     grids: Mapping[str, ActivationGrid | OracleGrid],
-    coarse_parts: Mapping[str, Mapping[str, float]] | None = None,
-) -> keras.Model:
+    coarse_parts: Mapping[str, dict[str, float]] | None = None,
+) -> Rewritten:
     """A new model with quantized kernels and rounded activations; `graph.model` stays as it is.
 
     Arguments:
@@ -79,7 +97,8 @@ def rewrite(
         elif name in kernels:
             read = {known.get(id(call.inputs[0])) for call in graph.calls(layer)}
             before = fixed.get(f"{name}:input") or (read.pop() if len(read) == 1 else None)
-            return _quantized_layer(graph, layer, kernels[name], fixed, before)
+            coarse = coarse_parts.get(f"{name}:preactivation", {}) | coarse_parts.get(name, {})
+            return _quantized_layer(graph, layer, kernels[name], fixed, before, coarse)
         elif name in graph.kernels and graph.kernels[name].batch_norm is not None:
             adapter = graph.kernels[name].adapter
             twin = type(layer).from_config(adapter.quantized_config(layer, use_bias=True))
@@ -91,12 +110,15 @@ def rewrite(
             return wrapper(twin, fixed[name], coarse_parts.get(name), name=name)
         return twin
 
+    def read(layer: Any, x: Any) -> Any:
+        site = f"{layer.name}:input"
+        return round_to(site, f"{layer.name}_input_quantizer", x) if site in grids else x
+
     def call(layer: Any, twin: Any, *args: Any, **kwargs: Any) -> Any:
         name = layer.name
         if name in graph.folded:
             return args[0]
-        if f"{name}:input" in grids:
-            args = (round_to(f"{name}:input", f"{name}_input_quantizer", args[0]), *args[1:])
+        args = (read(layer, args[0]), *args[1:]) if args else args
         outputs = twin(*args, **kwargs)
         if name in fixed and not isinstance(twin, (layers.KernelLayer, layers.QuantizedOutput)):
             outputs = round_to(name, f"{name}_quantizer", outputs)
@@ -122,7 +144,11 @@ def rewrite(
             check_copied(original.layer, inner)
             if isinstance(inner, keras.layers.BatchNormalization):
                 _round_shift(inner, known.get(id(original.inputs[0])))
-    return model
+
+    def call_again(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(layer, twins.get(layer.name, identity), *args, **used(kwargs))
+
+    return Rewritten(model, twins, call_again, read)
 
 
 def _wrappable(graph: Graph, layer: Any, twin: Any) -> bool:
@@ -153,6 +179,7 @@ def _quantized_layer(
     replacement: Replacement,
     grids: Mapping[str, ActivationGrid],
     input_grid: ActivationGrid | None,
+    coarse_parts: Mapping[str, float],
 ) -> layers.KernelLayer:
     adapter = graph.kernels[layer.name].adapter
     return adapter.quantized_class.from_config(
@@ -163,6 +190,7 @@ def _quantized_layer(
             "output_grid": kernel_output_grid(graph, layer, grids),
             "preactivation_grid": grids.get(f"{layer.name}:preactivation"),
             "equalized": replacement.equalized,
+            "coarse_parts": coarse_parts,
         }
     )
 

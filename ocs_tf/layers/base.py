@@ -10,6 +10,7 @@ an integer runtime comes to the same sums.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -40,7 +41,7 @@ from ocs_tf.layers.storage import (
     quantized_kernel,
 )
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
-from ocs_tf.numerics.checks import check_switch
+from ocs_tf.numerics.checks import check_counts, check_switch
 
 _GRIDS = ("input_grid", "output_grid", "preactivation_grid")
 QUANTIZATION_OPTIONS = (
@@ -50,6 +51,7 @@ QUANTIZATION_OPTIONS = (
     *_GRIDS,
     "kernel_sqnr_db",
     "equalized",
+    "coarse_parts",
 )
 
 _MODERATE = 2.0**20
@@ -70,6 +72,7 @@ class KernelLayer(FromConfig, keras.layers.Layer):
             computes that as a step of its own.
         kernel_sqnr_db: what quantization left of the float kernel, for reports.
         equalized: whether input channels were scaled before quantization, for reports.
+        coarse_parts: how many codes of the grids the calls span that span few, for reports.
 
     Weights, none trainable: `codes` int8 in the kernel's layout with `copies` more input channels;
     `scale` float32, `()` or `[F]`; `channel_map` int32 `[C']` if there are copies; `bias` float32.
@@ -91,6 +94,7 @@ class KernelLayer(FromConfig, keras.layers.Layer):
         preactivation_grid: ActivationGrid | dict[str, Any] | None = None,
         kernel_sqnr_db: float | None = None,
         equalized: bool = False,
+        coarse_parts: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **{**kwargs, "trainable": False})
@@ -102,6 +106,7 @@ class KernelLayer(FromConfig, keras.layers.Layer):
         self.preactivation_grid: Any = preactivation_grid
         self.kernel_sqnr_db = kernel_sqnr_db
         self.equalized = equalized
+        self.coarse_parts: Any = coarse_parts or {}
         self.check_config()
 
     def check_config(self) -> None:
@@ -114,6 +119,7 @@ class KernelLayer(FromConfig, keras.layers.Layer):
             options = {name: getattr(self, name) for name in QUANTIZATION_OPTIONS}
             grids = {name: options.pop(name) for name in _GRIDS}
             self.equalized = check_switch("equalized", options.pop("equalized"))
+            self.coarse_parts = check_counts("coarse_parts", options.pop("coarse_parts"))
             for name, value in kernel_options(**options).items():
                 setattr(self, name, value)
             for name, grid in grids.items():
@@ -276,4 +282,5 @@ class KernelLayer(FromConfig, keras.layers.Layer):
             "preactivation_grid": grid_config(self.preactivation_grid),
             "kernel_sqnr_db": self.kernel_sqnr_db,
             "equalized": self.equalized,
+            **({"coarse_parts": self.coarse_parts} if self.coarse_parts else {}),
         }

@@ -73,6 +73,11 @@ class EinsumSpec:
         return tuple(self.kernel_shape[axis] for axis in self.axes)
 
     @property
+    def sums_last(self) -> bool:
+        """Whether the last axis of the input is summed over."""
+        return self.summed > 0 and self.input_axes[-1] == len(self.input_axes) - 1
+
+    @property
     def keras_order(self) -> tuple[int, ...]:
         """The permutation that leads from `ordered_shape` back to `kernel_shape`."""
         return tuple(self.axes.index(axis) for axis in range(len(self.axes)))

@@ -74,7 +74,7 @@ class FakeQuantize(FromConfig, keras.layers.Layer):
     Arguments:
         grid: the `numerics.ActivationGrid`, or its `to_dict()`.
         coarse_parts: how many codes the parts of the input span that span few, by the name of the
-            layer that makes them; for reports.
+            layer that makes them, or the calls that do; for reports.
 
     Raises:
         ValueError: an argument is of another type or out of range.

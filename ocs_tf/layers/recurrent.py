@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from ocs_tf.keras_internals import layers_within
 from ocs_tf.layers.checks import FromConfig, check_floats, of_layer, options_by_name
 from ocs_tf.layers.quantizers import PACKAGE
 from ocs_tf.layers.storage import StoredKernel
@@ -114,7 +115,7 @@ class QuantizedRNN(FromConfig, keras.layers.RNN):
     def inner_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The loop over the sequence."""
         with contextlib.ExitStack() as stack:
-            for cell in self._flatten_layers():
+            for cell in layers_within(self):
                 if isinstance(cell, QuantizedCell):
                     stack.enter_context(cell.unpacked())
             return super().inner_loop(*args, **kwargs)

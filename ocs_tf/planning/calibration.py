@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -313,14 +314,46 @@ def calibrate(
 ) -> dict[str, Statistics]:
     """Statistics of symbolic `tensors` of `model`, by key, over all `batches` of inputs.
 
-    Several tensors of one key (the calls of a shared layer) are taken together. One batch of
-    activations is held at a time. A key whose values are not floats gets no statistics: some Keras
-    layers, such as lookups of one-hot vectors, make other numbers than their symbolic outputs say.
+    Several tensors of one key (the calls of a shared layer) are taken together; otherwise as
+    `calibrate_each`, which has the same arguments and errors.
+    """
+    each = calibrate_each(
+        model,
+        tensors,
+        batches,
+        through=through,
+        spans=spans,
+        histogram=histogram,
+        channels=channels,
+    )
+    return together(each)
+
+
+def together(statistics: Mapping[str, Sequence[Statistics]]) -> dict[str, Statistics]:
+    """The statistics of all tensors of a key together, by key."""
+    return {key: functools.reduce(Statistics.merge, each) for key, each in statistics.items()}
+
+
+def calibrate_each(
+    model: keras.Model,
+    tensors: Mapping[str, Sequence[Any]],
+    batches: Iterable[Sequence[NDArray[Any]]],
+    *,
+    through: Mapping[str, Callable[[Any], Any]] | None = None,
+    spans: Mapping[str, tuple[float, float]] | None = None,
+    histogram: bool = True,
+    channels: Collection[str] = (),
+) -> dict[str, list[Statistics]]:
+    """Statistics of each of symbolic `tensors` of `model`, by key, over all `batches` of inputs.
+
+    One batch of activations is held at a time. A key whose values are not floats gets no
+    statistics: some Keras layers, such as lookups of one-hot vectors, make other numbers than their
+    symbolic outputs say.
 
     Arguments:
         through: by key, a layer that the values go through before they are measured. (Calling it
             on the symbolic tensors instead would leave traces in the user's model.)
-        spans: by key, two numbers that count as seen whatever the data.
+        spans: by key, two numbers that count as seen in each tensor, whatever the data.
         histogram: whether to measure more than the range.
         channels: the keys of those tensors of which each channel (last axis) is measured, too.
 
@@ -329,11 +362,11 @@ def calibrate(
     """
     flat = [(key, tensor) for key, group in tensors.items() for tensor in group]
     through = through or {}
-    found: dict[str, Statistics] = {}
     if not flat:
-        return found
+        return {}
+    seen: list[Statistics | None] = [None] * len(flat)
     for outputs in observe(model, [tensor for _, tensor in flat], batches):
-        for (key, _), values in zip(flat, outputs, strict=True):
+        for index, ((key, _), values) in enumerate(zip(flat, outputs, strict=True)):
             if values.dtype.kind in _NOT_FLOAT:
                 continue
             if key in through:
@@ -342,7 +375,12 @@ def calibrate(
                 statistics = Statistics.of(values, histogram, key in channels)
             except ValueError as error:
                 raise ValueError(f"{error} at {key!r}, on the calibration data.") from None
-            found = merge(found, {key: statistics})
-    for key, span in (spans or {}).items():
-        found = merge(found, {key: Statistics.of(np.array(span), histogram)})
+            before = seen[index]
+            seen[index] = statistics if before is None else before.merge(statistics)
+    spanned = {key: Statistics.of(np.array(s), histogram) for key, s in (spans or {}).items()}
+    found: dict[str, list[Statistics]] = {}
+    for (key, _), one in zip(flat, seen, strict=True):
+        if one is not None:
+            one = one.merge(spanned[key]) if key in spanned else one
+            found.setdefault(key, []).append(one)
     return found

@@ -1,84 +1,129 @@
-"""The options of each layer with a kernel: overrides, first and last layers, defaults."""
+"""The options of each layer, from overrides and defaults; which layers stay in float32."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import keras
 
-from ocs_tf.config import AUTO_EXPAND_RATIO, Config, Override
+from ocs_tf.config import AUTO_EXPAND_RATIO, Config, Granularity, Override, WeightClip
 from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.adapters import is_keras_quantized
 from ocs_tf.graph.reader import Graph, KernelSite
+from ocs_tf.numerics import copy_count
+
+_ON_PURPOSE = "left in float by the configuration"
 
 
-def layer_options(graph: Graph, config: Config) -> dict[str, Override]:
-    """The options of each layer with a kernel, all resolved except bit widths to be allocated.
+@dataclasses.dataclass(frozen=True)
+class LayerOptions:
+    """How one kernel is quantized, but for its bit width.
+
+    Attributes:
+        granularity, weight_clip: as in `Config`.
+        expand_ratio: share of the input channels that get a copy; `"auto"`: by the bit width.
+    """
+
+    granularity: Granularity
+    expand_ratio: float | Literal["auto"]
+    weight_clip: WeightClip
+
+    def copies(self, bits: int, channels: int) -> int:
+        """How many of `channels` get a copy at this bit width."""
+        ratio = self.expand_ratio
+        if ratio == "auto":
+            ratio = AUTO_EXPAND_RATIO if bits != 8 else 0.0
+        return copy_count(ratio, channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What becomes of the layers of a model.
+
+    Attributes:
+        options: of each kernel that is to be quantized, by name.
+        bits: the bit widths that are given; those of the other kernels are to be allocated.
+        float_layers: why the other layers with weights stay in float32.
+    """
+
+    options: dict[str, LayerOptions]
+    bits: dict[str, int]
+    float_layers: dict[str, str]
+
+
+def select(graph: Graph, config: Config) -> Selection:
+    """What becomes of the layers of a float model.
 
     Raises:
-        ValueError: an override matches no layer; there is no layer to quantize.
+        ValueError: an override matches no layer; there is no layer to quantize; with
+            `config.strict`, a layer would stay in float unasked.
     """
     check_not_quantized(graph)
     _check_overrides(graph, config)
+    if not graph.kernels:
+        raise ValueError(_nothing_to_quantize(graph))
+    float_layers = _unsupported(graph, config)
+    if config.strict:
+        _refuse_skipped(graph, float_layers)
     first, last = graph.first_kernels(), graph.last_kernels()
-    options = {
-        name: _options(site, config, name in first, name in last)
-        for name, site in graph.kernels.items()
-    }
-    if not options:
-        quantized = [repr(n.layer.name) for n in graph.nodes if is_keras_quantized(n.layer)]
-        if quantized:
-            raise ValueError(
-                f"Keras has quantized {', '.join(quantized)} already, and `model` has no other"
-                " layer that can be quantized. Convert the float model."
-            )
-        known = ", ".join(c.__name__ for c in composites.quantizable_classes())
-        found = ", ".join(
-            f"{node.layer.name!r} ({_kind(node.layer)})"
-            for node in graph.nodes
-            if getattr(node.layer, "weights", None)
-        )
-        raise ValueError(
-            f"`model` has no layer that can be quantized; those are: {known}."
-            f" Its layers with weights: {found or 'none'}."
-        )
-    return options
+    options, bits = {}, {}
+    for name, site in graph.kernels.items():
+        override = config.override_for(site.owner, site.name) or Override(site.name)
+        chosen = _bits(override, config, name in first, name in last)
+        if chosen is None:
+            float_layers[name] = _ON_PURPOSE
+            continue
+        if isinstance(chosen, int):
+            bits[name] = chosen
+        options[name] = _options(site, override, config, name in first)
+    return Selection(options, bits, float_layers)
 
 
-def _options(site: KernelSite, config: Config, first: bool, last: bool) -> Override:
-    """Every option of one layer: overrides before first and last before the rest."""
-    override = config.override_for(site.owner, site.name) or Override(site.name)
-    bits: Any = "unset" if config.allocates else config.weight_bits
-    ratio = config.expand_ratio
-    if last and config.last_layer_bits != "same":
-        bits = config.last_layer_bits
-    if first:
-        bits = bits if config.first_layer_bits == "same" else config.first_layer_bits
-        ratio = 0.0
+def _bits(override: Override, config: Config, first: bool, last: bool) -> int | str | None:
+    """The bit width of one kernel: overrides before first and last before the rest."""
     if override.weight_bits != "unset":
-        bits = override.weight_bits
+        return override.weight_bits
+    if first and config.first_layer_bits != "same":
+        return config.first_layer_bits
+    if last and config.last_layer_bits != "same":
+        return config.last_layer_bits
+    return "unset" if config.allocates else config.weight_bits
+
+
+def _options(site: KernelSite, override: Override, config: Config, first: bool) -> LayerOptions:
+    ratio = 0.0 if first else config.expand_ratio
     if override.expand_ratio is not None:
         ratio = override.expand_ratio
     if site.adapter.why_not_split(site.layer):
         ratio = 0.0
     elif ratio == "auto" and site.adapter.groups(site.layer) > 1:
         ratio = 0.0  # a copy would be one in each group, far more than a small share
-    return Override(
-        site.name,
-        weight_bits=bits,
-        # Runtimes look rows up in tables of one step.
-        granularity=override.granularity
-        or ("tensor" if site.adapter.is_lookup else config.granularity),
-        expand_ratio=ratio,
-        weight_clip=override.weight_clip or config.weight_clip,
+    # Runtimes look rows up in tables of one step.
+    default = "tensor" if site.adapter.is_lookup else config.granularity
+    return LayerOptions(
+        override.granularity or default, ratio, override.weight_clip or config.weight_clip
     )
 
 
-def split_ratio(options: Override) -> float:
-    """The expand ratio of a layer with a given bit width."""
-    if options.expand_ratio != "auto":
-        return float(options.expand_ratio or 0)
-    return AUTO_EXPAND_RATIO if options.weight_bits != 8 else 0.0
+def _nothing_to_quantize(graph: Graph) -> str:
+    quantized = [repr(n.layer.name) for n in graph.nodes if is_keras_quantized(n.layer)]
+    if quantized:
+        return (
+            f"Keras has quantized {', '.join(quantized)} already, and `model` has no other"
+            " layer that can be quantized. Convert the float model."
+        )
+    known = ", ".join(c.__name__ for c in composites.quantizable_classes())
+    found = ", ".join(
+        f"{node.layer.name!r} ({_kind(node.layer)})"
+        for node in graph.nodes
+        if getattr(node.layer, "weights", None)
+    )
+    return (
+        f"`model` has no layer that can be quantized; those are: {known}."
+        f" Its layers with weights: {found or 'none'}."
+    )
 
 
 def check_not_quantized(graph: Graph) -> None:
@@ -107,3 +152,27 @@ def _kind(layer: Any) -> str:
     inside = getattr(layer, "layer", None)
     name = type(layer).__name__
     return f"{name} of {_kind(inside)}" if isinstance(inside, keras.layers.Layer) else name
+
+
+def _unsupported(graph: Graph, config: Config) -> dict[str, str]:
+    """Layers with weights that have no quantized form, and why."""
+    reasons = {}
+    for node in graph.nodes:
+        name = node.layer.name
+        reason = adapters.why_float(node.layer)
+        if reason and not graph.sites[name] and name not in graph.folded:
+            override = config.override_for(node.layer)
+            on_purpose = override is not None and override.weight_bits is None
+            reasons[name] = _ON_PURPOSE if on_purpose else reason
+    return reasons
+
+
+def _refuse_skipped(graph: Graph, float_layers: Mapping[str, str]) -> None:
+    for name, reason in float_layers.items():
+        # A normalization has no kernel: where it cannot be folded, there is nothing to quantize.
+        weights = graph.calls_of(name)[0].layer.weights
+        if reason != _ON_PURPOSE and any(len(weight.shape) > 1 for weight in weights):
+            raise ValueError(
+                f"layer {name!r} would stay in float: {reason}. Leave it in float on purpose with"
+                " an override (weight_bits=None), or set strict=False."
+            )

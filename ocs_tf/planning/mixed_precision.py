@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ocs_tf._plan import LayerPlan
 from ocs_tf.compensation.statistics import mean_input, mean_outputs
 from ocs_tf.compensation.weights import compensated_kernel
-from ocs_tf.config import Config, Override
+from ocs_tf.config import Config
 from ocs_tf.graph import composites
 from ocs_tf.graph.analysis.activation_sites import activation_function
 from ocs_tf.graph.execution import Batches, run_by_layer
@@ -30,18 +30,17 @@ from ocs_tf.numerics.bit_allocation import allocate, closed_form_bits, share_cop
 from ocs_tf.numerics.grid import normalized
 from ocs_tf.numerics.joint_search import search_splits
 from ocs_tf.numerics.quantized_kernel import check_kernel
-from ocs_tf.numerics.splitting import copy_count
 from ocs_tf.planning.calibration import observe
-from ocs_tf.planning.layer_options import split_ratio
+from ocs_tf.planning.layer_options import LayerOptions
 from ocs_tf.planning.weights import plan_kernel, plan_layer
 from ocs_tf.progress import progress_bar
 
 WIDTHS = range(2, 9)
 MEASURED_SAMPLES = 256
-_LOOKED_AT = 1 << 16  # weights of a kernel that its error at each bit width is computed on
+_SAMPLED_WEIGHTS = 1 << 16  # weights of a kernel that its error at each bit width is computed on
 _TESTED_SAMPLES = 64  # of them, at most, and no more than half
 _AVERAGE_STEP = 0.02
-_MORE = 4  # times as many copies as by its own ratio a layer may get
+_MOST_COPIES = 4  # times as many as by its own ratio a layer may get
 _REFERENCE_BITS = (3, 5)  # at which errors are measured: large enough to see, yet small
 
 
@@ -50,7 +49,7 @@ class _Layer:
     """One layer's choices: squared error and cost at each bit width in `WIDTHS`."""
 
     site: KernelSite
-    options: Override
+    options: LayerOptions
     noise: NDArray[np.float64]
     costs: NDArray[np.float64]
     power: float  # sum of the squares of the kernel
@@ -58,12 +57,13 @@ class _Layer:
 
 def allocate_bits(
     graph: Graph,
-    options: Mapping[str, Override],
+    options: Mapping[str, LayerOptions],
+    given: Mapping[str, int],
     config: Config,
     batches: Batches,
     verbose: bool = True,
-) -> dict[str, Override]:
-    """`options`, with a bit width for each layer that has none yet.
+) -> dict[str, int]:
+    """A bit width for each kernel: the given ones, and the best others for the budget.
 
     Arguments:
         batches: calibration data, of each batch one array per input; for allocation `"measured"`.
@@ -76,77 +76,64 @@ def allocate_bits(
         return progress_bar(items, title, verbose, leave=False)
 
     counts = {name: _count(graph, graph.kernels[name], config) for name in options}
-    free = [name for name, o in options.items() if o.weight_bits == "unset"]
+    free = [name for name in options if name not in given]
     if not free:
-        return dict(options)
+        return dict(given)
     layers = {
         name: _layer(graph.kernels[name], options[name], config, counts[name])
         for name in progress(free, "Trying bit widths")
     }
-    given = sum(
-        _given_cost(graph.kernels[name], o, counts[name])
-        for name, o in options.items()
-        if isinstance(o.weight_bits, int)
-    )
-    total = sum(counts[name] for name, o in options.items() if o.weight_bits is not None)
+    spent = 0.0
+    for name, bits in given.items():
+        channels = graph.kernels[name].shape[-2]
+        spent += _cost(bits, options[name].copies(bits, channels), channels, counts[name])
+    total = sum(counts.values())
+    # `Config` has one of the two.
+    limit = 8.0 * (config.weight_bytes or 0)
     if config.average_bits is not None:
         limit = config.average_bits * total
-    else:
-        assert config.weight_bytes is not None
-        limit = 8.0 * config.weight_bytes
-    _check_budget(config, given, layers, limit, total)
+    _check_budget(config, spent, layers, limit, total)
     if config.allocation == "closed_form":
-        bits = _closed_form(layers, limit - given)
+        return {**given, **_closed_form(layers, limit - spent)}
+    if config.allocation == "measured":
+        reference = int(np.clip(round(limit / total), *_REFERENCE_BITS))
+        errors = _measured(graph, layers, reference, batches, config, progress)
+        scale = [errors[name] / layers[name].noise[reference - WIDTHS[0]] for name in free]
     else:
-        if config.allocation == "measured":
-            reference = int(np.clip(round(limit / sum(counts.values())), *_REFERENCE_BITS))
-            errors = _measured(graph, layers, reference, batches, config, progress)
-            scale = [errors[name] / layers[name].noise[reference - WIDTHS[0]] for name in free]
-        else:
-            scale = [1 / (layers[name].power or 1.0) for name in free]
-        noise = np.stack([layers[name].noise for name in free])
-        costs = np.stack([layers[name].costs for name in free])
-        chosen = allocate(noise * np.array(scale)[:, None], costs, limit - given)
-        bits = {name: WIDTHS[index] for name, index in zip(free, chosen, strict=True)}
-    return {
-        name: dataclasses.replace(o, weight_bits=bits[name]) if name in bits else o
-        for name, o in options.items()
-    }
+        scale = [1 / (layers[name].power or 1.0) for name in free]
+    noise = np.stack([layers[name].noise for name in free])
+    costs = np.stack([layers[name].costs for name in free])
+    chosen = allocate(noise * np.array(scale)[:, None], costs, limit - spent)
+    return {**given, **{name: WIDTHS[i] for name, i in zip(free, chosen, strict=True)}}
 
 
 def allocate_copies(
-    graph: Graph, options: Mapping[str, Override], config: Config, verbose: bool = True
-) -> dict[str, Override]:
+    graph: Graph,
+    options: Mapping[str, LayerOptions],
+    bits: Mapping[str, int],
+    verbose: bool = True,
+) -> dict[str, LayerOptions]:
     """`options`, with copies where they lower the kernels' noise-to-signal ratios most.
 
     In all they take no more codes than `expand_ratio` would give each layer by itself.
     """
-    names = [name for name, o in options.items() if o.weight_bits is not None]
-    splits = {name: _most_copies(graph.kernels[name], options[name]) for name in names}
-    names = [name for name in names if splits[name]]
+    sites = graph.kernels
+    splits = {n: o.copies(bits[n], sites[n].shape[-2]) for n, o in options.items()}
+    names = [name for name in options if splits[name]]
     paths, prices = [], []
     for name in progress_bar(names, "Splitting", verbose, leave=False):
-        kernel, _ = normalized(graph.kernels[name].weights()[0])
-        o = options[name]
-        assert isinstance(o.weight_bits, int)
-        assert o.granularity is not None
-        most = min(_MORE * splits[name], kernel.shape[-2])
-        _, path = search_splits(kernel, o.weight_bits, most, o.granularity)
+        kernel, _ = normalized(sites[name].weights()[0])
+        most = min(_MOST_COPIES * splits[name], kernel.shape[-2])
+        _, path = search_splits(kernel, bits[name], most, options[name].granularity)
         paths.append(path / (np.square(kernel).sum() or 1.0))
         prices.append(float(kernel.size / kernel.shape[-2]))
     budget = sum(price * splits[name] for name, price in zip(names, prices, strict=True))
     counts = dict(zip(names, share_copies(paths, prices, budget), strict=True))
+    ratios = {name: _ratio(sites[name], count) for name, count in counts.items()}
     return {
-        name: dataclasses.replace(o, expand_ratio=_ratio(graph.kernels[name], counts[name]))
-        if name in counts
-        else o
+        name: dataclasses.replace(o, expand_ratio=ratios.get(name, o.expand_ratio))
         for name, o in options.items()
     }
-
-
-def _most_copies(site: KernelSite, options: Override) -> int:
-    """The copies of a layer by `expand_ratio`."""
-    return copy_count(split_ratio(options), site.shape[-2])
 
 
 def _ratio(site: KernelSite, copies: int) -> float:
@@ -154,20 +141,20 @@ def _ratio(site: KernelSite, copies: int) -> float:
     return max(0.0, (copies - 0.5) / site.shape[-2])
 
 
-def _layer(site: KernelSite, options: Override, config: Config, count: float) -> _Layer:
+def _layer(site: KernelSite, options: LayerOptions, config: Config, count: float) -> _Layer:
     kernel = check_kernel(site.weights()[0], f"kernel of layer {site.name}")
     channels, columns = kernel.shape[-2:]
     every = 1
     if options.granularity == "channel":  # then some output channels stand for all
-        every = min(columns, max(1, kernel.size // _LOOKED_AT))
+        every = min(columns, max(1, kernel.size // _SAMPLED_WEIGHTS))
     sample = np.ascontiguousarray(kernel[..., ::every])
     noise, costs = [], []
     for bits in WIDTHS:
-        wide = dataclasses.replace(options, weight_bits=bits)
-        error = plan_kernel(sample, wide, config).quantize(sample).effective_kernel() - sample
+        plan = plan_kernel(sample, bits, options, config)
+        error = plan.quantize(sample).effective_kernel() - sample
         # Not 0, which an all-zero kernel has: then no bit width would cost anything.
         noise.append(max(float(np.square(error, dtype=np.float64).sum()), 1e-300))
-        costs.append(_cost(bits, copy_count(split_ratio(wide), channels), channels, count))
+        costs.append(_cost(bits, options.copies(bits, channels), channels, count))
     scale = columns / sample.shape[-1]
     power = float(np.square(kernel, dtype=np.float64).sum())
     return _Layer(site, options, np.array(noise) * scale, np.array(costs), power)
@@ -187,12 +174,6 @@ def _count(graph: Graph, site: KernelSite, config: Config) -> float:
 def _cost(bits: int, copies: int, channels: int, count: float) -> float:
     """Bits of a layer's codes, times how often each is used, if that is what counts."""
     return bits * count * (1 + copies / channels)
-
-
-def _given_cost(site: KernelSite, options: Override, count: float) -> float:
-    assert isinstance(options.weight_bits, int)
-    copies = _most_copies(site, options)
-    return _cost(options.weight_bits, copies, site.shape[-2], count)
 
 
 def _check_budget(
@@ -237,24 +218,23 @@ def _measured(
     tested = max(1, min(_TESTED_SAMPLES, len(arrays[0]) // 2))
     fitted = [[array[: max(1, len(array) - tested)] for array in arrays]]
     held_out = [array[-tested:] for array in arrays]
-    model = rewrite(graph, {}, {})
-    float_graph = Graph(model, fold_batch_norm=False)
-    observed = observe(model, model.outputs, itertools.repeat(held_out))
+    copy = rewrite(graph, {}, {})
+    observed = observe(copy.model, copy.model.outputs, itertools.repeat(held_out))
     exact = next(observed)
     softmax = [
-        activation_function(float_graph.producer[id(tensor)].layer) is keras.activations.softmax
-        for tensor in model.outputs
+        activation_function(graph.producer[id(tensor)].layer) is keras.activations.softmax
+        for tensor in graph.model.outputs
     ]
     found = {}
     owners = {layer.site.owner.name for layer in layers.values()}
-    calls = run_by_layer(float_graph, owners, fitted, lambda nodes: progress(nodes, "Measuring"))
+    calls = run_by_layer(graph, owners, fitted, lambda nodes: progress(nodes, "Measuring"), copy)
     for layer, inputs, _ in calls:
         for site in graph.sites[layer.name]:
             if site.name not in layers:
                 continue
-            options = dataclasses.replace(layers[site.name].options, weight_bits=bits)
+            plan = plan_layer(site, bits, layers[site.name].options, config)
             weights = layer.get_weights()
-            _quantize_in_float(site, layer, plan_layer(site, options, config), inputs, config)
+            _quantize_in_float(site, layer, plan, inputs, config)
             outputs = next(observed)
             pairs = zip(exact, outputs, softmax, strict=True)
             found[site.name] = sum(_error(*pair) for pair in pairs)

@@ -36,17 +36,8 @@ def library_path() -> pathlib.Path:
         NativeLibraryError: none is there, or it is not the one that this package expects.
     """
     path = _find()
-    _load(path)
+    _check(path)
     return path
-
-
-def load_library() -> ctypes.CDLL:
-    """The library of `library_path`, loaded.
-
-    Raises:
-        NativeLibraryError: as `library_path`.
-    """
-    return _load(_find())
 
 
 def _find() -> pathlib.Path:
@@ -72,10 +63,9 @@ def _find() -> pathlib.Path:
     )
 
 
-def _load(path: pathlib.Path) -> ctypes.CDLL:
+def _check(path: pathlib.Path) -> None:
     try:
-        library = ctypes.CDLL(os.fspath(path))
-        version = library.ocs_library_version
+        version = ctypes.CDLL(os.fspath(path)).ocs_library_version
     except (OSError, AttributeError) as error:
         raise NativeLibraryError(
             f"the native library {path} cannot be loaded ({error}). Build it again for this"
@@ -87,4 +77,3 @@ def _load(path: pathlib.Path) -> ctypes.CDLL:
             f"the native library {path} is version {version()}, but this ocs_tf needs version"
             f" {LIBRARY_VERSION}. Build it again: {_REBUILD}"
         )
-    return library

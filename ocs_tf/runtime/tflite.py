@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from ocs_tf.paths import existing_file
 from ocs_tf.process import ignored_warnings, quiet
 from ocs_tf.runtime import compatibility, operators
 from ocs_tf.runtime.library import library_path
@@ -48,7 +49,9 @@ def Interpreter(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a TFLite file, or `runtime` is none of the two.
+        OSError: it cannot be read, or is a folder.
+        ValueError: it is not a TFLite file, or neither a path nor bytes; or `runtime` is none of
+            the two.
         ImportError: the runtime is not installed.
         NativeLibraryError: the file needs the delegate, which is missing or does not work here.
         RuntimeError: the runtime refuses the file.
@@ -56,9 +59,15 @@ def Interpreter(
     module, name = _import(runtime)
     source: dict[str, Any]
     if isinstance(path_or_content, str | os.PathLike):
-        source = {"model_path": os.fspath(path_or_content)}
-        names = _custom_operators_of_file(pathlib.Path(path_or_content))
+        path = existing_file(path_or_content, "path_or_content")
+        source = {"model_path": os.fspath(path)}
+        names = _custom_operators_of_file(path)
     else:
+        if not isinstance(path_or_content, bytes | bytearray | memoryview):
+            raise ValueError(
+                "`path_or_content` must be the path of a .tflite file or its bytes, but is a"
+                f" {type(path_or_content).__name__}."
+            )
         source = {"model_content": bytes(path_or_content)}
         names = custom_operators(source["model_content"])
     delegates = list(options.pop("experimental_delegates", None) or ())

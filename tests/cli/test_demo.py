@@ -48,6 +48,12 @@ def test_unknown_dataset():
         demo.load("svhn")
 
 
+def test_a_file_where_the_folder_is_to_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"--output .*file is a file; name a folder"):
+        demo.run(tmp_path / "file")
+
+
 def test_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ValueError, match=r'scikit-learn, which is not .*"ocs_tf\[demo\]"$'):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import os
@@ -309,6 +310,44 @@ def test_activations_that_int8_cannot_hold_are_refused(bits, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def two_layers(scale: float, key: str) -> keras.Model:
+    """A quantized model of which one grid has steps of `scale`."""
+    model = keras.Sequential(
+        [keras.Input((4,), name="in"), layers.Dense(3, name="first"), layers.Dense(2, name="last")]
+    )
+    options = {"rounding": "nearest", "bias_correction": False, "verbose": False}
+    data = np.eye(4, dtype=np.float32)
+    plan = ocs_tf.plan(model, representative_dataset=data, **options)
+    grid = dataclasses.replace(plan.activations[key], scale=scale)
+    edited = dataclasses.replace(plan, activations={**plan.activations, key: grid})
+    return ocs_tf.apply(model, edited, verbose=False)
+
+
+@pytest.mark.parametrize("key", ["in", "first", "last"])
+def test_steps_that_int8_cannot_hold_are_refused(key, tmp_path):
+    """Activations around 1e-28 and less."""
+    model, path = two_layers(1e-30, key), tmp_path / "model.tflite"
+    with pytest.raises(ValueError, match=rf"layer '{key}.*' has steps of 1e-30.*'packed'"):
+        ocs_tf.export_tflite(model, path)
+    ocs_tf.export_tflite(model, path, target="packed")  # the remedy
+
+
+@pytest.mark.parametrize(("scale", "key"), [(1e-10, "last"), (1e30, "in")])
+def test_factors_that_runtimes_refuse_are_named(scale, key, tmp_path):
+    model, path = two_layers(scale, key), tmp_path / "model.tflite"
+    with pytest.raises(ValueError, match=r"layer '(first|last)': one product .* less than 256"):
+        ocs_tf.export_tflite(model, path)
+    ocs_tf.export_tflite(model, path, target="packed")  # the remedy
+
+
+def test_data_that_int8_cannot_hold_are_refused(tmp_path):
+    model = keras.Sequential([keras.Input((4,), name="in"), layers.Dense(2)])
+    quantized = ocs_tf.convert(model, verbose=False)
+    data = np.full((8, 4), 1e-41, np.float32)
+    with pytest.raises(ValueError, match=r"the measured range at 'in' has steps of .*'packed'"):
+        ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", representative_dataset=data)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -404,7 +443,7 @@ def test_missing_folder_is_named(tmp_path):
 
 
 def test_folder_as_path_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is a folder; name a file in it"):
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
         ocs_tf.export_tflite(quantized_model(), tmp_path, overwrite=True)
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import ocs_tf
-from ocs_tf.export.exporter import convert_float
+from ocs_tf.export.float_file import convert_float
 
 
 def _clipped() -> keras.Model:

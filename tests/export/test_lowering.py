@@ -11,7 +11,8 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf.export.lowering import FLOAT, lower
+from ocs_tf.export.form import FLOAT
+from ocs_tf.export.lowering import lower
 from tests.graph import twins
 
 SHAPE = (8, 8, 6)

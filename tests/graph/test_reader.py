@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf.graph.reader import Graph
+from ocs_tf.graph.reader import Graph, is_chain
 
 SHAPE = (6, 6, 4)
 
@@ -180,8 +180,8 @@ def test_first_and_last_of_one_layer() -> None:
 
 def test_a_chain_is_what_a_sequential_model_can_be() -> None:
     steps = [layers.Dense(4), layers.ReLU(), layers.Dropout(0.5)]
-    assert Graph(keras.Sequential([keras.Input((4,)), *steps])).is_chain
-    assert Graph(chain(layers.Dense(4), layers.ReLU(), shape=(4,))).is_chain
+    assert is_chain(Graph(keras.Sequential([keras.Input((4,)), *steps])).model)
+    assert is_chain(Graph(chain(layers.Dense(4), layers.ReLU(), shape=(4,))).model)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_chain_is_what_a_sequential_model_can_be() -> None:
     ],
 )
 def test_what_is_no_chain(make: Callable[[], keras.Model]) -> None:
-    assert not Graph(make()).is_chain
+    assert not is_chain(Graph(make()).model)
 
 
 def twice(layer: Any) -> keras.Model:

@@ -107,6 +107,7 @@ OPTIONS: list[tuple[str, Any, str]] = [
     ("copies", 2**20 + 1, r"`copies` \(=1048577\) must be an integer from 0 to 1048576"),
     ("kernel_sqnr_db", "good", "`kernel_sqnr_db`"),
     ("equalized", 1, r"`equalized` \(=1\) must be one of True, False"),
+    ("coarse_parts", {"a": -1.0}, r"`coarse_parts` \(=-1.0\) must be a number from 0"),
     ("output_grid", {"bits": 8}, r"`output_grid` \(=\{'bits': 8\}\)"),
     ("output_grid", 3, r"`output_grid` \(=3\) must be an ActivationGrid"),
     ("input_grid", {"bits": 8, "scale": -1.0}, "`input_grid`"),

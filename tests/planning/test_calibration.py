@@ -19,6 +19,7 @@ from ocs_tf.planning.calibration import (
     ChannelStatistics,
     Statistics,
     calibrate,
+    calibrate_each,
     channel_magnitudes,
     merge,
     observe,
@@ -201,6 +202,10 @@ def test_calls_of_one_key_are_taken_together(rng: np.random.Generator) -> None:
     x, y = rng.normal(size=(2, 10, 3)).astype(np.float32)
     found = calibrate(model, {"both": [a, b]}, [[x, y]])
     assert equal(found["both"], Statistics.of(np.stack([x, y])))
+    each = calibrate_each(model, {"both": [a, b]}, [[x, y]], spans={"both": (0, 9)})
+    first, second = each["both"]
+    assert (first.minimum, first.maximum) == (x.min(), 9)
+    assert (second.minimum, second.maximum) == (y.min(), 9)
 
 
 def test_values_can_go_through_a_layer_first(model: keras.Model) -> None:

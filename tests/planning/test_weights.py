@@ -252,6 +252,18 @@ def test_a_plan_of_another_model(result: Any, message: str, model: keras.Model) 
         ocs_tf.apply(model, result, verbose=False)
 
 
+def test_a_layer_is_quantized_or_in_float() -> None:
+    with pytest.raises(ValueError, match=r"layer 'a' in `layers`.* and in `float_layers`.*take it"):
+        Plan({"a": LayerPlan(4, 1.0), "b": LayerPlan(4, 1.0)}, {"a": "why not"})
+    text = (
+        Plan({"a": LayerPlan(4, 1.0)})
+        .to_json()
+        .replace('"float_layers": {}', '"float_layers": {"a": ""}')
+    )
+    with pytest.raises(ValueError, match=r"layer 'a' in `layers`"):
+        Plan.from_json(text)
+
+
 @pytest.mark.parametrize("key", ["nowhere", "norm", "relu:input", "stem:preactivation"])
 def test_a_grid_that_would_not_be_used_is_refused(key: str, model: keras.Model) -> None:
     grid = ocs_tf.numerics.ActivationGrid(8, 0.1)

@@ -17,6 +17,7 @@ FLAGS = [
     "-O1",
     "-g",
     "-fPIC",
+    "-fvisibility=hidden",
     "-ffp-contract=off",
     "-pthread",
     "-fsanitize=address,undefined",

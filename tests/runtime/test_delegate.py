@@ -105,7 +105,7 @@ def run(interpreter: Any, x: np.ndarray | None = None) -> list[np.ndarray]:
     return [interpreter.get_tensor(d["index"]).copy() for d in interpreter.get_output_details()]
 
 
-# What XNNPACK and the builtin kernels make of folded weights.
+# What XNNPACK and the builtin operators make of folded weights.
 
 
 @pytest.mark.parametrize("threads", [1, 2])

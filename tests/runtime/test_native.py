@@ -36,7 +36,7 @@ def check(*command: object) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["kernels_test", "delegate_test"])
+@pytest.mark.parametrize("name", ["microkernels_test", "delegate_test"])
 def test_program(name: str, folder: pathlib.Path, objects: list[pathlib.Path]) -> None:
     check(sanitized.program(name, folder, objects))
 

@@ -10,7 +10,7 @@ tanh have the grids that the TFLite quantization specification fixes for them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
@@ -25,6 +25,7 @@ from ocs_tf.layers import unwrapped
 from ocs_tf.numerics import ActivationGrid
 
 _LAYERS = keras.layers
+_INPUT, _PREACTIVATION = ":input", ":preactivation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,16 @@ class Site:
     through: Any = None
     span: tuple[float, float] | None = None
 
+    @property
+    def layer(self) -> str:
+        """Name of the layer."""
+        return self.key.removesuffix(_INPUT).removesuffix(_PREACTIVATION)
+
+    @property
+    def is_output(self) -> bool:
+        """Whether the layer makes `tensors`; else it reads them."""
+        return not self.key.endswith((_INPUT, _PREACTIVATION))
+
 
 def fixed_grid(function: str, bits: int) -> ActivationGrid:
     """The grid that TFLite prescribes for the output of softmax, sigmoid or tanh."""
@@ -68,7 +79,7 @@ def input_sites(graph: Graph, quantized: set[str]) -> list[Site]:
             continue  # what is inside of a composite stays in float
         tensors = tuple(call.inputs[0] for call in graph.calls(site.layer))
         if "float" in str(tensors[0].dtype) and not site.adapter.is_lookup:
-            sites.append(Site(f"{name}:input", tensors, f"{name}:input"))
+            sites.append(Site(f"{name}{_INPUT}", tensors, f"{name}{_INPUT}"))
     return sites
 
 
@@ -135,12 +146,14 @@ class _SiteFinder:
         elif mixes_values(layer) or moves_values(layer):
             self.group_of[id(output)] = self._group(node.inputs[0])
             if mixes_values(layer) and not self._fused_into_relu(output, layer):
+                if name in self.sites:  # shared: all inputs are on the grid that it has
+                    self._unite(self.sites[name].group, self._group(node.inputs[0]))
                 self._add(name, output, self._group(node.inputs[0]))
         elif holds(layer, "one_grid"):
             for tensor in node.inputs:
                 self._unite(name, self._group(tensor))
             self._add(name, output, name)
-        elif is_relu(layer) and _feeds_pool(self.graph, node):
+        elif is_relu(layer) and (_feeds_pool(self.graph, node) or self._behind_shared(node)):
             self._add(name, output, self._group(node.inputs[0]))
         elif _fixed_function(layer) is not None:
             self._add(name, output, name, _fixed_function(layer))
@@ -154,13 +167,18 @@ class _SiteFinder:
         before = self.graph.producer[id(node.inputs[0])]
         return before.layer.name in self.exact or self._behind_exact(before)
 
+    def _behind_shared(self, node: Node) -> bool:
+        """Whether the ReLU `node` is computed by a layer that has a grid for its other calls."""
+        before = self.graph.producer[id(node.inputs[0])].layer.name
+        return fuses_into_producer(self.graph, node) and before in self.sites
+
     def _visit_kernel(self, node: Node, output: Any) -> None:
         layer, name = node.layer, node.layer.name
         norm = self.graph.kernels[name].batch_norm
         if norm is not None:
             output = self.graph.calls(norm)[0].outputs[0]
         function = "lookup" if name in self.tables else _fixed_function(layer)
-        key = f"{name}:preactivation"
+        key = f"{name}{_PREACTIVATION}"
         if separable_activation(layer) is not None and name in self.quantized:
             linear = without_activation(layer, node.inputs[0].shape)
             self._add(key, node.inputs[0], key, through=linear)
@@ -195,13 +213,17 @@ class _SiteFinder:
         """Whether `tensor` vanishes in a kernel that applies the ReLU behind it."""
         if layer is not None and not _fuses_relu(layer):
             return False
-        reader = self.graph.only_consumer(tensor)
-        return reader is not None and is_relu(reader.layer)
+        return self._all_read_by(tensor, lambda reader: is_relu(reader.layer))
 
     def _is_shifted(self, tensor: Any, layer: Any) -> bool:
         """Whether `tensor` vanishes in a kernel that takes up the constant added behind it."""
-        reader = self.graph.only_consumer(tensor) if _fuses_relu(layer) else None
-        return reader is not None and _adds_constant(reader)
+        return _fuses_relu(layer) and self._all_read_by(tensor, _adds_constant)
+
+    def _all_read_by(self, tensor: Any, fits: Callable[[Node], bool]) -> bool:
+        """Whether one call that `fits` reads `tensor`, and so for all calls of a shared layer."""
+        calls = self.graph.calls(self.graph.producer[id(tensor)].layer)
+        readers = [self.graph.only_consumer(call.outputs[0]) for call in calls]
+        return all(reader is not None and fits(reader) for reader in readers)
 
 
 def kernel_output_grid(

@@ -1,17 +1,19 @@
 """Tensors that share a grid although their ranges differ: what is left of the small ones.
 
 All that is concatenated, or of which the largest is taken, shares one grid. A sum has a grid that
-holds the largest of its terms. A part that spans few of the grid's codes has lost its numbers.
+holds the largest of its terms. All calls of a shared layer have one. A part, or a call, that spans
+few of the grid's codes has lost its numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from ocs_tf.graph.analysis.activation_sites import (
+    Site,
     concatenates,
     fuses_into_producer,
     is_relu,
@@ -25,7 +27,8 @@ from ocs_tf.numerics import ActivationGrid, OracleGrid
 FEWEST_CODES = 16
 _LAYERS = keras.layers
 
-Ranges = Mapping[int, tuple[float, float]]  # by tensor id
+Range = tuple[float, float]
+Ranges = Mapping[int, Range]  # by tensor id
 
 
 def coarse_parts(
@@ -50,11 +53,51 @@ def coarse_parts(
         if not isinstance(grid, ActivationGrid):
             continue
         for tensor in node.inputs:
-            span = _span(graph, tensor, ranges)
-            if 0 < span < FEWEST_CODES * grid.scale:
+            codes = _span(graph, tensor, ranges) / grid.scale
+            if 0 < codes < _fewest(grid):
                 part = str(graph.producer[id(tensor)].layer.name)
-                found.setdefault(site, {})[part] = span / grid.scale
+                found.setdefault(site, {})[part] = codes
     return found
+
+
+def coarse_calls(
+    graph: Graph,
+    sites: Sequence[Site],
+    ranges: Mapping[str, Sequence[Range]],
+    grids: Mapping[str, ActivationGrid | OracleGrid],
+) -> dict[str, dict[str, float]]:
+    """The calls of shared layers that get fewer than `FEWEST_CODES` codes of the layer's grid.
+
+    Arguments:
+        ranges: by site, minimum and maximum of each of its tensors, where they were measured.
+        grids: by site.
+
+    Returns:
+        By the site of the grid: the codes that a call spans, by the call: `LAYER(INPUTS)`. Calls
+        whose values are all the same are left out.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for site in sites:
+        seen, grid = ranges.get(site.key, ()), grids[site.key]
+        if len(seen) < 2 or not isinstance(grid, ActivationGrid):
+            continue
+        for tensor, (low, high) in zip(site.tensors, seen, strict=True):
+            codes = (high - low) / grid.scale
+            if 0 < codes < _fewest(grid):
+                found.setdefault(site.key, {})[_call(graph, site, tensor)] = codes
+    return found
+
+
+def _fewest(grid: ActivationGrid) -> float:
+    """`FEWEST_CODES`; on grids of less than 8 bits, the same share of theirs."""
+    return min(FEWEST_CODES, FEWEST_CODES * 2.0 ** (grid.bits - 8))
+
+
+def _call(graph: Graph, site: Site, tensor: Any) -> str:
+    """The call of a layer that makes `tensor`, or reads it where the site is in front of it."""
+    makes = graph.producer[id(tensor)].inputs if site.is_output else (tensor,)
+    inputs = ", ".join(str(graph.producer[id(read)].layer.name) for read in makes)
+    return f"{site.layer}({inputs})"
 
 
 def output_concatenations(graph: Graph) -> set[str]:
@@ -133,9 +176,11 @@ def _ends(graph: Graph, tensor: Any) -> bool:
 
 
 def describe(site: str, parts: Mapping[str, float], levels: int = 256) -> str:
-    """A sentence on the parts of `site` that are short of codes."""
+    """A sentence on the parts of `site`, or the calls, that are short of codes."""
     each = ", ".join(f"{name!r} spans {codes:.2g}" for name, codes in parts.items())
-    return f"the parts of {site!r} share one grid of {levels} codes, of which {each}"
+    calls = sum(name.endswith(")") for name in parts)
+    what = "parts" if not calls else "calls" if calls == len(parts) else "parts and calls"
+    return f"the {what} of {site!r} share one grid of {levels} codes, of which {each}"
 
 
 def _rounding_site(graph: Graph, node: Node) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.keras_internals import layers_within
 
 _LAYERS: dict[str, tuple[type, ...]] = {
     "conv": (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D),
@@ -71,7 +72,7 @@ def _channels_first(node: Node) -> Iterator[tuple[Any, str, int, bool]]:
         if operation and (layout or keras.config.image_data_format()) == "channels_first":
             yield node.layer, operation, len(node.inputs[0].shape) - 2, False
         return
-    for layer in node.layer._flatten_layers():
+    for layer in layers_within(node.layer):
         cell = layer.cell if isinstance(layer, _RECURRENT) else layer
         if getattr(cell, "data_format", None) != "channels_first":
             continue

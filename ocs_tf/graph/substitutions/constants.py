@@ -13,6 +13,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from ocs_tf.keras_internals import maker, making_call
+
 # By class name: the operations have no public classes.
 _EITHER_WAY = ("Multiply", "Add")
 _KINDS = (*_EITHER_WAY, "Divide", "TrueDivide", "Subtract")
@@ -55,11 +57,11 @@ def rescaling(operation: Any, args: Sequence[Any]) -> tuple[keras.layers.Rescali
 
 def is_mask(tensor: Any) -> bool:
     """Whether `tensor` is made of booleans and constants by bare operations."""
-    operation, index, _ = tensor._keras_history
+    operation = maker(tensor)
     kind = type(operation).__name__
     if isinstance(operation, keras.layers.Layer):
         return False
-    inputs = operation._inbound_nodes[index].input_tensors
+    inputs = making_call(tensor).input_tensors
     if kind == "Cast":
         return str(inputs[0].dtype) == "bool"
     return kind in (*_KINDS, *MOVES) and bool(inputs) and all(map(is_mask, inputs))

@@ -25,9 +25,9 @@ from ocs_tf.graph.substitutions.tracing import (
     has_graph,
     inputs_of,
     nodes_behind,
-    nodes_in_order,
     trace,
 )
+from ocs_tf.keras_internals import calls_in_order, context_arguments, layers_within, maker, mask_of
 from ocs_tf.layers import KernelLayer, QuantizedCell
 
 Path = tuple[str, ...]  # names of the models that a layer is in, from the outside in
@@ -53,7 +53,7 @@ def flat(model: Any, open_quantized: bool = True, dtypes: Sequence[str] = ()) ->
     if not has_graph(model):
         return _Flattener(open_quantized).traced(model, dtypes)
     whole = _functional(model)
-    if not any(_is_replaced(node) for node in nodes_in_order(whole) if not node.is_input):
+    if not any(_is_replaced(node) for node in calls_in_order(whole) if not node.is_input):
         return whole
     flattener = _Flattener(open_quantized)
     result = flattener.functional(whole)
@@ -114,14 +114,14 @@ class _Flattener:
     def functional(self, model: keras.Model) -> keras.Model:
         """`model`, flat."""
         tensors: dict[int, Any] = {}
-        for node in nodes_in_order(model):
+        for node in calls_in_order(model):
             if node.is_input:
                 options = node.operation.get_config()
                 for old in node.outputs:
                     tensors[id(old)] = keras.Input(**{**options, "batch_shape": old.shape})
-                    self._add(_maker(tensors[id(old)]), node.operation.name, ())
+                    self._add(maker(tensors[id(old)]), node.operation.name, ())
         inputs = keras.tree.map_structure(lambda t: tensors[id(t)], model.input)
-        self._replay(nodes_in_order(model), tensors, ())
+        self._replay(calls_in_order(model), tensors, ())
         outputs = keras.tree.map_structure(
             lambda t: self._named_output(t, tensors[id(t)]), model.output
         )
@@ -131,7 +131,7 @@ class _Flattener:
         """`model`, which has a `call` of its own, flat."""
         inputs = inputs_of(model, dtypes)
         for tensor in keras.tree.flatten(inputs):
-            self._add(_maker(tensor), _maker(tensor).name, ())
+            self._add(maker(tensor), maker(tensor).name, ())
         found = trace(model, (inputs,), {}, self._is_own)
         return self._finish(inputs, self._replay_trace(found, ()), model.name)
 
@@ -163,7 +163,7 @@ class _Flattener:
         for node in nodes:
             if node.is_input:
                 continue
-            takes = getattr(node.operation, "_call_context_args", ())
+            takes = context_arguments(node.operation)
             args, kwargs = node.arguments.fill_in(tensors)
             if isinstance(node.operation, keras.Model) and _is_own_mask(node.arguments):
                 del kwargs["mask"]
@@ -178,7 +178,7 @@ class _Flattener:
         self.created |= found.created
         used = [tensor for node in found.nodes for tensor in node.input_tensors]
         used += keras.tree.flatten(found.outputs)
-        tensors = {id(t): t for t in used if self._is_own(_maker(t))}
+        tensors = {id(t): t for t in used if self._is_own(maker(t))}
         self._replay(found.nodes, tensors, path)
         return keras.tree.map_structure(lambda t: tensors[id(t)], found.outputs)
 
@@ -202,7 +202,7 @@ class _Flattener:
 
     def _is_kept(self, model: keras.Model) -> bool:
         holders = (KernelLayer, QuantizedCell)
-        quantized = any(isinstance(layer, holders) for layer in model._flatten_layers())
+        quantized = any(isinstance(layer, holders) for layer in layers_within(model))
         return quantized and not self.open_quantized
 
     def _call_functional(
@@ -217,7 +217,7 @@ class _Flattener:
         for old, new, its_mask in zip(model.inputs, _in_order(model, inputs), masks, strict=True):
             tensors[id(old)] = self._masked(self._fitting(new, old, path), its_mask, path)
         override = {name: value for name, value in context.items() if value is not None}
-        self._replay(nodes_in_order(model), tensors, path, override)
+        self._replay(calls_in_order(model), tensors, path, override)
         return keras.tree.map_structure(lambda t: tensors[id(t)], model.output)
 
     def _fitting(self, tensor: Any, wanted: Any, path: Path) -> Any:
@@ -233,7 +233,7 @@ class _Flattener:
             steps.append(lambda x: keras.ops.expand_dims(x, -1))
         for step in steps:
             tensor = step(tensor)
-            self._add(_maker(tensor), _without_number(_maker(tensor).name), path)
+            self._add(maker(tensor), _without_number(maker(tensor).name), path)
         return tensor
 
     def _masked(self, tensor: Any, mask: Any, path: Path) -> Any:
@@ -246,7 +246,7 @@ class _Flattener:
 
     def _named_output(self, old: Any, new: Any) -> Any:
         """`new` from an operation of the name that `old` comes from, if that was a nested model."""
-        source = _maker(old)
+        source = maker(old)
         if not isinstance(source, keras.Model) or id(source) in self.twins:
             return new
         key = -id(source)  # a layer in the place of the model, which is not a twin of it
@@ -317,17 +317,12 @@ def _is_input(operation: Any) -> bool:
     return isinstance(operation, keras.layers.InputLayer)
 
 
-def _maker(tensor: Any) -> Any:
-    """The operation that made a symbolic tensor."""
-    return tensor._keras_history[0]
-
-
 def _is_own_mask(arguments: Any) -> bool:
     """Whether the mask among recorded `arguments` is one that the first of them had itself."""
     mask = arguments.kwargs.get("mask")
     if mask is None or not arguments.args:
         return False
-    of_inputs = [getattr(t, "_keras_mask", None) for t in keras.tree.flatten(arguments.args[0])]
+    of_inputs = [mask_of(t) for t in keras.tree.flatten(arguments.args[0])]
     masks = keras.tree.flatten(mask)
     same = [one is other for one, other in zip(masks, of_inputs, strict=False)]
     return len(masks) == len(of_inputs) and all(same)

@@ -9,13 +9,12 @@ from typing import Any
 
 import keras
 
-# It has no public name.
-_CLASS = ("keras.src.applications.inception_resnet_v2", "CustomScaleLayer")
+from ocs_tf.keras_internals import is_hidden_class
 
 
 def is_scaled_sum(layer: Any) -> bool:
     """Whether `layer` is that layer (and no subclass of it)."""
-    return (type(layer).__module__, type(layer).__name__) == _CLASS
+    return is_hidden_class(layer, "applications.inception_resnet_v2", "CustomScaleLayer")
 
 
 def parts(layer: Any) -> tuple[keras.layers.Rescaling, keras.layers.Add]:

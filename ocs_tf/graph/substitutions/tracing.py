@@ -15,6 +15,18 @@ from typing import Any
 
 import keras
 
+from ocs_tf.keras_internals import (
+    has_calls,
+    has_input_structure,
+    is_made,
+    layers_within,
+    maker,
+    making_call,
+    mask_of,
+    records_of,
+    shapes_built_on,
+)
+
 _REMEDY = (
     " In `call`, use Keras layers and keras.ops, neither functions of tf or numpy nor Python"
     " conditions on values; or build the model functionally: `keras.Model(inputs, outputs)`."
@@ -44,20 +56,7 @@ class Trace:
 def has_graph(model: keras.Model) -> bool:
     """Whether a graph of layers, and not a `call` of the user's, says what `model` computes."""
     definer = next(c for c in type(model).__mro__ if "call" in vars(c))
-    if isinstance(model, keras.Sequential):
-        known = getattr(model, "_functional", None) is not None
-    else:
-        known = hasattr(model, "_nodes_by_depth")
-    return known and definer.__module__.startswith("keras.")
-
-
-def nodes_in_order(model: keras.Model) -> Iterator[Any]:
-    """Keras' records of the calls in a functional model, inputs first."""
-    # Keras has no public way to walk a functional model's calls in order; this attribute is as
-    # old as Keras 3, and what Functional itself runs by.
-    by_depth = model._nodes_by_depth
-    for depth in sorted(by_depth, reverse=True):
-        yield from by_depth[depth]
+    return has_calls(model) and definer.__module__.startswith("keras.")
 
 
 def nodes_behind(tensors: Iterable[Any], stop: Callable[[Any], bool]) -> list[Any]:
@@ -91,9 +90,9 @@ def trace(
     """
     if kwargs.get("training"):
         raise _untraceable(model, "it is called with training=True", _REMEDY)
-    layers = model._flatten_layers()
-    given = [t for t in keras.tree.flatten((args, dict(kwargs))) if hasattr(t, "_keras_history")]
-    watched = [*layers, *(tensor._keras_history[0] for tensor in given)]
+    layers = layers_within(model)
+    given = [t for t in keras.tree.flatten((args, dict(kwargs))) if is_made(t)]
+    watched = [*layers, *map(maker, given)]
     weights = {id(weight) for weight in model.weights}
     with _untouched(watched):
         try:
@@ -123,11 +122,11 @@ def inputs_of(model: keras.Model, dtypes: Sequence[str] = ()) -> Any:
     Raises:
         UntraceableError: the model was never called.
     """
-    if hasattr(model, "_inputs_struct"):
+    if has_input_structure(model):
         return keras.tree.map_structure(_like, model.input)
     if isinstance(model, keras.Sequential) and model.built and model.inputs:
         return _like(model.inputs[0])
-    shapes = model._build_shapes_dict or {}
+    shapes = shapes_built_on(model)
     if not model.built or not shapes:
         reason = "it has not been called, so the shapes of its inputs are not known"
         raise _untraceable(model, reason, " Call it on data once.")
@@ -161,9 +160,7 @@ def _all_arguments(model: keras.Model, args: Any, kwargs: Mapping[str, Any]) -> 
     if "training" in parameters:
         added["training"] = None  # a default of False would be recorded with every layer
     if "mask" in parameters and args:
-        added["mask"] = keras.tree.map_structure(
-            lambda tensor: getattr(tensor, "_keras_mask", None), args[0]
-        )
+        added["mask"] = keras.tree.map_structure(mask_of, args[0])
     free = [name for name in added if name not in list(parameters)[: len(args)]]
     return {**{name: added[name] for name in free}, **kwargs}
 
@@ -175,7 +172,7 @@ _tracing = threading.RLock()
 def _untouched(operations: Iterable[Any]) -> Iterator[None]:
     """Takes away what Keras records with operations within the context, which one thread is in."""
     with _tracing:
-        lists = [n for op in operations for n in (op._inbound_nodes, op._outbound_nodes)]
+        lists = [calls for operation in operations for calls in records_of(operation)]
         lengths = [(nodes, len(nodes)) for nodes in lists]
         try:
             yield
@@ -185,14 +182,11 @@ def _untouched(operations: Iterable[Any]) -> Iterator[None]:
 
 
 def _node_of(tensor: Any) -> Any:
-    history = getattr(tensor, "_keras_history", None)
-    if history is None or history[0] is None:
-        return None
-    return history[0]._inbound_nodes[history[1]]
+    return making_call(tensor) if is_made(tensor) else None
 
 
 def _like(tensor: Any) -> Any:
-    name = tensor._keras_history[0].name
+    name = maker(tensor).name
     return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
 
 

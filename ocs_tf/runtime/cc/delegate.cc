@@ -14,8 +14,9 @@
 #include <utility>
 #include <vector>
 
-#include "c_api.h"
-#include "ops.h"
+#include "exports.h"
+#include "parse.h"
+#include "run.h"
 #include "tflite_abi.h"
 
 namespace ocs {
@@ -79,7 +80,7 @@ class FoldedTensor {
             ? nullptr
             : ::operator new(bytes + kBehind, std::align_val_t(kAlignment), std::nothrow));
     if (memory == nullptr) return error->Set("there is no memory for its %zu bytes", bytes);
-    op.Run(static_cast<float*>(memory.get()));
+    Run(op, static_cast<float*>(memory.get()));
     IntArrayPtr dims = MakeIntArray(op.shape.data(), op.shape.size());
     if (!Resize(context, op.output, std::move(dims), bytes, error)) return false;
     Tensor& tensor = context->tensors[op.output];
@@ -113,29 +114,23 @@ bool Fail(Context* context, const char* name, int node_index, const Error& error
   return false;
 }
 
-// A node that the delegate takes, or with `name` nullptr one that it leaves.
-struct NamedNode {
-  const char* name;  // lives as long as the graph
-  NodeView view;
-};
-
-bool GetNode(Context* context, int node_index, NamedNode* named) {
+bool GetNode(Context* context, int node_index, NodeView* view) {
   Node* node = nullptr;
   Registration* registration = nullptr;
   if (context->get_node_and_registration(context, node_index, &node, &registration) !=
       tflite::kOk) {
     return false;
   }
-  const char* name = registration->custom_name;
+  const char* name = registration->custom_name;  // lives as long as the graph
   const bool ours = registration->builtin_code == tflite::kBuiltinCustom && name != nullptr &&
                     IsOperator(name);
-  named->name = ours ? name : nullptr;
-  named->view = {node->inputs, node->outputs, context->tensors, context->tensors_size};
+  *view = {ours ? name : nullptr, node->inputs, node->outputs, context->tensors,
+           context->tensors_size};
   return true;
 }
 
 // The operators of one partition of the graph.
-class DelegateKernel {
+class Partition {
  public:
   bool Init(Context* context, const DelegateParams& params) {
     const IntArray& nodes = *params.nodes_to_replace;
@@ -146,7 +141,7 @@ class DelegateKernel {
     const IntArray& outputs = *params.output_tensors;
     const int32_t* end = outputs.data + outputs.size;
     for (const Step& step : steps_) {
-      const int output = step.op->output;
+      const int output = step.op.output;
       if (std::find(outputs.data, end, output) == end) internal_[output];
     }
     initialized_ = true;
@@ -158,7 +153,7 @@ class DelegateKernel {
     scratch_.clear();
     for (const Step& step : steps_) {
       Error error;
-      if (!PrepareStep(context, *step.op, &error)) {
+      if (!PrepareStep(context, step.op, &error)) {
         return Fail(context, step.name, step.node_index, error);
       }
     }
@@ -169,7 +164,7 @@ class DelegateKernel {
     if (!CheckInitialized(context)) return false;
     for (const Step& step : steps_) {
       Error error;
-      if (!InvokeStep(*context, *step.op, &error)) {
+      if (!InvokeStep(*context, step.op, &error)) {
         return Fail(context, step.name, step.node_index, error);
       }
     }
@@ -180,20 +175,12 @@ class DelegateKernel {
   struct Step {
     const char* name;
     int node_index;
-    std::unique_ptr<RowOp> op;
+    RowOp op;
   };
 
   struct Memory {
     void* data;
     size_t bytes;
-  };
-
-  // The sizes of one run of a RowOp.
-  struct Sizes {
-    Activation x;
-    size_t output_channels;
-    size_t output_bytes;
-    size_t scratch;  // floats
   };
 
   bool CheckInitialized(Context* context) const {
@@ -204,41 +191,24 @@ class DelegateKernel {
   }
 
   bool Add(Context* context, int node_index) {
-    NamedNode node;
+    NodeView node;
     if (!GetNode(context, node_index, &node) || node.name == nullptr) return false;
     Error error;
     if (node.name == kDequantize) {
       DequantizeOp op;
       folded_.emplace_back();
-      return (ParseDequantize(node.view, &op, &error) &&
-              folded_.back().Fold(context, op, &error)) ||
+      return (ParseDequantize(node, &op, &error) && folded_.back().Fold(context, op, &error)) ||
              Fail(context, node.name, node_index, error);
     }
-    auto op = ParseRowOp(node.name, node.view, &error);
-    if (op == nullptr) return Fail(context, node.name, node_index, error);
+    RowOp op;
+    if (!ParseRowOp(node, &op, &error)) return Fail(context, node.name, node_index, error);
     steps_.push_back({node.name, node_index, std::move(op)});
     return true;
   }
 
-  static bool GetSizes(const Context& context, const RowOp& op, Sizes* sizes, Error* error) {
-    if (!ReadActivation(context.tensors[op.x], &sizes->x, error) ||
-        !op.OutputChannels(sizes->x.channels, &sizes->output_channels, error)) {
-      return false;
-    }
-    const size_t width = op.output_type == tflite::kInt8 ? sizeof(int8_t) : sizeof(float);
-    size_t elements;
-    if (sizes->output_channels > INT32_MAX ||
-        !Multiply(sizes->x.rows, sizes->output_channels, &elements) ||
-        !Multiply(elements, width, &sizes->output_bytes) ||
-        !Multiply(sizes->x.rows, op.Scratch(sizes->x.channels), &sizes->scratch)) {
-      return error->Set("`x` is too large");
-    }
-    return true;
-  }
-
   bool PrepareStep(Context* context, const RowOp& op, Error* error) {
-    Sizes sizes;
-    if (!GetSizes(*context, op, &sizes, error)) return false;
+    RowSizes sizes;
+    if (!ReadSizes(op, context->tensors[op.x], &sizes, error)) return false;
     const IntArray& x_dims = *context->tensors[op.x].dims;
     IntArrayPtr dims = MakeIntArray(x_dims.data, static_cast<size_t>(x_dims.size));
     dims->data[dims->size - 1] = static_cast<int32_t>(sizes.output_channels);
@@ -251,20 +221,19 @@ class DelegateKernel {
 
   // Tensors may be others than when it was prepared: everything is checked again.
   bool InvokeStep(const Context& context, const RowOp& op, Error* error) {
-    Sizes sizes;
-    if (!GetSizes(context, op, &sizes, error)) return false;
+    RowSizes sizes;
+    if (!ReadSizes(op, context.tensors[op.x], &sizes, error)) return false;
     const Memory in = MemoryOf(context, op.x);
     const Memory out = MemoryOf(context, op.output);
     if (in.bytes != context.tensors[op.x].bytes || out.bytes != sizes.output_bytes ||
         sizes.scratch > scratch_.size()) {
       return error->Set("tensors were resized, but not allocated");
     }
-    if (sizes.x.rows == 0) return true;
+    if (sizes.rows == 0) return true;
     if (!IsUsable(in) || !IsUsable(out)) {
       return error->Set("`x` or `output` has no memory, or it is not aligned");
     }
-    op.Run(static_cast<const float*>(in.data), sizes.x.rows, sizes.x.channels, scratch_.data(),
-           out.data);
+    Run(op, sizes, static_cast<const float*>(in.data), scratch_.data(), out.data);
     return true;
   }
 
@@ -302,80 +271,61 @@ Status StatusOf(bool ok) { return ok ? tflite::kOk : tflite::kError; }
 
 // The result of a failed `init` says so when it is prepared: the runtime asks nothing before.
 void* Init(Context* context, const char* buffer, size_t) {
-  DelegateKernel* kernel = nullptr;
+  Partition* partition = nullptr;
   Guard(context, [&] {
-    kernel = new DelegateKernel;
-    return kernel->Init(context, *reinterpret_cast<const DelegateParams*>(buffer));
+    partition = new Partition;
+    return partition->Init(context, *reinterpret_cast<const DelegateParams*>(buffer));
   });
-  return kernel;
+  return partition;
 }
 
-void FreeKernel(Context*, void* kernel) { delete static_cast<DelegateKernel*>(kernel); }
+void FreePartition(Context*, void* partition) { delete static_cast<Partition*>(partition); }
 
-Status PrepareKernel(Context* context, Node* node) {
-  auto* kernel = static_cast<DelegateKernel*>(node->user_data);
-  return StatusOf(kernel != nullptr &&
-                  Guard(context, [&] { return kernel->Prepare(context); }));
+Status PreparePartition(Context* context, Node* node) {
+  auto* partition = static_cast<Partition*>(node->user_data);
+  return StatusOf(partition != nullptr &&
+                  Guard(context, [&] { return partition->Prepare(context); }));
 }
 
-Status InvokeKernel(Context* context, Node* node) {
-  auto* kernel = static_cast<DelegateKernel*>(node->user_data);
-  return StatusOf(kernel != nullptr && Guard(context, [&] { return kernel->Invoke(context); }));
+Status InvokePartition(Context* context, Node* node) {
+  auto* partition = static_cast<Partition*>(node->user_data);
+  return StatusOf(partition != nullptr &&
+                  Guard(context, [&] { return partition->Invoke(context); }));
 }
 
-bool Check(const NamedNode& node, Error* error) {
+bool Check(const NodeView& node, Error* error) {
   if (node.name == kDequantize) {
     DequantizeOp op;
-    return ParseDequantize(node.view, &op, error);
+    return ParseDequantize(node, &op, error);
   }
-  return ParseRowOp(node.name, node.view, error) != nullptr;
-}
-
-// Whether each tensor is made before it is read. Runtimes partition a graph with a circle to death.
-bool CheckOrder(Context* context, const std::vector<NamedNode>& nodes) {
-  std::vector<bool> is_due(context->tensors_size);  // some node is still to make it
-  const auto set_outputs = [&](const NamedNode& node, bool value) {
-    for (int i = 0; node.view.outputs != nullptr && i < node.view.outputs->size; ++i) {
-      const auto output = static_cast<size_t>(node.view.outputs->data[i]);
-      if (output < is_due.size()) is_due[output] = value;
-    }
-  };
-  for (const NamedNode& node : nodes) set_outputs(node, true);
-  for (const NamedNode& node : nodes) {
-    for (int i = 0; node.view.inputs != nullptr && i < node.view.inputs->size; ++i) {
-      const auto input = static_cast<size_t>(node.view.inputs->data[i]);
-      if (input < is_due.size() && is_due[input]) {
-        context->report_error(context, "The operators are not in order: tensor %d is read before"
-                              " it is made.", node.view.inputs->data[i]);
-        return false;
-      }
-    }
-    set_outputs(node, false);
-  }
-  return true;
+  RowOp op;
+  return ParseRowOp(node, &op, error);
 }
 
 bool Apply(Context* context, Delegate* delegate) {
   IntArray* plan = nullptr;
   if (context->get_execution_plan(context, &plan) != tflite::kOk) return false;
   const std::vector<int32_t> indices(plan->data, plan->data + plan->size);  // `plan` is reused
-  std::vector<NamedNode> nodes(indices.size());
+  std::vector<NodeView> nodes(indices.size());
   std::vector<int32_t> ours;
+  Error error;
   // All are checked before any is folded: a folded tensor looks like a constant of the file.
   for (size_t i = 0; i < nodes.size(); ++i) {
     if (!GetNode(context, indices[i], &nodes[i])) return false;
     if (nodes[i].name == nullptr) continue;
-    Error error;
     if (!Check(nodes[i], &error)) return Fail(context, nodes[i].name, indices[i], error);
     ours.push_back(indices[i]);
   }
   if (ours.empty()) return true;
-  if (!CheckOrder(context, nodes)) return false;
+  if (!CheckOrder(nodes, &error)) {
+    context->report_error(context, "%s", error.text);
+    return false;
+  }
   Registration registration = {};
   registration.init = Init;
-  registration.free = FreeKernel;
-  registration.prepare = PrepareKernel;
-  registration.invoke = InvokeKernel;
+  registration.free = FreePartition;
+  registration.prepare = PreparePartition;
+  registration.invoke = InvokePartition;
   registration.builtin_code = tflite::kBuiltinDelegate;
   registration.custom_name = "OcsDelegate";
   registration.version = 1;
@@ -392,13 +342,14 @@ Status PrepareDelegate(Context* context, Delegate* delegate) {
 }  // namespace
 }  // namespace ocs
 
-// The two functions that a runtime looks for. The delegate has no options and no state, so that any
-// number of interpreters and threads may use one.
+int32_t ocs_library_version() { return ocs::kLibraryVersion; }
 
-OCS_EXPORT ocs::tflite::Delegate* tflite_plugin_create_delegate(const char* const* keys,
-                                                                const char* const*,
-                                                                size_t option_count,
-                                                                void (*report)(const char*)) {
+// The delegate has no options and no state, so that any number of interpreters and threads may use
+// one.
+
+ocs::tflite::Delegate* tflite_plugin_create_delegate(const char* const* keys, const char* const*,
+                                                     size_t option_count,
+                                                     void (*report)(const char*)) {
   // Python's binding passes 32 bits of the count.
   if (static_cast<int32_t>(option_count) > 0) {
     ocs::Error error;
@@ -413,6 +364,4 @@ OCS_EXPORT ocs::tflite::Delegate* tflite_plugin_create_delegate(const char* cons
   return delegate;
 }
 
-OCS_EXPORT void tflite_plugin_destroy_delegate(ocs::tflite::Delegate* delegate) {
-  delete delegate;
-}
+void tflite_plugin_destroy_delegate(ocs::tflite::Delegate* delegate) { delete delegate; }

@@ -1,20 +1,20 @@
-// The implementations of `Kernels`, one per instruction set, each in the file of its name; and what
-// they share.
+// The implementations of `Microkernels`, one per instruction set, each in the file of its name; and
+// what they share.
 
-#ifndef OCS_TF_KERNELS_INSTRUCTION_SETS_H_
-#define OCS_TF_KERNELS_INSTRUCTION_SETS_H_
+#ifndef OCS_TF_RUNTIME_INSTRUCTION_SETS_H_
+#define OCS_TF_RUNTIME_INSTRUCTION_SETS_H_
 
 #include <type_traits>
 
-#include "kernels.h"
+#include "microkernels.h"
 
 namespace ocs {
 
 // nullptr if this processor or build lacks the instruction set.
-const Kernels* PlainKernels();
-const Kernels* Avx2Kernels();
-const Kernels* Avx512Kernels();
-const Kernels* NeonKernels();
+const Microkernels* PlainMicrokernels();
+const Microkernels* Avx2Microkernels();
+const Microkernels* Avx512Microkernels();
+const Microkernels* NeonMicrokernels();
 
 // `multiply` adds in this many lanes (docs/packed.md, "Order of additions").
 constexpr size_t kLanes = 32;
@@ -55,4 +55,4 @@ constexpr int WindowShift(int bits, int i) { return 16 - bits - i * bits % 8; }
 
 }  // namespace ocs
 
-#endif  // OCS_TF_KERNELS_INSTRUCTION_SETS_H_
+#endif  // OCS_TF_RUNTIME_INSTRUCTION_SETS_H_

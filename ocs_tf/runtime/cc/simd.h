@@ -294,7 +294,8 @@ void MultiplyRows(const uint8_t* bytes, size_t row_bytes, const uint8_t* end, si
   }
   Floats codes[kVectors];
   size_t c = 0;
-  for (; columns - c >= kBlock && static_cast<size_t>(end - bytes) >= (kRows - 1) * row_bytes + kReach;
+  for (; columns - c >= kBlock &&
+         static_cast<size_t>(end - bytes) >= (kRows - 1) * row_bytes + kReach;
        c += kBlock, bytes += kBlockBytes<kBits>) {
     for (size_t r = 0; r < kRows; ++r) {
       // What is read next, for processors that follow few streams.
@@ -361,8 +362,17 @@ void Multiply(const PackedCodes& packed, const float* x, size_t batch, float* ou
   });
 }
 
-constexpr Kernels kKernels = {Isa::kName, Pack,         Unpack,  Dequantize,
-                              Quantize,   FakeQuantize, Multiply};
+constexpr Microkernels kMicrokernels = [] {
+  Microkernels set = {};
+  set.name = Isa::kName;
+  set.pack = Pack;
+  set.unpack = Unpack;
+  set.dequantize = Dequantize;
+  set.quantize = Quantize;
+  set.fake_quantize = FakeQuantize;
+  set.multiply = Multiply;
+  return set;
+}();
 
 }  // namespace
 }  // namespace ocs

@@ -1,12 +1,13 @@
 // The part of TFLite's binary interface that a delegate meets, restated under our own names.
 //
-// The runtime hands these structs to every external delegate. Their layout has been the same in
-// all releases of TensorFlow Lite and LiteRT that ocs_tf was tested with (docs/delegate.md), and the
-// assertions below hold it fixed. Names are TFLite's without its prefix, in our style. Members that
-// are not used here are only there for their size.
+// The runtime hands these structs to every external delegate. Their layout has been the same in all
+// releases of TensorFlow Lite and LiteRT that ocs_tf was tested with (docs/delegate.md), and the
+// assertions below hold it fixed. Names are TFLite's without its prefix, in our style, where a
+// "delegate kernel" is what runs a partition of the graph. Members that are not used here are only
+// there for their size.
 
-#ifndef OCS_TF_KERNELS_TFLITE_ABI_H_
-#define OCS_TF_KERNELS_TFLITE_ABI_H_
+#ifndef OCS_TF_RUNTIME_TFLITE_ABI_H_
+#define OCS_TF_RUNTIME_TFLITE_ABI_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -30,7 +31,7 @@ enum Allocation : int32_t {
 };
 
 constexpr int32_t kBuiltinCustom = 32;       // builtin_code of custom operators
-constexpr int32_t kBuiltinDelegate = 51;     // likewise, of the kernels of delegates
+constexpr int32_t kBuiltinDelegate = 51;     // likewise, of partitions that delegates run
 constexpr int64_t kAllowDynamicTensors = 1;  // a flag of Delegate
 constexpr int32_t kOptionalTensor = -1;      // an input that is left out
 
@@ -89,7 +90,7 @@ struct Registration {
   uint64_t reserved[16];
 };
 
-// What a delegate's kernel gets as `buffer` of `init`.
+// A partition of the graph, as `init` of what the delegate runs it with gets it in `buffer`.
 struct DelegateParams {
   struct Delegate* delegate;
   IntArray* nodes_to_replace;
@@ -180,4 +181,4 @@ static_assert(sizeof(Context) == 200);
 
 }  // namespace ocs::tflite
 
-#endif  // OCS_TF_KERNELS_TFLITE_ABI_H_
+#endif  // OCS_TF_RUNTIME_TFLITE_ABI_H_

@@ -67,6 +67,20 @@ def shared() -> keras.Model:
     return keras.Model([a, b], layers.Add(name="sum")([both(a), both(b)]))
 
 
+def relu(name: str) -> keras.layers.Layer:
+    return layers.ReLU(name=name)
+
+
+def shared_before(first: Any, second: Any) -> keras.Model:
+    inputs, a = keras.Input(SHAPE, name="in"), conv("a")
+    return keras.Model(inputs, [first(a(inputs)), second(a(inputs))])
+
+
+def shared_pool() -> keras.Model:
+    inputs, pool = keras.Input(SHAPE, name="in"), layers.AveragePooling2D(2, name="p")
+    return keras.Model(inputs, [pool(conv("a")(inputs)), pool(conv("b")(inputs))])
+
+
 # Expected: sites as "key" where a site has a grid of its own, "key=group" where it shares the grid
 # of another one, "key!" where the grid is prescribed.
 SITES: dict[str, tuple[Callable[[], keras.Model], str]] = {
@@ -156,6 +170,11 @@ SITES: dict[str, tuple[Callable[[], keras.Model], str]] = {
     "concatenated-gate": (concatenated_gate, "in a=cat gate:preactivation gate! cat"),
     "bare-operations": (bare_operations, "in a=concatenate concatenate b"),
     "shared": (shared, "a b both sum"),
+    "shared-before-relus": (lambda: shared_before(relu("r1"), relu("r2")), "in r1 r2"),
+    # What has a grid for one of its calls has it for all; their ReLUs are on it, too.
+    "shared-before-a-relu": (lambda: shared_before(relu("r1"), lambda y: y), "in a r1=a"),
+    "shared-before-a-shift": (lambda: shared_before(lambda y: y + 1.0, relu("r")), "in a add r=a"),
+    "shared-average-pool": (shared_pool, "in a=p b=p p"),
     "integer-input": (
         lambda: keras.Sequential(
             [

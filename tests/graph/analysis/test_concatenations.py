@@ -13,7 +13,12 @@ from keras import layers, ops
 import ocs_tf
 from ocs_tf import numerics
 from ocs_tf.graph.analysis.activation_sites import all_sites
-from ocs_tf.graph.analysis.concatenations import coarse_parts, exact_concatenations, output_parts
+from ocs_tf.graph.analysis.concatenations import (
+    coarse_calls,
+    coarse_parts,
+    exact_concatenations,
+    output_parts,
+)
 from ocs_tf.graph.reader import Graph
 
 JOINS = {
@@ -58,6 +63,16 @@ def test_codes_of_each_part() -> None:
     assert not coarse_parts(graph, ranges, grids)
 
 
+@pytest.mark.parametrize(("bits", "fewest"), [(16, 16), (8, 16), (6, 4), (4, 1)])
+def test_small_grids_have_fewer_codes_for_each_part(bits: int, fewest: int) -> None:
+    """A sixteenth of them is few: else all parts of 4-bit grids would be named."""
+    graph = Graph(two_parts(layers.Concatenate(name="join")))
+    by_name = {graph.producer[key].layer.name: key for key in graph.producer}
+    grids = {"join": numerics.ActivationGrid(bits, 1.0)}
+    assert not coarse_parts(graph, {by_name["small"]: (0.0, fewest)}, grids)
+    assert coarse_parts(graph, {by_name["small"]: (0.0, fewest - 0.5)}, grids)
+
+
 @pytest.mark.parametrize("name", JOINS)
 def test_a_warning_names_the_layer_and_the_part(name: str, rng: np.random.Generator) -> None:
     model = two_parts(JOINS[name], behind=head)
@@ -91,6 +106,92 @@ def test_the_remedies_of_the_warning(rng: np.random.Generator) -> None:
         model.get_layer("head").kernel.assign(kernel)
         convert(model, x)
     np.testing.assert_allclose(model.predict_on_batch(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+def shared(kind: str) -> Any:
+    """A layer called 'shared', or a function that calls it."""
+    if kind == "add":
+        add = layers.Add(name="shared")
+        return lambda x: add([x, x])
+    if kind == "nested":
+        inside = layers.Dense(3, activation="relu", name="shared")
+        return keras.Sequential([keras.Input((3,)), inside])
+    if kind == "relu":
+        return layers.ReLU(name="shared")
+    return layers.Dense(3, kind, name="shared")
+
+
+def two_calls(first: Any, second: Any, ratio: float) -> keras.Model:
+    """`first` of 'small' and `second` of 'large', which is `ratio` times as large."""
+    x = keras.Input((8,), name="x")
+    parts = [layers.Dense(3, name="small")(x), layers.Dense(3, name="large")(x)]
+    model = keras.Model(x, [first(parts[0]), second(parts[1])])
+    model.get_layer("large").kernel.assign(ratio * np.asarray(model.get_layer("small").kernel))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["linear", "gelu", "relu", "add", "nested"])
+def test_a_warning_names_the_call_of_a_shared_layer(kind: str, rng: np.random.Generator) -> None:
+    layer = shared(kind)
+    call = r"'shared\(small, small\)'" if kind == "add" else r"'shared\(small\)'"
+    with pytest.warns(UserWarning, match=rf"calls of 'shared' share one grid of 256 .*{call}"):
+        quantized = convert(two_calls(layer, layer, 1000), data(rng))
+    report = ocs_tf.report(quantized)
+    assert "Few codes: the calls of 'shared'" in str(report)
+    (row,) = [row for row in report.layers if row.coarse_parts]
+    assert row.name == "shared"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(two_calls(layer, layer, 8), data(rng))
+
+
+def test_codes_of_each_call() -> None:
+    """-1..1 spans 2 / 0.25 = 8 codes of a step of 0.25; a call that is always 0 lost nothing."""
+    layer = shared("relu")
+    graph = Graph(two_calls(layer, layer, 1))
+    (site,) = [site for site in all_sites(graph) if site.key == "shared"]
+    grids = {"shared": numerics.ActivationGrid(8, 0.25)}
+
+    def found(*ranges: tuple[float, float]) -> Any:
+        return coarse_calls(graph, [site], {"shared": ranges}, grids)
+
+    assert found((-1, 1), (-30, 30)) == {"shared": {"shared(small)": 8.0}}
+    assert found((-2, 2), (-30, 30)) == found((0, 0), (-30, 30)) == {}
+
+
+def test_what_a_quantized_layer_reads_in_several_calls(rng: np.random.Generator) -> None:
+    layer = shared("linear")
+    with pytest.warns(UserWarning, match=r"calls of 'shared:input' .* 'shared\(small\)' spans"):
+        convert(two_calls(layer, layer, 1000), data(rng), activation_scope="inputs")
+
+
+def test_the_remedies_of_the_warning_of_calls(rng: np.random.Generator) -> None:
+    """A copy with the same weights; or activations in float."""
+    x, layer = data(rng), shared("linear")
+    model = two_calls(layer, layer, 1000)
+    copy = layers.Dense(3, name="copy")
+    remedied = two_calls(layer, copy, 1000)
+    copy.set_weights(layer.get_weights())
+    for name in ("small", "large"):
+        remedied.get_layer(name).set_weights(model.get_layer(name).get_weights())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        float_activations = convert(model, x, activation_bits=None)
+        own_grids = convert(remedied, x)
+    for quantized in (float_activations, own_grids):
+        for wanted, found in zip(model(x), quantized(x), strict=True):
+            wanted, found = np.asarray(wanted), np.asarray(found)
+            assert np.square(wanted).sum() > 10**3 * np.square(wanted - found).sum()  # 30 dB
+
+
+def test_a_shared_layer_is_calibrated_on_all_calls(rng: np.random.Generator) -> None:
+    """One call is computed with the ReLU behind it; the layer's grid must hold it all the same."""
+    x, layer = data(rng), shared("linear")
+    model = two_calls(lambda y: layers.ReLU()(layer(y)), layer, 0.125)
+    quantized = convert(model, x)
+    for wanted, found in zip(model(x), quantized(x), strict=True):
+        wanted, found = np.asarray(wanted), np.asarray(found)
+        assert np.square(wanted).sum() > 10**2 * np.square(wanted - found).sum()  # 20 dB
 
 
 @pytest.mark.parametrize("join", [JOINS["concatenate"], lambda parts: ops.concatenate(parts, -1)])

@@ -18,9 +18,9 @@ from ocs_tf.graph.substitutions.tracing import (
     UntraceableError,
     has_graph,
     inputs_of,
-    nodes_in_order,
     trace,
 )
+from ocs_tf.keras_internals import calls_in_order
 
 X = np.zeros((2, 4), np.float32)
 
@@ -204,5 +204,5 @@ def test_nodes_are_in_order() -> None:
     x = inputs = keras.Input((4,))
     for _ in range(3):
         x = layers.Add()([layers.Dense(4)(x), x])
-    nodes = list(nodes_in_order(keras.Model(inputs, x)))
+    nodes = list(calls_in_order(keras.Model(inputs, x)))
     assert names(nodes) == ["InputLayer", *["Dense", "Add"] * 3]

@@ -85,7 +85,7 @@ void FoldsWeights() {
     const AddedNode node = AddNode(&runtime, Dequantize(), -1, misalign);
     for (int times = 0; times < 3; ++times) {
       CHECK(runtime.Apply(delegate.get()) == tflite::kOk);
-      CHECK(runtime.kernel_count() == 1);
+      CHECK(runtime.partition_count() == 1);
       // A constant before anything is prepared: the next delegate takes it for weights.
       const Tensor& output = runtime.tensor(node.output);
       CHECK(output.allocation_type == tflite::kMmapRo);
@@ -144,7 +144,7 @@ const std::vector<float> kConnectedPlainly = {0.5f * (1 + 4 + 9 - 12), 0.5f * (-
                                               0.5f * (-1 - 4 + 1.5f - 3), 0.5f * (1 + 1 + 3)};
 
 // x -> OcsFakeQuantize (3 -> 4) -> OcsFullyConnected (4 -> 2) -> OcsQuantize, where only the end is
-// seen outside, in one kernel or in three.
+// seen outside, in one partition or in three.
 void RunsChains(bool separate_partitions) {
   const DelegatePtr delegate = MakeDelegate();
   MockRuntime runtime;
@@ -156,7 +156,7 @@ void RunsChains(bool separate_partitions) {
   const AddedNode third = AddNode(&runtime, last, second.output);
   runtime.graph_outputs = {third.output};
   CHECK(runtime.Apply(delegate.get()) == tflite::kOk);
-  CHECK(runtime.kernel_count() == (separate_partitions ? 3 : 1));
+  CHECK(runtime.partition_count() == (separate_partitions ? 3 : 1));
   for (const int batch : {2, 3, 1, 0, 2}) {
     runtime.SetDims(first.inputs[0], {batch, 3});
     CHECK(runtime.Allocate() == tflite::kOk);
@@ -203,7 +203,7 @@ void OtherOperatorsAreLeft() {
   runtime.registration(builtin.node).builtin_code = 6;
   CHECK(other.node == 0);
   CHECK(runtime.Apply(delegate.get()) == tflite::kOk);
-  CHECK(runtime.kernel_count() == 0);
+  CHECK(runtime.partition_count() == 0);
 }
 
 // Runtimes do not survive a circle when they partition the graph.
@@ -219,7 +219,7 @@ void GraphsMustBeInOrder() {
   CHECK(runtime.Apply(delegate.get()) == tflite::kError);
   CHECK(runtime.errors == "The operators are not in order: tensor " +
                               std::to_string(second.output) + " is read before it is made.\n");
-  CHECK(runtime.kernel_count() == 0);
+  CHECK(runtime.partition_count() == 0);
 }
 
 // Half of the weights can be folded: nothing may be left behind.
@@ -488,7 +488,7 @@ void MalformedNodesAreRefused() {
     const AddedNode node = AddNode(&runtime, spec);
     if (malformed.damage_runtime) malformed.damage_runtime(&runtime, node);
     const bool refused = runtime.Apply(delegate.get()) == tflite::kError &&
-                         runtime.kernel_count() == 0 &&
+                         runtime.partition_count() == 0 &&
                          runtime.errors.find(malformed.message) != std::string::npos &&
                          runtime.errors.find(spec.name + " (operator 1)") == 0;
     if (!refused) {

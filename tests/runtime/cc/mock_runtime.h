@@ -1,8 +1,8 @@
 // A stand-in for a TFLite runtime: one graph, and what a delegate may ask of a runtime. All memory
 // is on the heap in its exact size, so that AddressSanitizer sees every access beyond it.
 
-#ifndef OCS_TF_TESTS_KERNELS_MOCK_RUNTIME_H_
-#define OCS_TF_TESTS_KERNELS_MOCK_RUNTIME_H_
+#ifndef OCS_TF_TESTS_RUNTIME_MOCK_RUNTIME_H_
+#define OCS_TF_TESTS_RUNTIME_MOCK_RUNTIME_H_
 
 #include <algorithm>
 #include <cstdarg>
@@ -15,13 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "exports.h"
 #include "tflite_abi.h"
-
-extern "C" ocs::tflite::Delegate* tflite_plugin_create_delegate(const char* const* keys,
-                                                                const char* const* values,
-                                                                size_t option_count,
-                                                                void (*report)(const char*));
-extern "C" void tflite_plugin_destroy_delegate(ocs::tflite::Delegate* delegate);
 
 namespace ocs::testing {
 
@@ -152,11 +147,10 @@ class MockRuntime {
     Resize(&tensors_[index], NewIntArray(dims));
   }
 
-  // Prepares the delegate's kernels, then gives memory to the tensors that they do not keep to
-  // themselves.
+  // Prepares the partitions, then gives memory to the tensors that they do not keep to themselves.
   Status Allocate() {
-    for (const auto& kernel : kernels_) {
-      const Status status = kernel->registration.prepare(&context_, &kernel->node);
+    for (const auto& partition : partitions_) {
+      const Status status = partition->registration.prepare(&context_, &partition->node);
       if (status != tflite::kOk) return status;
     }
     for (size_t i = 0; i < tensors_.size(); ++i) {
@@ -170,27 +164,27 @@ class MockRuntime {
   }
 
   Status Invoke() {
-    for (const auto& kernel : kernels_) {
-      const Status status = kernel->registration.invoke(&context_, &kernel->node);
+    for (const auto& partition : partitions_) {
+      const Status status = partition->registration.invoke(&context_, &partition->node);
       if (status != tflite::kOk) return status;
     }
     return tflite::kOk;
   }
 
-  // Frees the kernels, as a runtime does before it applies delegates again.
+  // Frees the partitions, as a runtime does before it applies delegates again.
   void Undo() {
-    for (const auto& kernel : kernels_) {
-      if (kernel->node.user_data != nullptr) {
-        kernel->registration.free(&context_, kernel->node.user_data);
+    for (const auto& partition : partitions_) {
+      if (partition->node.user_data != nullptr) {
+        partition->registration.free(&context_, partition->node.user_data);
       }
     }
-    kernels_.clear();
+    partitions_.clear();
   }
 
   Tensor& tensor(int index) { return tensors_[index]; }
   tflite::Node& node(int index) { return nodes_[index]->node; }
   tflite::Registration& registration(int index) { return nodes_[index]->registration; }
-  size_t kernel_count() const { return kernels_.size(); }
+  size_t partition_count() const { return partitions_.size(); }
   Context* context() { return &context_; }
 
   template <typename T>
@@ -208,7 +202,7 @@ class MockRuntime {
 
   std::string errors;                // one line each
   std::vector<int> graph_outputs;    // tensors that the application reads
-  bool separate_partitions = false;  // each node gets a kernel of its own
+  bool separate_partitions = false;  // each node is one of its own
   size_t most_bytes = 1 << 22;       // of one tensor; more is an error of `resize_tensor`
 
  private:
@@ -218,8 +212,8 @@ class MockRuntime {
     tflite::Registration registration = {};
   };
 
-  struct Kernel {
-    ~Kernel() {
+  struct Partition {
+    ~Partition() {
       std::free(params.nodes_to_replace);
       std::free(params.input_tensors);
       std::free(params.output_tensors);
@@ -270,17 +264,17 @@ class MockRuntime {
 
   Status Replace(const tflite::Registration& registration, const std::vector<int32_t>& nodes,
                  Delegate* delegate) {
-    auto kernel = std::make_unique<Kernel>();
+    auto partition = std::make_unique<Partition>();
     std::vector<int32_t> outputs;
     for (const int32_t node : nodes) {
       for (const int32_t output : Values(*nodes_[node]->node.outputs)) {
         if (IsReadOutside(output, nodes)) outputs.push_back(output);
       }
     }
-    kernel->registration = registration;
-    kernel->params = {delegate, NewIntArray(nodes), NewIntArray({}), NewIntArray(outputs)};
-    kernels_.push_back(std::move(kernel));
-    Kernel& last = *kernels_.back();
+    partition->registration = registration;
+    partition->params = {delegate, NewIntArray(nodes), NewIntArray({}), NewIntArray(outputs)};
+    partitions_.push_back(std::move(partition));
+    Partition& last = *partitions_.back();
     last.node.user_data = registration.init(
         &context_, reinterpret_cast<const char*>(&last.params), sizeof(last.params));
     return tflite::kOk;
@@ -296,10 +290,10 @@ class MockRuntime {
   }
 
   bool IsInternal(int tensor) const {
-    for (const auto& kernel : kernels_) {
-      for (const int32_t node : Values(*kernel->params.nodes_to_replace)) {
+    for (const auto& partition : partitions_) {
+      for (const int32_t node : Values(*partition->params.nodes_to_replace)) {
         if (Has(Values(*nodes_[node]->node.outputs), tensor) &&
-            !Has(Values(*kernel->params.output_tensors), tensor)) {
+            !Has(Values(*partition->params.output_tensors), tensor)) {
           return true;
         }
       }
@@ -316,10 +310,10 @@ class MockRuntime {
   std::vector<std::unique_ptr<Entry>> nodes_;
   std::vector<int32_t> plan_;
   IntArray* plan_array_ = nullptr;
-  std::vector<std::unique_ptr<Kernel>> kernels_;
+  std::vector<std::unique_ptr<Partition>> partitions_;
   std::vector<std::unique_ptr<char[]>> memory_;
 };
 
 }  // namespace ocs::testing
 
-#endif  // OCS_TF_TESTS_KERNELS_MOCK_RUNTIME_H_
+#endif  // OCS_TF_TESTS_RUNTIME_MOCK_RUNTIME_H_

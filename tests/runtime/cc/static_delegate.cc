@@ -1,5 +1,5 @@
-// A delegate that takes no operator, and graphs of static shapes only: for tests. To resize a tensor,
-// a runtime then undoes all delegates, and applies them again.
+// A delegate that takes no operator, and graphs of static shapes only: for tests. To resize a
+// tensor, a runtime then undoes all delegates, and applies them again.
 
 #include "tflite_abi.h"
 

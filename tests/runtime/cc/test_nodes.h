@@ -1,7 +1,7 @@
 // Nodes of the packed format for tests: as plain numbers, and as they stand in a graph.
 
-#ifndef OCS_TF_TESTS_KERNELS_TEST_NODES_H_
-#define OCS_TF_TESTS_KERNELS_TEST_NODES_H_
+#ifndef OCS_TF_TESTS_RUNTIME_TEST_NODES_H_
+#define OCS_TF_TESTS_RUNTIME_TEST_NODES_H_
 
 #include <cstdint>
 #include <string>
@@ -87,4 +87,4 @@ inline AddedNode AddNode(MockRuntime* runtime, const NodeSpec& spec, int x = -1,
 
 }  // namespace ocs::testing
 
-#endif  // OCS_TF_TESTS_KERNELS_TEST_NODES_H_
+#endif  // OCS_TF_TESTS_RUNTIME_TEST_NODES_H_

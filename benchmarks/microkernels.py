@@ -1,13 +1,14 @@
-"""How close the native kernels are to the speed of memory, one thread.
+"""How close the C++ microkernels are to the speed of memory, one thread.
 
-    python -m benchmarks.kernels [--quick] [--output_dir FOLDER]
+    python -m benchmarks.microkernels [--quick] [--output_dir FOLDER]
 
 For each operation: bytes read and written per second, over those of memcpy for the same traffic.
 Shapes: 4096 x 4096, larger than the caches; 256 x 1024, which they hold; and all kernels of the
 zoo's networks (see `benchmarks.common`), one after the other, as when a file is loaded. Beside the
 library's instruction sets: NumPy, TensorFlow, and TFLite's own operators. Everything is measured in
 turns, in an order that changes; ratios are medians of the ratios within rounds. Writes
-kernels.json, kernels.md and kernels.png. Some 5 minutes.
+microkernels.json, microkernels.md and microkernels.png. Some 5 minutes; half a minute more for the
+C++ compiler, if the sources have changed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,17 +32,19 @@ from tqdm import tqdm
 
 from benchmarks import common
 from ocs_tf.numerics import packing
-from ocs_tf.runtime import load_library
+
+sys.path.insert(0, str(common.ROOT / "tests" / "runtime"))
+import microkernel_library
 
 LARGE, CACHED = (4096, 4096), (256, 1024)
 NETWORKS = ("mobilenet_v1_075_imagenet", "resnet20_cifar10")
 BITS = range(2, 9)
 COPIES = 0.05  # of the channels, where they are expanded
-# Rounds of the library's kernels, and of what they are compared with, which is slow.
+# Rounds of the microkernels, and of what they are compared with, which is slow.
 ROUNDS, OTHER_ROUNDS = 101, 7
 QUICK_ROUNDS = 3
 SAMPLE = 2e-3  # seconds that a measurement takes at least
-COMMAND = "python -m benchmarks.kernels"
+COMMAND = "python -m benchmarks.microkernels"
 FAST = ("dequantize, 4 bits", "dequantize, 5 bits", "dequantize, 8 bits")
 Action = Callable[[], Any]
 
@@ -54,7 +58,7 @@ class Case:
         place: the shape, or the network whose kernels are taken.
         traffic: bytes read and written, of each call.
         written: bytes written, of all calls.
-        kernels: by instruction set.
+        microkernels: by instruction set.
         others: the same by other libraries.
     """
 
@@ -62,7 +66,7 @@ class Case:
     place: str
     traffic: tuple[int, ...]
     written: int
-    kernels: dict[str, Action]
+    microkernels: dict[str, Action]
     others: dict[str, Action]
 
 
@@ -85,12 +89,11 @@ class Row:
 
 
 class Library:
-    """The native library; its functions with their arguments bound."""
+    """The microkernels; its functions with their arguments bound."""
 
     def __init__(self) -> None:
-        self._library = load_library()
-        self._library.ocs_instruction_sets.restype = ctypes.c_char_p
-        self.instruction_sets = self._library.ocs_instruction_sets().decode().split()
+        self._library = microkernel_library.load()
+        self.instruction_sets = microkernel_library.instruction_sets()
 
     def bind(self, name: str, *arguments: Any) -> dict[str, Action]:
         """By instruction set; integers are sizes unless they are `ctypes.c_int32`."""
@@ -318,12 +321,12 @@ def measure(case: Case, rounds: int, other_rounds: int) -> Row:
     """A case against memcpy."""
     memcpy = copying(case.traffic)
     total = sum(case.traffic)
-    actions = {"memcpy": memcpy, "memset": writing(case.written), **case.kernels}
+    actions = {"memcpy": memcpy, "memset": writing(case.written), **case.microkernels}
     seconds = common.in_turns(actions, rounds, SAMPLE)
     ratios = {"memcpy": total / float(np.median(seconds["memcpy"])) / 1e9}
     ratios["memset"] = _ratio(seconds, "memset")
-    best = list(case.kernels)[-1]
-    ratios |= {name: _ratio(seconds, name) for name in reversed(case.kernels)}
+    best = list(case.microkernels)[-1]
+    ratios |= {name: _ratio(seconds, name) for name in reversed(case.microkernels)}
     if case.others:
         theirs = common.in_turns({"memcpy": memcpy, **case.others}, other_rounds, SAMPLE)
         ratios |= {name: _ratio(theirs, name) for name in case.others}
@@ -386,7 +389,7 @@ def _place(shape: tuple[int, int]) -> str:
 def markdown(rows: list[Row]) -> str:
     """The tables, with the command that makes them."""
     parts = [
-        "# Native kernels and the speed of memory\n",
+        "# Microkernels and the speed of memory\n",
         f"`{COMMAND}`, one thread. Ratios: bytes read and written per second, over those of memcpy"
         " for the same traffic in the same run; 1.00 is as fast as copying. One scale for each"
         " output channel (dequantize), for each channel (quantize), for all (fake-quantize)."
@@ -416,11 +419,11 @@ def markdown(rows: list[Row]) -> str:
         if theirs:
             headers = ["operation", "by", "over memcpy", f"{sets[0]} is faster by"]
             parts.append(common.markdown_table(headers, theirs))
-    return "\n".join([*parts, "![Bytes per second over memcpy's](kernels.png)\n"])
+    return "\n".join([*parts, "![Bytes per second over memcpy's](microkernels.png)\n"])
 
 
 def plot(rows: list[Row], path: pathlib.Path) -> None:
-    """A panel for each shape: each operation, the library's kernels and the fastest other."""
+    """A panel for each shape: each operation, the microkernels and the fastest other."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -460,9 +463,9 @@ def benchmark(folder: str | pathlib.Path, quick: bool = False) -> list[Row]:
     rows = [measure(make(), *rounds) for make in tqdm(cases(quick))]
     folder = pathlib.Path(folder)
     payload = {"machine": common.machine(), "rows": [dataclasses.asdict(row) for row in rows]}
-    common.save_json(folder / "kernels.json", payload)
-    (folder / "kernels.md").write_text(markdown(rows), encoding="utf-8")
-    plot(rows, folder / "kernels.png")
+    common.save_json(folder / "microkernels.json", payload)
+    (folder / "microkernels.md").write_text(markdown(rows), encoding="utf-8")
+    plot(rows, folder / "microkernels.png")
     return rows
 
 

@@ -185,12 +185,12 @@ struct Isa {
 
 namespace ocs {
 
-const Kernels* Avx512Kernels() {
+const Microkernels* Avx512Microkernels() {
   __builtin_cpu_init();
   const bool runs = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vbmi");
-  return runs ? &kKernels : nullptr;
+  return runs ? &kMicrokernels : nullptr;
 }
 
 }  // namespace ocs
@@ -199,7 +199,7 @@ const Kernels* Avx512Kernels() {
 
 namespace ocs {
 
-const Kernels* Avx512Kernels() { return nullptr; }
+const Microkernels* Avx512Microkernels() { return nullptr; }
 
 }  // namespace ocs
 

@@ -1,4 +1,4 @@
-"""The kernel benchmark in its quick mode: 256 x 1024, and the kernels of ResNet-20."""
+"""The benchmark of microkernels in its quick mode: 256 x 1024, and the kernels of ResNet-20."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-from benchmarks import kernels
+from benchmarks import microkernels
 
 
 @pytest.fixture(scope="module")
 def results(zoo, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kernels")
-    return kernels.benchmark(folder, quick=True), folder
+    folder = tmp_path_factory.mktemp("microkernels")
+    return microkernels.benchmark(folder, quick=True), folder
 
 
 def test_every_operation_is_compared(results):
@@ -50,13 +50,13 @@ def test_builtin_operators_do_the_same():
     codes = rng.integers(-128, 128, (6, 32), np.int8)
     scale = np.float32([1, 2, 0.5, 3, 1, 2])
     outputs = []
-    dequantize = kernels.builtin(codes, np.float32, scale, 0)
+    dequantize = microkernels.builtin(codes, np.float32, scale, 0)
     dequantize()
     outputs.append(dequantize.__self__.get_tensor(1))
     np.testing.assert_array_equal(outputs[0], codes * scale[:, None])
     x = rng.normal(0, 60, (6, 32)).astype(np.float32)
     scale = rng.choice(np.float32([1, 0.5]), 32)
-    quantize = kernels.builtin(x, np.int8, scale, 1)
+    quantize = microkernels.builtin(x, np.int8, scale, 1)
     quantize()
     expected = np.clip(np.rint(x / scale), -128, 127)
     np.testing.assert_array_equal(quantize.__self__.get_tensor(1), expected)
@@ -64,7 +64,7 @@ def test_builtin_operators_do_the_same():
 
 def test_results_are_written(results):
     rows, folder = results
-    assert len(json.loads((folder / "kernels.json").read_text())["rows"]) == len(rows)
-    text = (folder / "kernels.md").read_text()
+    assert len(json.loads((folder / "microkernels.json").read_text())["rows"]) == len(rows)
+    text = (folder / "microkernels.md").read_text()
     assert text.count("TFLite DEQUANTIZE") == text.count("TFLite QUANTIZE") == 1
-    assert (folder / "kernels.png").read_bytes()[1:4] == b"PNG"
+    assert (folder / "microkernels.png").read_bytes()[1:4] == b"PNG"

@@ -1,7 +1,7 @@
-#include "ops.h"
+#include "parse.h"
 
-#include <algorithm>
 #include <cstdarg>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -15,6 +15,13 @@ using tflite::Tensor;
 constexpr int32_t kVersion = 1;
 constexpr size_t kMaxRank = 8;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// a * b, unless that does not fit.
+bool Multiply(size_t a, size_t b, size_t* product) {
+  if (b != 0 && a > SIZE_MAX / b) return false;
+  *product = a * b;
+  return true;
+}
 
 const char* TypeName(int32_t type) {
   switch (type) {
@@ -183,153 +190,112 @@ bool ReadOutput(const NodeView& node, tflite::Type type, int* index, Error* erro
 }
 
 // OcsQuantize and OcsFakeQuantize.
-class RoundOp final : public RowOp {
- public:
-  static std::unique_ptr<RowOp> Parse(bool fake, const NodeView& node, Error* error) {
-    const int inputs = fake ? 4 : 3;
-    const int meta_input = inputs - 1;
-    const auto type = fake ? tflite::kFloat32 : tflite::kInt8;
-    std::vector<int32_t> meta;
-    int x, output;
-    if (!CheckCounts(node, inputs, inputs + 1, error) || !ReadX(node, &x, error) ||
-        !ReadOutput(node, type, &output, error) ||
-        !ReadMeta(node, meta_input, 4, 4, &meta, error)) {
-      return nullptr;
-    }
-    const int32_t least = fake ? INT16_MIN : INT8_MIN, most = fake ? INT16_MAX : INT8_MAX;
-    const int32_t low = meta[1], high = meta[2], zero_point = meta[3];
-    if (low < least || high > most || low > high || zero_point < least || zero_point > most) {
-      error->Set("`meta` has codes %d to %d and zero point %d, but codes must go up and all be in"
-                 " %d to %d", low, high, zero_point, least, most);
-      return nullptr;
-    }
-    auto op = std::make_unique<RoundOp>(x, output, type);
-    if (!ReadConstant(node, 1, "inv_scale", &op->inv_scale_, error) ||
-        (fake && !ReadScale(node, 2, "scale", op->inv_scale_.size(), &op->scale_, error)) ||
-        !ReadCopies(node, meta_input + 1, &op->copies_, error)) {
-      return nullptr;
-    }
-    op->low_ = low - zero_point;
-    op->high_ = high - zero_point;
-    op->zero_point_ = zero_point;
-    return op;
+bool ParseRound(bool fake, const NodeView& node, RowOp* row_op, Error* error) {
+  const int inputs = fake ? 4 : 3;
+  const int meta_input = inputs - 1;
+  const auto type = fake ? tflite::kFloat32 : tflite::kInt8;
+  std::vector<int32_t> meta;
+  if (!CheckCounts(node, inputs, inputs + 1, error) || !ReadX(node, &row_op->x, error) ||
+      !ReadOutput(node, type, &row_op->output, error) ||
+      !ReadMeta(node, meta_input, 4, 4, &meta, error)) {
+    return false;
   }
-
-  using RowOp::RowOp;
-
-  bool OutputChannels(size_t channels, size_t* output_channels, Error* error) const override {
-    *output_channels = channels + copies_.size();
-    if (inv_scale_.size() != 1 && inv_scale_.size() != *output_channels) {
-      return error->Set("`inv_scale` has %zu elements, but must have 1 or %zu, as `x` has"
-                        " channels and copies", inv_scale_.size(), *output_channels);
-    }
-    return CheckCopies(copies_, channels, error);
+  const int32_t least = fake ? INT16_MIN : INT8_MIN, most = fake ? INT16_MAX : INT8_MAX;
+  const int32_t low = meta[1], high = meta[2], zero_point = meta[3];
+  if (low < least || high > most || low > high || zero_point < least || zero_point > most) {
+    return error->Set("`meta` has codes %d to %d and zero point %d, but codes must go up and all"
+                      " be in %d to %d", low, high, zero_point, least, most);
   }
+  RoundOp& op = row_op->op.emplace<RoundOp>();
+  op.fake = fake;
+  op.low = low - zero_point;
+  op.high = high - zero_point;
+  op.zero_point = zero_point;
+  return ReadConstant(node, 1, "inv_scale", &op.inv_scale, error) &&
+         (!fake || ReadScale(node, 2, "scale", op.inv_scale.size(), &op.scale, error)) &&
+         ReadCopies(node, meta_input + 1, &op.copies, error);
+}
 
-  size_t Scratch(size_t) const override { return 0; }
-
-  void Run(const float* x, size_t rows, size_t channels, float*, void* out) const override {
-    const bool per_channel = inv_scale_.size() != 1;
-    const Rounding rounding = {inv_scale_.data(), scale_.data(),  per_channel,
-                               low_,              high_,          zero_point_,
-                               copies_.data(),    copies_.size()};
-    if (output_type == tflite::kInt8) {
-      BestKernels().quantize(x, rows, channels, rounding, static_cast<int8_t*>(out));
-    } else {
-      BestKernels().fake_quantize(x, rows, channels, rounding, static_cast<float*>(out));
-    }
+bool ParseFullyConnected(const NodeView& node, RowOp* row_op, Error* error) {
+  std::vector<int32_t> meta;
+  if (!CheckCounts(node, 4, 6, error) || !ReadX(node, &row_op->x, error) ||
+      !ReadOutput(node, tflite::kFloat32, &row_op->output, error) ||
+      !ReadMeta(node, 3, 6, 6, &meta, error)) {
+    return false;
   }
+  const int32_t activation = meta[3];
+  if (activation < 0 || activation > 2) {
+    return error->Set("`meta` has activation %d, but must have 0 to 2", activation);
+  }
+  if (meta[4] < 1 || meta[5] < 1) {
+    return error->Set("`meta` has %d outputs and %d channels, but must have 1 or more", meta[4],
+                      meta[5]);
+  }
+  const auto rows = static_cast<size_t>(meta[4]);
+  FullyConnectedOp& op = row_op->op.emplace<FullyConnectedOp>();
+  op.channels = static_cast<size_t>(meta[5]);
+  Scaling scaling = Scaling::kTensor;
+  if (!ReadScaling(meta[2], Scaling::kRow, &scaling, error) ||
+      !ReadScale(node, 2, "scale", scaling == Scaling::kRow ? rows : 1, &op.scale, error) ||
+      !ReadCopies(node, 5, &op.copies, error) || !CheckCopies(op.copies, op.channels, error) ||
+      !ReadCodes(node, 1, meta[1], rows, op.channels + op.copies.size(), &op.packed, error)) {
+    return false;
+  }
+  op.scale.resize(rows, op.scale[0]);
+  if (IsMissing(node, 4)) {
+    op.bias.resize(rows);
+  } else if (!ReadScale(node, 4, "bias", rows, &op.bias, error)) {
+    return false;
+  }
+  op.low = activation == 0 ? -kInfinity : 0.0f;
+  op.high = activation == 2 ? 6.0f : kInfinity;
+  return true;
+}
 
- private:
-  std::vector<float> inv_scale_;
-  std::vector<float> scale_;  // of OcsFakeQuantize only
-  std::vector<int32_t> copies_;
-  int32_t low_, high_, zero_point_;
+// Reads rows and channels of the input of a RowOp.
+bool ReadX(const Tensor& x, RowSizes* sizes, Error* error) {
+  if (!CheckType(x, "x", tflite::kFloat32, error)) return false;
+  if (x.dims == nullptr || x.dims->size < 1 || x.dims->data[x.dims->size - 1] < 1) {
+    return error->Set("`x` must have one dimension or more, and one channel or more");
+  }
+  const int last = x.dims->size - 1;
+  sizes->channels = static_cast<size_t>(x.dims->data[last]);
+  sizes->rows = 1;
+  bool fits = true;
+  for (int i = 0; i < last && fits; ++i) {
+    if (x.dims->data[i] < 0) return error->Set("`x` has a dimension of %d", x.dims->data[i]);
+    fits = Multiply(sizes->rows, static_cast<size_t>(x.dims->data[i]), &sizes->rows);
+  }
+  size_t elements, bytes;
+  if (!fits || !Multiply(sizes->rows, sizes->channels, &elements) ||
+      !Multiply(elements, sizeof(float), &bytes) || bytes != x.bytes) {
+    return error->Set("`x` has %zu bytes, which its dimensions do not give", x.bytes);
+  }
+  return true;
+}
+
+// What an operator makes of each row.
+struct RowResult {
+  size_t channels;
+  size_t channel_bytes;
+  size_t scratch;  // floats
 };
 
-class FullyConnectedOp final : public RowOp {
- public:
-  static std::unique_ptr<RowOp> Parse(const NodeView& node, Error* error) {
-    std::vector<int32_t> meta;
-    int x, output;
-    if (!CheckCounts(node, 4, 6, error) || !ReadX(node, &x, error) ||
-        !ReadOutput(node, tflite::kFloat32, &output, error) ||
-        !ReadMeta(node, 3, 6, 6, &meta, error)) {
-      return nullptr;
-    }
-    const int32_t activation = meta[3];
-    if (activation < 0 || activation > 2) {
-      error->Set("`meta` has activation %d, but must have 0 to 2", activation);
-      return nullptr;
-    }
-    if (meta[4] < 1 || meta[5] < 1) {
-      error->Set("`meta` has %d outputs and %d channels, but must have 1 or more", meta[4],
-                 meta[5]);
-      return nullptr;
-    }
-    const auto rows = static_cast<size_t>(meta[4]);
-    auto op = std::make_unique<FullyConnectedOp>(x, output, tflite::kFloat32);
-    op->channels_ = static_cast<size_t>(meta[5]);
-    Scaling scaling = Scaling::kTensor;
-    if (!ReadScaling(meta[2], Scaling::kRow, &scaling, error) ||
-        !ReadScale(node, 2, "scale", scaling == Scaling::kRow ? rows : 1, &op->scale_, error) ||
-        !ReadCopies(node, 5, &op->copies_, error) ||
-        !CheckCopies(op->copies_, op->channels_, error) ||
-        !ReadCodes(node, 1, meta[1], rows, op->channels_ + op->copies_.size(), &op->packed_,
-                   error)) {
-      return nullptr;
-    }
-    op->scale_.resize(rows, op->scale_[0]);
-    if (IsMissing(node, 4)) {
-      op->bias_.resize(rows);
-    } else if (!ReadScale(node, 4, "bias", rows, &op->bias_, error)) {
-      return nullptr;
-    }
-    op->low_ = activation == 0 ? -kInfinity : 0.0f;
-    op->high_ = activation == 2 ? 6.0f : kInfinity;
-    return op;
+bool ReadRow(const RoundOp& op, size_t channels, RowResult* result, Error* error) {
+  const size_t width = channels + op.copies.size();
+  *result = {width, op.fake ? sizeof(float) : sizeof(int8_t), 0};
+  if (op.inv_scale.size() != 1 && op.inv_scale.size() != width) {
+    return error->Set("`inv_scale` has %zu elements, but must have 1 or %zu, as `x` has channels"
+                      " and copies", op.inv_scale.size(), width);
   }
+  return CheckCopies(op.copies, channels, error);
+}
 
-  using RowOp::RowOp;
-
-  bool OutputChannels(size_t channels, size_t* output_channels, Error* error) const override {
-    *output_channels = packed_.rows;
-    if (channels == channels_) return true;
-    return error->Set("`x` has %zu channels, but must have %zu", channels, channels_);
-  }
-
-  size_t Scratch(size_t) const override { return copies_.empty() ? 0 : packed_.columns; }
-
-  void Run(const float* x, size_t rows, size_t, float* scratch, void* out) const override {
-    if (!copies_.empty()) {
-      Expand(x, rows, scratch);
-      x = scratch;
-    }
-    auto* sums = static_cast<float*>(out);
-    BestKernels().multiply(packed_, x, rows, sums);
-    for (size_t b = 0; b < rows; ++b, sums += packed_.rows) {
-      for (size_t r = 0; r < packed_.rows; ++r) {
-        const float value = sums[r] * scale_[r] + bias_[r];
-        sums[r] = std::min(std::max(value, low_), high_);  // in this order, NaN stays NaN
-      }
-    }
-  }
-
- private:
-  void Expand(const float* x, size_t rows, float* out) const {
-    for (size_t b = 0; b < rows; ++b, x += channels_) {
-      out = std::copy_n(x, channels_, out);
-      for (const int32_t copy : copies_) *out++ = x[copy];
-    }
-  }
-
-  size_t channels_ = 0;
-  PackedCodes packed_ = {};
-  std::vector<float> scale_;  // [rows of packed_]
-  std::vector<float> bias_;   // likewise
-  std::vector<int32_t> copies_;
-  float low_, high_;
-};
+bool ReadRow(const FullyConnectedOp& op, size_t channels, RowResult* result, Error* error) {
+  *result = {op.packed.rows, sizeof(float), op.copies.empty() ? 0 : op.packed.columns};
+  if (channels == op.channels) return true;
+  return error->Set("`x` has %zu channels, but must have %zu", channels, op.channels);
+}
 
 }  // namespace
 
@@ -341,15 +307,32 @@ bool Error::Set(const char* format, ...) {
   return false;
 }
 
-bool Multiply(size_t a, size_t b, size_t* product) {
-  if (b != 0 && a > SIZE_MAX / b) return false;
-  *product = a * b;
-  return true;
-}
-
 bool IsOperator(std::string_view custom_name) {
   return custom_name == kDequantize || custom_name == kFullyConnected ||
          custom_name == kQuantize || custom_name == kFakeQuantize;
+}
+
+bool CheckOrder(const std::vector<NodeView>& nodes, Error* error) {
+  if (nodes.empty()) return true;
+  std::vector<bool> is_due(nodes[0].tensors_size);  // some node is still to make it
+  const auto set_outputs = [&](const NodeView& node, bool value) {
+    for (int i = 0; node.outputs != nullptr && i < node.outputs->size; ++i) {
+      const auto output = static_cast<size_t>(node.outputs->data[i]);
+      if (output < is_due.size()) is_due[output] = value;
+    }
+  };
+  for (const NodeView& node : nodes) set_outputs(node, true);
+  for (const NodeView& node : nodes) {
+    for (int i = 0; node.inputs != nullptr && i < node.inputs->size; ++i) {
+      const auto input = static_cast<size_t>(node.inputs->data[i]);
+      if (input < is_due.size() && is_due[input]) {
+        return error->Set("The operators are not in order: tensor %d is read before it is made.",
+                          node.inputs->data[i]);
+      }
+    }
+    set_outputs(node, false);
+  }
+  return true;
 }
 
 bool ParseDequantize(const NodeView& node, DequantizeOp* op, Error* error) {
@@ -398,35 +381,23 @@ bool ParseDequantize(const NodeView& node, DequantizeOp* op, Error* error) {
          ReadScale(node, 1, "scale", scales, &op->scale, error);
 }
 
-void DequantizeOp::Run(float* out) const {
-  const MergedKernel kernel = {packed,        pixels,       channels, copies.data(),
-                               copies.size(), scale.data(), scaling};
-  DequantizeMerged(BestKernels(), kernel, out);
+bool ParseRowOp(const NodeView& node, RowOp* op, Error* error) {
+  if (node.name == kFullyConnected) return ParseFullyConnected(node, op, error);
+  return ParseRound(node.name == kFakeQuantize, node, op, error);
 }
 
-std::unique_ptr<RowOp> ParseRowOp(std::string_view custom_name, const NodeView& node,
-                                  Error* error) {
-  if (custom_name == kFullyConnected) return FullyConnectedOp::Parse(node, error);
-  return RoundOp::Parse(custom_name == kFakeQuantize, node, error);
-}
-
-bool ReadActivation(const Tensor& x, Activation* activation, Error* error) {
-  if (!CheckType(x, "x", tflite::kFloat32, error)) return false;
-  if (x.dims == nullptr || x.dims->size < 1 || x.dims->data[x.dims->size - 1] < 1) {
-    return error->Set("`x` must have one dimension or more, and one channel or more");
-  }
-  const int last = x.dims->size - 1;
-  activation->channels = static_cast<size_t>(x.dims->data[last]);
-  activation->rows = 1;
-  bool fits = true;
-  for (int i = 0; i < last && fits; ++i) {
-    if (x.dims->data[i] < 0) return error->Set("`x` has a dimension of %d", x.dims->data[i]);
-    fits = Multiply(activation->rows, static_cast<size_t>(x.dims->data[i]), &activation->rows);
-  }
-  size_t elements, bytes;
-  if (!fits || !Multiply(activation->rows, activation->channels, &elements) ||
-      !Multiply(elements, sizeof(float), &bytes) || bytes != x.bytes) {
-    return error->Set("`x` has %zu bytes, which its dimensions do not give", x.bytes);
+bool ReadSizes(const RowOp& op, const Tensor& x, RowSizes* sizes, Error* error) {
+  RowResult row;
+  const auto read_row = [&](const auto& of_rows) {
+    return ReadRow(of_rows, sizes->channels, &row, error);
+  };
+  if (!ReadX(x, sizes, error) || !std::visit(read_row, op.op)) return false;
+  sizes->output_channels = row.channels;
+  size_t elements;
+  if (row.channels > INT32_MAX || !Multiply(sizes->rows, row.channels, &elements) ||
+      !Multiply(elements, row.channel_bytes, &sizes->output_bytes) ||
+      !Multiply(sizes->rows, row.scratch, &sizes->scratch)) {
+    return error->Set("`x` is too large");
   }
   return true;
 }

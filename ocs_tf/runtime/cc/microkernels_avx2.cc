@@ -195,9 +195,9 @@ struct Isa {
 
 namespace ocs {
 
-const Kernels* Avx2Kernels() {
+const Microkernels* Avx2Microkernels() {
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &kKernels : nullptr;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &kMicrokernels : nullptr;
 }
 
 }  // namespace ocs
@@ -206,7 +206,7 @@ const Kernels* Avx2Kernels() {
 
 namespace ocs {
 
-const Kernels* Avx2Kernels() { return nullptr; }
+const Microkernels* Avx2Microkernels() { return nullptr; }
 
 }  // namespace ocs
 

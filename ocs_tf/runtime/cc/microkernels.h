@@ -1,10 +1,11 @@
-// The arithmetic of the packed format (docs/packed.md), in one implementation per instruction set.
+// The microkernels: the arithmetic of the packed format (docs/packed.md), in one implementation per
+// instruction set. A *kernel*, here as elsewhere, is a layer's weight tensor.
 //
 // All implementations of a function give the same bits, whatever the shape and the alignment. None
 // reads or writes outside of the arrays it is given, and none allocates.
 
-#ifndef OCS_TF_KERNELS_KERNELS_H_
-#define OCS_TF_KERNELS_KERNELS_H_
+#ifndef OCS_TF_RUNTIME_MICROKERNELS_H_
+#define OCS_TF_RUNTIME_MICROKERNELS_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -49,7 +50,8 @@ struct Rounding {
   size_t copy_count;
 };
 
-struct Kernels {
+// One implementation of all of them.
+struct Microkernels {
   const char* name;  // "plain", "avx2", "avx512" or "neon"
 
   // Codes [rows, columns], within the range of `bits`, to rows of RowBytes(bits, columns) bytes.
@@ -78,10 +80,10 @@ struct Kernels {
 };
 
 // The fastest implementation that this processor runs; chosen once.
-const Kernels& BestKernels();
+const Microkernels& BestMicrokernels();
 
 // The implementation of this name, or nullptr if this processor or build lacks it.
-const Kernels* FindKernels(const char* name);
+const Microkernels* FindMicrokernels(const char* name);
 
 // Copies of split channels, and where they are in a row of packed codes: behind the codes of the
 // unexpanded kernel, [pixels, channels], the copies' [pixels, copies].
@@ -97,8 +99,8 @@ struct MergedKernel {
 
 // The effective kernel float32 [rows, pixels * channels]: codes of copies are added, as integers,
 // to those of the channel they copy; the sum is multiplied once.
-void DequantizeMerged(const Kernels& kernels, const MergedKernel& kernel, float* out);
+void DequantizeMerged(const Microkernels& microkernels, const MergedKernel& kernel, float* out);
 
 }  // namespace ocs
 
-#endif  // OCS_TF_KERNELS_KERNELS_H_
+#endif  // OCS_TF_RUNTIME_MICROKERNELS_H_

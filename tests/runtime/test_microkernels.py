@@ -1,8 +1,10 @@
-"""The kernels of each instruction set, by name, against NumPy; equal to the bit."""
+"""The microkernels of each instruction set, by name, against NumPy; equal to the bit."""
 
 from __future__ import annotations
 
 import ctypes
+import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,20 +15,35 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ocs_tf.numerics import packing
-from ocs_tf.runtime import load_library
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import microkernel_library
+
+pytestmark = pytest.mark.skipif(
+    bool(microkernel_library.missing()), reason=microkernel_library.missing()
+)
 BITS = range(2, 9)
 TENSOR, ROW, COLUMN = range(3)
-LIBRARY = load_library()
-LIBRARY.ocs_instruction_sets.restype = ctypes.c_char_p
-INSTRUCTION_SETS = LIBRARY.ocs_instruction_sets().decode().split()
 SPECIAL = [0.0, -0.0, 0.5, 1.5, -2.5, np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, 2**31, -(2**31)]
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 # Through several vectors of each width, with every kind of rest.
 sizes = st.integers(0, 140)
 bits_of_codes = st.sampled_from(BITS)
-each_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built() -> None:
+    """Before any test, whose time is limited."""
+    microkernel_library.load()
+
+
+@pytest.fixture(scope="module", params=["plain", "neon", "avx2", "avx512"])
+def instruction_set(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if name not in microkernel_library.instruction_sets():
+        pytest.skip(f"this processor does not run {name}")
+    return name
 
 
 def call(name: str, instruction_set: str, *arguments: Any) -> int:
@@ -37,7 +54,9 @@ def call(name: str, instruction_set: str, *arguments: Any) -> int:
             return ctypes.c_void_p(argument.ctypes.data)
         return ctypes.c_size_t(argument) if isinstance(argument, int) else argument
 
-    return getattr(LIBRARY, name)(instruction_set.encode(), *map(convert, arguments))
+    return getattr(microkernel_library.load(), name)(
+        instruction_set.encode(), *map(convert, arguments)
+    )
 
 
 def int32(value: int) -> ctypes.c_int32:
@@ -95,10 +114,9 @@ def rounded(
 
 
 def test_the_plain_set_is_the_slowest_one() -> None:
-    assert INSTRUCTION_SETS[0] == "plain"
+    assert microkernel_library.instruction_sets()[0] == "plain"
 
 
-@each_set
 @given(
     rng=seeds, bits=bits_of_codes, rows=st.integers(0, 5), columns=sizes, shift=st.integers(0, 7)
 )
@@ -117,7 +135,6 @@ def test_pack_and_unpack(
     np.testing.assert_array_equal(back.checked(), codes)
 
 
-@each_set
 @given(
     rng=seeds,
     bits=bits_of_codes,
@@ -148,7 +165,6 @@ def test_dequantize(
     np.testing.assert_array_equal(out.checked(), codes[:, :columns] * by)
 
 
-@each_set
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("shift", [0, 4])
 def test_large_outputs_that_go_around_the_caches(
@@ -164,7 +180,6 @@ def test_large_outputs_that_go_around_the_caches(
     np.testing.assert_array_equal(out.checked(), codes * scale[:, None])
 
 
-@each_set
 @given(
     rng=seeds,
     bits=bits_of_codes,
@@ -204,7 +219,6 @@ def test_copies_are_merged(
     np.testing.assert_array_equal(out.checked(), expected)
 
 
-@each_set
 @given(
     rng=seeds,
     bits=bits_of_codes,
@@ -239,7 +253,6 @@ def test_quantize(
     np.testing.assert_array_equal(out.checked(), expected.astype(np.int8))
 
 
-@each_set
 @given(
     rng=seeds,
     bits=st.sampled_from([*BITS, 16]),
@@ -285,7 +298,6 @@ def rounding_case(
 
 
 @pytest.mark.parametrize("function", ["ocs_quantize", "ocs_fake_quantize"])
-@each_set
 def test_large_activations_that_go_around_the_caches(
     instruction_set: str, function: str, rng: np.random.Generator
 ) -> None:
@@ -321,7 +333,7 @@ def test_multiply(
     x = misaligned(rng.normal(size=(batch, columns)).astype(np.float32), 4 * shift)
     products = x.astype(np.float64)[:, None] * codes
     results = []
-    for instruction_set in INSTRUCTION_SETS:
+    for instruction_set in microkernel_library.instruction_sets():
         out = Output((batch, rows), np.float32, 4 * shift)
         arguments = [packed, int32(bits), rows, columns, x, batch, out.array]
         assert call("ocs_multiply", instruction_set, *arguments) == 0
@@ -344,7 +356,7 @@ def test_multiply_keeps_infinities_and_nan(
     x = rng.choice(np.float32([1, 0, np.inf, -np.inf, np.nan]), (batch, columns))
     with np.errstate(invalid="ignore"):
         expected = (x[:, None] * codes).sum(axis=-1, dtype=np.float32)
-    for instruction_set in INSTRUCTION_SETS:
+    for instruction_set in microkernel_library.instruction_sets():
         out = Output((batch, rows), np.float32, 0)
         packed = packing.pack_codes(codes, bits)
         arguments = [packed, int32(bits), rows, columns, x, batch, out.array]

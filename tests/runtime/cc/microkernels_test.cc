@@ -1,5 +1,5 @@
-// Every implementation of the kernels against one that is as simple as can be, bit for bit: many
-// shapes, widths, alignments and values. Buffers have exactly the size they need, for
+// Every implementation of the microkernels against one that is as simple as can be, bit for bit:
+// many shapes, widths, alignments and values. Buffers have exactly the size they need, for
 // AddressSanitizer to see what is read or written beyond them.
 
 #include <algorithm>
@@ -15,11 +15,11 @@
 #include <new>
 #include <vector>
 
-#include "kernels.h"
+#include "microkernels.h"
 
 namespace {
 
-using ocs::Kernels;
+using ocs::Microkernels;
 using ocs::PackedCodes;
 using ocs::Rounding;
 using ocs::Scaling;
@@ -112,10 +112,10 @@ void Compare(const char* name, const char* what, const Array<T>& got,
   ++cases;
 }
 
-std::vector<const Kernels*> Available() {
-  std::vector<const Kernels*> available;
+std::vector<const Microkernels*> Available() {
+  std::vector<const Microkernels*> available;
   for (const char* name : {"plain", "avx2", "avx512", "neon"}) {
-    if (const Kernels* kernels = ocs::FindKernels(name)) available.push_back(kernels);
+    if (const Microkernels* set = ocs::FindMicrokernels(name)) available.push_back(set);
   }
   return available;
 }
@@ -169,16 +169,16 @@ size_t Index(Scaling scaling, size_t row, size_t column) {
 
 void TestPacking(int bits, size_t rows, size_t columns, Random& random) {
   const Codes codes(bits, rows, columns, random);
-  for (const Kernels* kernels : Available()) {
+  for (const Microkernels* set : Available()) {
     Array<uint8_t> packed(codes.packed.size(), random);
-    kernels->pack(codes.values.data(), bits, rows, columns, packed.data());
+    set->pack(codes.values.data(), bits, rows, columns, packed.data());
     const uint8_t* bytes = codes.packed.data();
-    Compare(kernels->name, "pack", packed, std::vector<uint8_t>(bytes, bytes + packed.size()));
+    Compare(set->name, "pack", packed, std::vector<uint8_t>(bytes, bytes + packed.size()));
 
     Array<int8_t> unpacked(rows * columns, random);
-    kernels->unpack(codes.Packed(), unpacked.data());
+    set->unpack(codes.Packed(), unpacked.data());
     const int8_t* values = codes.values.data();
-    Compare(kernels->name, "unpack", unpacked,
+    Compare(set->name, "unpack", unpacked,
             std::vector<int8_t>(values, values + unpacked.size()));
   }
 }
@@ -193,10 +193,10 @@ void TestDequantize(int bits, size_t rows, size_t columns, size_t more_columns, 
         want.push_back(static_cast<float>(codes.Code(r, c)) * scale[Index(scaling, r, c)]);
       }
     }
-    for (const Kernels* kernels : Available()) {
+    for (const Microkernels* set : Available()) {
       Array<float> out(rows * columns, random);
-      kernels->dequantize(codes.Packed(), columns, scale.data(), scaling, out.data());
-      Compare(kernels->name, "dequantize", out, want);
+      set->dequantize(codes.Packed(), columns, scale.data(), scaling, out.data());
+      Compare(set->name, "dequantize", out, want);
     }
   }
 }
@@ -219,13 +219,13 @@ void TestDequantizeMerged(int bits, size_t rows, size_t pixels, size_t channels,
         want.push_back(static_cast<float>(sum) * scale[Index(scaling, r, c)]);
       }
     }
-    for (const Kernels* kernels : Available()) {
+    for (const Microkernels* set : Available()) {
       Array<float> out(rows * columns, random);
-      ocs::DequantizeMerged(*kernels,
+      ocs::DequantizeMerged(*set,
                             {codes.Packed(), pixels, channels, copies.data(), copy_count,
                              scale.data(), scaling},
                             out.data());
-      Compare(kernels->name, "DequantizeMerged", out, want);
+      Compare(set->name, "DequantizeMerged", out, want);
     }
   }
 }
@@ -258,18 +258,18 @@ void TestRounding(size_t rows, size_t channels, size_t copy_count, Random& rando
                               scale[per_channel ? c : 0]);
       }
     }
-    for (const Kernels* kernels : Available()) {
+    for (const Microkernels* set : Available()) {
       Array<int8_t> codes(rows * width, random);
       const Rounding to_codes = {inv_scale.data(), nullptr,       per_channel, low, high,
                                  zero_point,       copies.data(), copy_count};
-      kernels->quantize(x.data(), rows, channels, to_codes, codes.data());
-      Compare(kernels->name, "quantize", codes, want_codes);
+      set->quantize(x.data(), rows, channels, to_codes, codes.data());
+      Compare(set->name, "quantize", codes, want_codes);
 
       Array<float> floats(rows * width, random);
       const Rounding to_floats = {inv_scale.data(), scale.data(),  per_channel, fake_low,
                                   fake_high,        0,             copies.data(), copy_count};
-      kernels->fake_quantize(x.data(), rows, channels, to_floats, floats.data());
-      Compare(kernels->name, "fake_quantize", floats, want_floats);
+      set->fake_quantize(x.data(), rows, channels, to_floats, floats.data());
+      Compare(set->name, "fake_quantize", floats, want_floats);
     }
   }
 }
@@ -297,32 +297,32 @@ void TestMultiply(int bits, size_t rows, size_t columns, size_t batch, Random& r
   for (size_t b = 0; b < batch; ++b) {
     for (size_t r = 0; r < rows; ++r) want.push_back(Dot(codes, r, x.data() + b * columns));
   }
-  for (const Kernels* kernels : Available()) {
+  for (const Microkernels* set : Available()) {
     Array<float> out(batch * rows, random);
-    kernels->multiply(codes.Packed(), x.data(), batch, out.data());
-    Compare(kernels->name, "multiply", out, want);
+    set->multiply(codes.Packed(), x.data(), batch, out.data());
+    Compare(set->name, "multiply", out, want);
   }
 }
 
 // What is above agrees with numbers worked out by hand.
 void TestByHand() {
   Random random(0);
-  for (const Kernels* kernels : Available()) {
+  for (const Microkernels* set : Available()) {
     Array<int8_t> codes(4, random);
     const int8_t by_hand[] = {1, -2, 3, -4};
     std::copy(std::begin(by_hand), std::end(by_hand), codes.data());
     Array<uint8_t> packed(2, random);
-    kernels->pack(codes.data(), 3, 1, 4, packed.data());
+    set->pack(codes.data(), 3, 1, 4, packed.data());
     const int bits = 0b001 | 0b110 << 3 | 0b011 << 6 | 0b100 << 9;
-    Compare(kernels->name, "pack", packed,
+    Compare(set->name, "pack", packed,
             {static_cast<uint8_t>(bits & 255), static_cast<uint8_t>(bits >> 8)});
 
     const float x[] = {0.5f, 1.5f, -2.5f, 1e30f, std::nanf("")};
     const float one = 1.0f;
     const int32_t copies[] = {2, 1};
     Array<int8_t> rounded(7, random);
-    kernels->quantize(x, 1, 5, {&one, nullptr, false, -8, 7, 1, copies, 2}, rounded.data());
-    Compare(kernels->name, "quantize", rounded, {0 + 1, 2 + 1, -2 + 1, 7 + 1, 1, -2 + 1, 2 + 1});
+    set->quantize(x, 1, 5, {&one, nullptr, false, -8, 7, 1, copies, 2}, rounded.data());
+    Compare(set->name, "quantize", rounded, {0 + 1, 2 + 1, -2 + 1, 7 + 1, 1, -2 + 1, 2 + 1});
   }
 }
 
@@ -357,7 +357,7 @@ int main(int argc, char** argv) {
     TestRounding(9, 950000, 3, random);
   }
   std::printf("%d cases passed:", cases);
-  for (const Kernels* kernels : Available()) std::printf(" %s", kernels->name);
+  for (const Microkernels* set : Available()) std::printf(" %s", set->name);
   std::printf("\n");
   return 0;
 }

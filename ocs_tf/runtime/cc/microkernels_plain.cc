@@ -187,11 +187,20 @@ void Multiply(const PackedCodes& packed, const float* x, size_t batch, float* ou
   });
 }
 
-constexpr Kernels kPlain = {"plain",  Pack,         Unpack,  Dequantize,
-                            Quantize, FakeQuantize, Multiply};
+constexpr Microkernels kPlain = [] {
+  Microkernels set = {};
+  set.name = "plain";
+  set.pack = Pack;
+  set.unpack = Unpack;
+  set.dequantize = Dequantize;
+  set.quantize = Quantize;
+  set.fake_quantize = FakeQuantize;
+  set.multiply = Multiply;
+  return set;
+}();
 
 }  // namespace
 
-const Kernels* PlainKernels() { return &kPlain; }
+const Microkernels* PlainMicrokernels() { return &kPlain; }
 
 }  // namespace ocs

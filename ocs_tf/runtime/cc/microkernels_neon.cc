@@ -165,7 +165,7 @@ struct Isa {
 
 namespace ocs {
 
-const Kernels* NeonKernels() { return &kKernels; }
+const Microkernels* NeonMicrokernels() { return &kMicrokernels; }
 
 }  // namespace ocs
 
@@ -173,7 +173,7 @@ const Kernels* NeonKernels() { return &kKernels; }
 
 namespace ocs {
 
-const Kernels* NeonKernels() { return nullptr; }
+const Microkernels* NeonMicrokernels() { return nullptr; }
 
 }  // namespace ocs
 

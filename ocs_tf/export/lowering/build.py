@@ -1,18 +1,4 @@
-"""Lowering: a quantized model as a plain float Keras graph with the same function.
-
-Kernels become `codes * scale`, exactly; rounded activations become names with grids. Copies of
-split channels are merged back where the sums of their codes still fit an int8 tensor (at up to 7
-bits, as a rule): the accumulator of an integer convolution sees the same sum. Where they do not
-fit, or are to be kept, the layer that produces the channels produces the copies too; only where its
-output has other readers does a Concatenation of slices duplicate them. There is never a Gather,
-which accelerators such as the Edge TPU do not have.
-
-Split activations have more channels there. The layer that makes them makes the copies, too,
-each of its output channels at `1/k` of its scale; where there is no such layer, only packed files,
-which round activations by operators, can have copies.
-
-What is to become of kernels and activations is a `Form`, one for each kind of file.
-"""
+"""The float graph of a quantized model."""
 
 from __future__ import annotations
 
@@ -24,16 +10,13 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.data import fixed_batch_size
-from ocs_tf.export import int4
-from ocs_tf.export.barrier import Barrier, barrier_function
+from ocs_tf.export.barrier import barrier_function
 from ocs_tf.export.fake_quantize_operator import RoundingOperator
 from ocs_tf.export.folding import (
-    ends_in_sum,
     function_may_multiply,
     is_integer,
-    may_begin_with_product,
-    may_end_in_product,
 )
+from ocs_tf.export.form import INT8, Form
 from ocs_tf.export.inference import (
     constants_in_float32,
     float32_input,
@@ -41,6 +24,18 @@ from ocs_tf.export.inference import (
     without_dropout,
 )
 from ocs_tf.export.kernel_matching import ExportKernel
+from ocs_tf.export.lowering.apart import Apart, has_kernels
+from ocs_tf.export.lowering.checks import check
+from ocs_tf.export.lowering.decisions import decide
+from ocs_tf.export.lowering.kernels import (
+    adapter_of,
+    as_float,
+    in_two_dimensions,
+    inside,
+    output_copies,
+    steps,
+    with_norm,
+)
 from ocs_tf.export.packed import PackedKernel
 from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.affine import affine, affine_axis
@@ -56,52 +51,10 @@ from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.rebuild import rebuild
 from ocs_tf.graph.substitutions import resizing
 from ocs_tf.graph.substitutions.inlining import flat
-from ocs_tf.layers.checks import check_floats, check_grid, of_layer
+from ocs_tf.keras_internals import maker
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
-from ocs_tf.numerics.activation_splitting import copy_parts, repeat_inputs, split_outputs
+from ocs_tf.numerics.activation_splitting import copy_parts
 from ocs_tf.numerics.grid import code_limit
-from ocs_tf.planning.weights import SMALLEST_CHANNEL
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """What a lowered model is for.
-
-    Attributes:
-        kernels: how kernels are going to be stored: `"float"`, `"int8"`, `"int4"` (those of up to 4
-            bits; wider ones in int8) or `"packed"`.
-        integer: prepare for an integer runtime: batch norms that were not folded become depthwise
-            convolutions with 8-bit kernels, and a ReLU6 by itself a ReLU on a grid that ends at 6.
-        rounds: activations are rounded by operators in the graph, not by the tensors' grids.
-    """
-
-    kernels: str
-    integer: bool = False
-    rounds: bool = False
-
-    def tensor_bits(self, bits: int, kind: str) -> int:
-        """Width of the integer tensor that a kernel of this kind and of `bits` goes into."""
-        return 4 if self.kernels == "int4" and bits <= 4 and kind in int4.KINDS else 8
-
-    @property
-    def splits_activations(self) -> bool:
-        """Whether activations are rounded, so that splitting their channels matters."""
-        return self.integer or self.rounds
-
-    def code_limit(self, bits: int, kind: str) -> int | None:
-        """Largest effective code that such a kernel may have; None: any."""
-        integers = self.kernels in ("int8", "int4")
-        return code_limit(self.tensor_bits(bits, kind)) if integers else None
-
-
-_CONVOLUTIONS = ("conv", "depthwise", "transposed")
-
-FLOAT = Form("float")
-INT8 = Form("int8", integer=True)
-INT4 = Form("int4", integer=True)
-INT8_WEIGHTS = Form("int8")
-INT4_WEIGHTS = Form("int4")
-PACKED = Form("packed", rounds=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,33 +103,19 @@ class _Lowering:
         self, model: keras.Model, form: Form, merge_copies: bool, batch_size: int | None
     ) -> None:
         self.graph = Graph(model, fold_batch_norm=False, open_quantized=True)
+        check(self.graph, form)
         self.form = form
-        self.merge_copies = merge_copies
         self.batch_size = fixed_batch_size(self.graph.model) or batch_size
+        self.decided = decide(self.graph, form, merge_copies)
+        self.apart = Apart(self.graph, form)
         self.kernels: list[Any] = []
         self.grids: dict[str, ActivationGrid] = {}
-        self.notes: list[str] = []
         self.weights: dict[str, list[np.ndarray]] = {}  # of the new layers
-        # The decisions, by layer name: the map of an expanded input; whether the layer in front
-        # makes the copies; how output channels are repeated for a reader; the batch norm that is
-        # taken up.
-        self.expanded: dict[str, np.ndarray] = {}
-        self.fed: set[str] = set()
-        self.repeated: dict[str, np.ndarray] = {}
-        self.norms: dict[str, keras.layers.Layer] = {}
         self.tensor_grids: dict[int, ActivationGrid | None] = {}  # of the new graph
         self.composed: set[str] = set()  # composites that have their weights
         self.added: dict[str, keras.layers.Layer] = {}  # by name: beside those in place of others
 
     def run(self) -> Lowered:
-        self._check()
-        for node in self.graph.nodes:
-            if isinstance(node.layer, layers.KernelLayer):
-                self._choose_expansion(node)
-                norm = self.graph.foldable_norm(node.layer, may_be_output=True)
-                if norm is not None and node.layer.output_grid is None:
-                    self.norms[node.layer.name] = norm
-        self.dropped = {norm.name for norm in self.norms.values()}
         model, twins = rebuild(
             self.graph, self._replace, self._call, self.batch_size, input_dtype=float32_input
         )
@@ -184,95 +123,11 @@ class _Lowering:
             twins[name].set_weights(weights)
         for node in self.graph.nodes:
             layer = layers.unwrapped(node.layer)
-            if self._inside(layer) and layer.name not in self.composed:
+            if inside(layer) and layer.name not in self.composed:
                 self.composed.add(layer.name)
                 self._fill(layer, twins[layer.name])
         # A constant that is float32 by now may be a layer, as it is where a graph is read.
-        return Lowered(flat(model), self.kernels, self.grids, self.notes)
-
-    def _check(self) -> None:
-        for node in self.graph.nodes:
-            self._check_stored(layers.unwrapped(node.layer), node.layer)
-        quantized = [n.layer for n in self.graph.nodes if isinstance(n.layer, layers.KernelLayer)]
-        if not quantized and not any(self._inside(node.layer) for node in self.graph.nodes):
-            raise ValueError(
-                f"`model` {self.graph.model.name!r} has no quantized layer; pass what"
-                " ocs_tf.convert returned."
-            )
-        for layer in quantized:
-            if getattr(layer, "data_format", None) == "channels_first":
-                raise ValueError(
-                    f"layer {layer.name!r} is channels_first, which TFLite does not have; build"
-                    " the model with data_format='channels_last'."
-                )
-        for layer in (node.layer for node in self.graph.nodes):
-            if isinstance(layer, layers.OracleQuantize):
-                raise ValueError(
-                    f"layer {layer.name!r} chooses its grid from each batch, a simulation only;"
-                    " convert with another activation_split than 'oracle'."
-                )
-            self._check_length(layer)
-            copies = isinstance(layer, layers.FakeQuantize) and layer.grid.copies
-            if copies and self.form.integer:
-                raise ValueError(
-                    f"layer {layer.name!r} splits activations where nothing can make the copies in"
-                    " integers. Convert with activation_scope='all' or activation_expand_ratio=0,"
-                    " or export with target='packed'."
-                )
-
-    def _check_stored(self, layer: Any, wrapper: Any) -> None:
-        """Refuse what no conversion makes, from a damaged file or of weights that were set."""
-        with of_layer(layer.name):
-            if isinstance(wrapper, (layers.FakeQuantize, layers.QuantizedOutput)):
-                check_grid("grid", wrapper.grid)
-            inside = self._inside(layer)
-            for path, stored in inside.items():
-                with of_layer(path):
-                    stored.check_state()
-            if inside:
-                check_floats(layer)
-        if isinstance(layer, layers.KernelLayer):
-            layer.check_state()
-
-    def _check_length(self, layer: Any) -> None:
-        if not (self.form.integer and self._inside(layer)):
-            return
-        steps = [call.inputs[0].shape[1] for call in self.graph.calls_of(layer.name)]
-        if composites.is_recurrent(layers.unwrapped(layer)) and None in steps:
-            raise ValueError(
-                f"layer {layer.name!r} reads sequences of any length, but an int8 file has a copy"
-                " of the layer's operators for each time step. Build the model with a fixed length"
-                " (keras.Input((100, 8))), or export with activations='float' or 'dynamic', or"
-                " target='packed'."
-            )
-
-    def _choose_expansion(self, node: Node) -> None:
-        layer = node.layer
-        if not layer.copies or layer.name in self.expanded:
-            return
-        kernel, _ = self._quantized(layer)
-        limit = self.form.code_limit(layer.weight_bits, _adapter(layer).kind)
-        fits = limit is None or np.abs(kernel.effective_codes()).max(initial=0) <= limit
-        if self.merge_copies and fits:
-            return
-        adapter = _adapter(layer)
-        if not adapter.is_direct(layer):
-            raise ValueError(
-                f"layer {layer.name!r} has split channels whose codes do not add up to int8, over"
-                " several axes of its input. Convert it with expand_ratio=0 or fewer bits, or"
-                " export with merge_copies=True or target='packed'."
-            )
-        self.expanded[layer.name] = mapping = adapter.input_map(layer, kernel.channel_map)
-        try:
-            chain = channels.producers(self.graph, node)
-        except channels.NoProducer as reason:
-            self.notes.append(
-                f"{layer.name}: no layer in front can repeat channels for it ({reason}), so a"
-                f" Concatenation of slices duplicates {layer.copies} channels."
-            )
-        else:
-            self.fed.add(layer.name)
-            self.repeated |= {producer.layer.name: mapping for producer in chain}
+        return Lowered(flat(model), self.kernels, self.grids, self.decided.notes)
 
     # Layers ---------------------------------------------------------------------------------
 
@@ -282,7 +137,7 @@ class _Lowering:
     def _twin(self, layer: Any) -> Any:
         if isinstance(layer, layers.KernelLayer):
             return self._kernel_layer(layer)
-        if self._inside(layer):
+        if inside(layer):
             return composites.plain(layer, unroll=self.form.integer)
         if affine_axis(layer) is not None and self._stands_alone(layer):
             return self._norm_as_depthwise(layer)
@@ -293,7 +148,7 @@ class _Lowering:
             resized = resizing.as_one_operator(layer, shapes.pop()) if len(shapes) == 1 else None
             if resized is not None:
                 return resized
-        mapping = self.repeated.get(layer.name)
+        mapping = self.decided.repeated.get(layer.name)
         if mapping is None or not getattr(layer, "weights", None):
             return clone_layer(layer)
         config, weights = self._repeat(layer, layer.get_config(), layer.get_weights())
@@ -302,15 +157,15 @@ class _Lowering:
 
     def _kernel_layer(self, layer: layers.KernelLayer) -> Any:
         """The float layer whose kernel is exactly `codes * scale`."""
-        adapter = _adapter(layer)
-        kernel, bias = self._kernel(layer)
+        adapter = adapter_of(layer)
+        kernel, bias = with_norm(layer, self.decided.norms.get(layer.name), self.form)
         config = adapter.with_bias(adapter.float_config(layer), bias is not None)
-        if self._output_copies(layer):
+        if output_copies(layer, self.form):
             assert adapter.outputs_option is not None
             config[adapter.outputs_option] = kernel.codes.shape[-1]
         if separable_activation(layer) is not None:
             config["activation"] = None
-        expanded = layer.name in self.expanded
+        expanded = layer.name in self.decided.expanded
         if self.form.kernels == "packed":
             self._note(layer.name, adapter.kind, kernel)
         codes = kernel.codes if expanded else kernel.effective_codes()
@@ -319,26 +174,21 @@ class _Lowering:
         identity = np.arange(arrays[0].shape[-2], dtype=np.int32)
         made = QuantizedKernel(arrays[0], arrays[1], identity, layer.weight_bits)
         self.weights[layer.name] = [
-            adapter.from_stored(_as_float(made, layer), layer),
+            adapter.from_stored(as_float(made, layer), layer),
             *(adapter.bias_to_keras(array, layer) for array in arrays[2:]),
         ]
         if self.form.kernels != "packed":
             self._note(layer.name, adapter.kind, made)
         return adapter.layer_class.from_config(config)
 
-    def _inside(self, layer: Any) -> dict[str, Any]:
-        """The quantized kernels inside of a composite, by path."""
-        layer = layers.unwrapped(layer)
-        return {} if isinstance(layer, layers.KernelLayer) else composites.stored_parts(layer)
-
     def _fill(self, layer: Any, twin: Any) -> None:
         """Give the float composite `twin` of `layer` its weights; note its kernels."""
         composites.copy_floats(layer, twin)
         parts = composites.parts(twin)
-        for path, stored in self._inside(layer).items():
+        for path, stored in inside(layer).items():
             holder, adapter = parts[path].holder, parts[path].adapter
             kernel = stored.quantized_kernel()
-            adapter.write(holder, adapter.from_stored(_as_float(kernel, holder), holder))
+            adapter.write(holder, adapter.from_stored(as_float(kernel, holder), holder))
             bias = getattr(stored, "bias", None)
             if bias is not None:
                 holder.bias.assign(adapter.bias_to_keras(np.asarray(bias), holder))
@@ -353,7 +203,7 @@ class _Lowering:
 
     def _note(self, name: str, kind: str, kernel: QuantizedKernel) -> None:
         """Remember the kernel, in the layout of a quantized layer, for the file."""
-        kernel = dataclasses.replace(kernel, codes=_in_two_dimensions(kernel.codes, kind))
+        kernel = dataclasses.replace(kernel, codes=in_two_dimensions(kernel.codes, kind))
         if self.form.kernels == "packed":
             self.kernels.append(PackedKernel(name, kind, kernel))
         elif self.form.kernels != "float":
@@ -373,45 +223,11 @@ class _Lowering:
             bits = self.form.tensor_bits(kernel.bits, kind)
             self.kernels.append(ExportKernel(name, codes.astype(np.int8), kernel.scale, kind, bits))
 
-    def _kernel(self, layer: layers.KernelLayer) -> tuple[QuantizedKernel, np.ndarray | None]:
-        """Kernel in the layer's layout, and bias, with a following batch norm folded into them."""
-        kernel, bias = self._quantized(layer)
-        norm = self.norms.get(layer.name)
-        if norm is None:
-            return kernel, bias
-        # A factor per output channel rescales that channel's step.
-        gain, shift = affine(norm, layer.output_channels)
-        bias = (shift + gain * (0 if bias is None else bias)).astype(np.float32)
-        wanted = (kernel.scale * gain).astype(np.float32)
-        if self.form.code_limit(layer.weight_bits, _adapter(layer).kind) is None:
-            return dataclasses.replace(kernel, scale=wanted), bias
-        # Steps of integer kernels are positive: a negative factor turns the codes around, which a
-        # symmetric grid allows.
-        scale = _steps(wanted)
-        factor = wanted / scale  # 1 or -1, but for a channel that is all but dead
-        factor = factor.reshape(kernel.codes.shape[-2:]) if _is_depthwise(layer) else factor
-        codes = np.rint(kernel.codes * factor).astype(np.int8)
-        return dataclasses.replace(kernel, codes=codes, scale=scale), bias
-
-    def _quantized(self, layer: Any) -> tuple[QuantizedKernel, np.ndarray | None]:
-        """Kernel in the layer's layout, and bias, for the copies of split activations."""
-        kernel = layer.quantized_kernel()
-        bias = None if layer.bias is None else np.asarray(layer.bias)
-        grid = layer.input_grid
-        if grid is not None and grid.copies and self.form.splits_activations:
-            kernel = repeat_inputs(kernel, grid.copies)
-        copies = self._output_copies(layer)
-        return split_outputs(kernel, bias, copies, layer.output_grid) if copies else (kernel, bias)
-
-    def _output_copies(self, layer: Any) -> tuple[int, ...]:
-        grid = layer.output_grid
-        return grid.copies if grid is not None and self.form.splits_activations else ()
-
     def _repeat(
         self, layer: Any, config: dict[str, Any], weights: list[np.ndarray]
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Configuration and weights of `layer` with repeated output channels, if it has any."""
-        mapping = self.repeated.get(layer.name)
+        mapping = self.decided.repeated.get(layer.name)
         if mapping is None:
             return config, weights
         adapter = adapters.any_adapter(layer)
@@ -428,7 +244,7 @@ class _Lowering:
             adapters.adapter_for(layer) is not None and self.graph.foldable_norm(layer) is norm
             for layer in before
         )
-        folded = folded or norm.name in self.dropped
+        folded = folded or norm.name in self.decided.dropped
         if self.form.integer:
             apart = not is_integer(calls[0].inputs[0])  # these have no grid
         else:
@@ -444,7 +260,7 @@ class _Lowering:
             return False
         readers = self.graph.consumers[id(call.outputs[0])]
         return any(
-            self._has_kernels(reader.layer)
+            has_kernels(reader.layer)
             or (_passes_factors(reader.layer) and self._reaches_kernel(reader))
             for reader in readers
         )
@@ -456,9 +272,9 @@ class _Lowering:
         factors; or multiply the factors into a kernel behind, which must stay as it is.
         """
         gain, shift = affine(norm, self.graph.calls_of(norm.name)[0].outputs[0].shape[-1])
-        scale = _steps(gain / code_limit(8))
+        scale = steps(gain / code_limit(8))
         codes = np.rint(gain / scale).astype(np.int8).reshape(1, 1, -1, 1)
-        mapping = self.repeated.get(norm.name, np.arange(len(gain)))
+        mapping = self.decided.repeated.get(norm.name, np.arange(len(gain)))
         codes, scale, shift = codes[:, :, mapping], scale[mapping], shift[mapping]
         if self.form.integer:
             self.kernels.append(ExportKernel(norm.name, codes, scale, "depthwise"))
@@ -474,23 +290,23 @@ class _Lowering:
 
     def _call(self, layer: Any, twin: Any, *args: Any, **kwargs: Any) -> Any:
         name = layer.name
-        if name in self.dropped:
+        if name in self.decided.dropped:
             return args[0]
         if isinstance(layer, layers.FakeQuantize):
             tensor = args[0]
             if layer.grid.copies and self.form.splits_activations:
                 tensor = self._split(tensor, layer.grid, name)
-            return self._rounded(tensor._keras_history.operation.name, tensor, layer.grid)
-        if name in self.expanded and name not in self.fed:
+            return self._rounded(maker(tensor).name, tensor, layer.grid)
+        if name in self.decided.expanded and name not in self.decided.fed:
             args = (self._duplicate(args[0], name), *args[1:])
-        args, kwargs = self._apart(layer, (args, kwargs))
+        args, kwargs = self.apart.from_makers(layer, (args, kwargs))
         if affine_axis(layers.unwrapped(layer)) is not None:
             outputs = self._scaled(layer, twin, args[0])
         else:
             args, kwargs = constants_in_float32((args, kwargs))
             outputs = twin(*args, **kwargs)
         function = separable_activation(layer) if isinstance(layer, layers.KernelLayer) else None
-        outputs = self._apart_from_readers(layer, outputs, function)
+        outputs = self.apart.from_readers(layer, outputs, function)
         if function is not None:
             outputs = self._rounded(name, outputs, layer.preactivation_grid)
             name = f"{name}_activation"
@@ -500,43 +316,6 @@ class _Lowering:
             self._note_grid(name, outputs, self.tensor_grids.get(id(args[0])))
             return outputs
         return self._rounded(name, outputs, grid)
-
-    def _apart(self, layer: Any, given: Any) -> Any:
-        """The arguments of a layer with kernels, apart from it: nothing is folded into them."""
-        if self.form.kernels == "float" or not self._has_kernels(layer):
-            return given
-        dense = isinstance(layer, layers.KernelLayer) and _adapter(layer).kind == "dense"
-        tensors = [tensor for call in self.graph.calls_of(layer.name) for tensor in call.inputs]
-        adds = dense and self.form.integer and any(ends_in_sum(self.graph, t) for t in tensors)
-        if adds or any(may_end_in_product(self.graph, tensor) for tensor in tensors):
-            return self._behind_barriers(given, f"{layer.name}_barrier")
-        return given
-
-    def _apart_from_readers(self, layer: Any, made: Any, function: Any) -> Any:
-        """The output of a layer with kernels, apart from what the converter might fold into them.
-
-        Arguments:
-            made: before its activation `function`, if that is a step of its own.
-        """
-        if self.form.kernels == "float" or not self._has_kernels(layer):
-            return made
-        if function is not None:
-            multiplied = function_may_multiply(layers.unwrapped(layer))
-        else:
-            read = [t for call in self.graph.calls_of(layer.name) for t in call.outputs]
-            multiplied = any(may_begin_with_product(self.graph, tensor) for tensor in read)
-        return self._behind_barriers(made, f"{layer.name}_behind") if multiplied else made
-
-    def _has_kernels(self, layer: Any) -> bool:
-        return isinstance(layer, layers.KernelLayer) or bool(self._inside(layer))
-
-    def _behind_barriers(self, tensors: Any, name: str) -> Any:
-        """The floats of a structure of tensors, behind barriers."""
-        barrier = self._once(Barrier, name=name)
-        return keras.tree.map_structure(
-            lambda t: barrier(t) if keras.backend.is_keras_tensor(t) and "float" in t.dtype else t,
-            tensors,
-        )
 
     def _once(self, layer_class: type, *args: Any, name: str) -> Any:
         """A layer of this name, which may be called more than once."""
@@ -563,7 +342,7 @@ class _Lowering:
 
     def _duplicate(self, tensor: Any, name: str) -> Any:
         """`tensor` with its channels repeated as layer `name` needs."""
-        output = self._repeated(tensor, self.expanded[name], name)
+        output = self._repeated(tensor, self.decided.expanded[name], name)
         self._note_grid(f"{name}_copies", output, self.tensor_grids.get(id(tensor)))
         return output
 
@@ -599,41 +378,7 @@ class _Lowering:
             self.tensor_grids[id(tensor)] = grid
 
 
-def _in_two_dimensions(codes: np.ndarray, kind: str) -> np.ndarray:
-    """`codes` of a convolution, as the converter has it: one dimension is the second of two."""
-    return codes[None] if kind in _CONVOLUTIONS and codes.ndim == 3 else codes
-
-
-def _steps(values: np.ndarray) -> np.ndarray:
-    """Magnitudes of `values` as float32 steps, none so small that an int32 bias overflows."""
-    magnitudes = np.abs(values)
-    largest = magnitudes.max(initial=0.0) or 1.0
-    return np.maximum(magnitudes, largest * SMALLEST_CHANNEL).astype(np.float32)
-
-
-def _adapter(layer: Any) -> adapters.KernelAdapter:
-    """The adapter of a quantized layer with one kernel."""
-    adapter = adapters.adapter_of_quantized(layer)
-    assert adapter is not None
-    return adapter
-
-
-def _as_float(kernel: QuantizedKernel, layer: Any) -> np.ndarray:
-    """The effective kernel in float32, in the layout of the quantized `layer`'s codes."""
-    codes = kernel.effective_codes()
-    scale = kernel.scale
-    if _is_depthwise(layer, scale):
-        scale = scale.reshape(codes.shape[-2:])
-    return codes.astype(np.float32) * scale
-
-
 def _passes_factors(layer: Any) -> bool:
     """Whether factors in front of `layer` are as good as behind it."""
     linear = affine_axis(layer) is not None or isinstance(layer, layers.FakeQuantize)
     return linear or moves_values(layers.unwrapped(layer))
-
-
-def _is_depthwise(layer: Any, scale: np.ndarray | None = None) -> bool:
-    """Whether `layer` keeps its output channels on two axes (and `scale`, if given, has both)."""
-    depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-    return isinstance(layer, depthwise) and (scale is None or scale.ndim > 0)

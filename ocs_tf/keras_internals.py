@@ -1,0 +1,99 @@
+"""What Keras has no public way to tell: every private attribute of it that is used, in one place.
+
+All are as old as Keras 3.5. An operation is a layer or a bare operation (`keras.ops`); a call is
+Keras' record of one, with `operation`, `arguments`, `input_tensors` and `outputs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import keras
+from keras.src.backend.common import global_state
+
+
+def layers_within(layer: Any, include_self: bool = True) -> list[Any]:
+    """A model or layer, and all layers inside of it at any depth."""
+    return list(layer._flatten_layers(include_self=include_self))
+
+
+def maker(tensor: Any) -> Any:
+    """The operation that made a symbolic tensor."""
+    return tensor._keras_history[0]
+
+
+def is_made(tensor: Any) -> bool:
+    """Whether something is a symbolic tensor that an operation made."""
+    history = getattr(tensor, "_keras_history", None)
+    return history is not None and history[0] is not None
+
+
+def making_call(tensor: Any) -> Any:
+    """The call that made a symbolic tensor."""
+    operation, index, _ = tensor._keras_history
+    return operation._inbound_nodes[index]
+
+
+def calls_of(operation: Any) -> list[Any]:
+    """All calls of an operation, in whatever model, in order."""
+    return list(operation._inbound_nodes)
+
+
+def records_of(operation: Any) -> tuple[list[Any], list[Any]]:
+    """Keras' own lists of the calls of an operation, and of those that read it."""
+    return operation._inbound_nodes, operation._outbound_nodes
+
+
+def has_calls(model: keras.Model) -> bool:
+    """Whether Keras has the calls that `model` is made of."""
+    if isinstance(model, keras.Sequential):
+        return getattr(model, "_functional", None) is not None
+    return hasattr(model, "_nodes_by_depth")
+
+
+def calls_in_order(model: keras.Model) -> Iterator[Any]:
+    """The calls in a functional model, inputs first; what Functional itself runs by."""
+    by_depth = model._nodes_by_depth
+    for depth in sorted(by_depth, reverse=True):
+        yield from by_depth[depth]
+
+
+def has_input_structure(model: keras.Model) -> bool:
+    """Whether `model.input` has the structure in which the model takes its inputs."""
+    return hasattr(model, "_inputs_struct")
+
+
+def shapes_built_on(model: keras.Model) -> dict[str, Any]:
+    """The shapes of what a model with its own `call` was called on, by argument."""
+    return model._build_shapes_dict or {}
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that comes with a tensor, or `None`."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def context_arguments(operation: Any) -> Collection[str]:
+    """Arguments of a call that Keras passes on to the calls within, such as `training`."""
+    return getattr(operation, "_call_context_args", ())
+
+
+def is_hidden_class(layer: Any, module: str, name: str) -> bool:
+    """Whether `layer` is of a class in `keras.src` that has no public name."""
+    return (type(layer).__module__, type(layer).__name__) == (f"keras.src.{module}", name)
+
+
+def is_keras_layer_class(cls: type) -> bool:
+    """Whether a class is one of the layers that come with Keras."""
+    return cls.__module__.startswith("keras.src.layers.") and cls is not keras.layers.Layer
+
+
+def thread_state(name: str) -> Any:
+    """What Keras keeps for each thread under this name."""
+    return global_state.get_global_attribute(name)
+
+
+def set_thread_state(name: str, value: Any) -> None:
+    """Set what Keras keeps for this thread."""
+    global_state.set_global_attribute(name, value)
