@@ -203,6 +203,7 @@ def export_tflite(
     content = original = sized_as(original, lowered.model, list(samples.values()))
     drop_unused(lowered, original, samples)
     ops: list[edge_tpu.OpReport] = []
+    reason = ""  # why outputs may be far from the model's
     if form.integer:
         failures.check_straight(content, lowered.model)
         open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
@@ -210,7 +211,8 @@ def export_tflite(
         if found.notes and strict:
             reasons = " ".join(found.notes)
             raise VerificationError(f"{reasons} Replace them, or export with strict=False.")
-        lowered.notes.extend(found.notes)
+        lowered.notes.extend(note for note in (*found.notes, found.coarse_scores) if note)
+        reason = found.coarse_scores
         content = integer_writer.write_int8(
             found.content,
             lowered.kernels,
@@ -235,7 +237,7 @@ def export_tflite(
         rounds = form.integer or form.rounds
         reference = flat(model) if rounds or not _has_grids(model) else lowered.model
         try:
-            closeness = running.compare(content, reference, samples, original, lowered)
+            closeness = running.compare(content, reference, samples, original, lowered, reason)
         except NativeLibraryError as error:
             lowered.notes.append(f"The file was not run: {error}")
     write(path, content, overwrite=overwrite)
