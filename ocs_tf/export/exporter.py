@@ -36,7 +36,9 @@ from ocs_tf.export.lowering import lower
 from ocs_tf.export.signature import in_keras_order, sized_as
 from ocs_tf.export.tensor_grids import check_step, find_activations, sample_inputs
 from ocs_tf.export.unused import drop_unused
+from ocs_tf.graph.analysis.activation_sites import tensor_grids
 from ocs_tf.graph.analysis.concatenations import describe
+from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.substitutions.inlining import check_model, flat
 from ocs_tf.keras_state import restores_state
 from ocs_tf.layers import KernelLayer
@@ -189,6 +191,8 @@ def export_tflite(
     form = _form(target, activations)
     if form.integer:
         _check_grids(model)
+    if _has_grids(model):
+        _check_input_grids(model)
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
     own_batch = data.fixed_batch_size(lowered.model)
     if dynamic_batch and own_batch is not None:
@@ -341,6 +345,31 @@ def _check_grids(model: keras.Model) -> None:
             )
     for layer in model._flatten_layers():
         _check_factor(layer)
+
+
+def _check_input_grids(model: keras.Model) -> None:
+    """Refuse a layer that takes its input to be on another grid than it is: by now, or by mistake.
+
+    The layers of a quantized model can be edited, and called in another order.
+    """
+    graph = Graph(model, fold_batch_norm=False, open_quantized=True)
+    grids = {
+        str(node.layer.name): grid
+        for node in graph.nodes
+        for attribute in ("grid", "output_grid")
+        if isinstance(grid := getattr(node.layer, attribute, None), ActivationGrid)
+    }
+    known = tensor_grids(graph, grids)
+    for node in graph.nodes:
+        wanted = getattr(node.layer, "input_grid", None)
+        found = known.get(id(node.inputs[0])) if node.inputs else None
+        if isinstance(wanted, ActivationGrid) and found not in (None, wanted):
+            maker = graph.producer[id(node.inputs[0])].layer.name
+            raise ValueError(
+                f"layer {node.layer.name!r} was quantized for inputs on {wanted}, but reads what"
+                f" {maker!r} rounds to {found}. Convert the float model anew, in the form that it"
+                " is to have."
+            )
 
 
 def _check_factor(layer: keras.layers.Layer) -> None:
