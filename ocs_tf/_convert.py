@@ -510,7 +510,7 @@ def _warn_of_files(model: keras.Model) -> None:
         reason = None if isinstance(layer, keras.Model) else why_not_loaded(layer)
         if reason is not None:
             warnings.warn(
-                f"layer {layer.name!r} ({type(layer).__name__}) is kept as it is, but a .keras file"
+                f"layer {layer.name!r} ({type(layer).__name__}) works as it is, but a .keras file"
                 f" of the quantized model will not load: {reason} Exports to .tflite need no such"
                 " file.",
                 stacklevel=3,

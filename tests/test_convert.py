@@ -727,3 +727,37 @@ def test_a_plan_may_have_many_copies_of_a_channel(rounding: str, rng: np.random.
     quantized = ocs_tf.apply(model, many, representative_dataset=x, verbose=False)
     assert quantized.get_layer("b").copies == 2000
     assert ocs_tf.numerics.sqnr_db(model(x), quantized(x)) > 30
+
+
+def own_function(x: Any) -> Any:
+    """Known to nobody else."""
+    return keras.ops.tanh(x) + keras.ops.relu(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda f: [keras.Input((6,)), layers.Dense(4, f), layers.Dense(2)],
+        lambda f: [keras.Input((6, 2)), layers.Conv1D(4, 2, activation=f), layers.Dense(2)],
+        lambda f: [keras.Input((6, 2)), layers.SeparableConv1D(4, 2, activation=f)],
+        lambda f: [keras.Input((6, 2)), layers.EinsumDense("abc,cd->abd", (None, 3), activation=f)],
+        lambda f: [keras.Input((6, 2)), layers.LSTM(3, f, recurrent_activation=f), layers.Dense(2)],
+        lambda f: [keras.Input((6, 2)), layers.TimeDistributed(layers.Dense(3, f))],
+    ],
+    ids=["dense", "conv", "separable", "einsum", "lstm", "distributed"],
+)
+@pytest.mark.parametrize(
+    "function", [own_function, lambda x: own_function(x)], ids=["def", "lambda"]
+)
+def test_activation_functions_that_keras_does_not_know(
+    make: Any, function: Any, rng: np.random.Generator
+) -> None:
+    """They are not made from their names; only a file needs those, which is told."""
+    model = keras.Sequential(make(function))
+    x = rng.normal(size=(16, *model.input_shape[1:])).astype(np.float32)
+    with pytest.warns(
+        UserWarning, match="a .keras file of the quantized model will not load"
+    ) as told:
+        quantized = ocs_tf.convert(model, representative_dataset=x, verbose=False)
+    assert not [w for w in told if "includes a `lambda`" in str(w.message)]
+    assert ocs_tf.numerics.sqnr_db(model(x), quantized(x)) > 20

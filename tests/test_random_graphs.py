@@ -34,8 +34,12 @@ LONG = int(os.environ.get("OCS_TF_RANDOM_GRAPHS", 0))
 REFUSALS = (
     r"^kernel of layer '.*' \(dense \[1, .* a convolution of size 1 computes the same",
     r"^TensorFlow's converter fails at '.*': ",
-    # Of a query that is padding all is masked: Keras leaves the mean of all, -256 in int8 does not.
-    r"^the file does not compute .* They part at layer '.*attention",
+    r"^the file does not compute .* Softmaxes read scores that range so far that 8 bits tell few",
+)
+# Keras makes 0 of what a query that is padding reads where attention has dropout, and the mean
+# without; files have no dropout.
+PADDED_QUERIES = (
+    r"^the file does not compute .* They part at layer '\w+_attention(_\d+)?'\. Nothing"
 )
 # dB between a file and the Keras model. Inside of recurrent layers and of attention only int8 files
 # round; in packed ones a value lands on the neighbouring code now and then.
@@ -178,7 +182,9 @@ def test_export(target: str, drawn: Drawn, activation_bits: int | None) -> None:
                 quantized, path, target=target, representative_dataset=drawn.inputs
             )
         except (ValueError, VerificationError) as error:
-            assert re.search("|".join(REFUSALS), str(error)), error  # noqa: PT017
+            drops = re.search(r"Attention\(.*dropout=0\.5", drawn.source)
+            refusals = (*REFUSALS, PADDED_QUERIES) if drops else REFUSALS
+            assert re.search("|".join(refusals), str(error)), error  # noqa: PT017
             assert not path.exists()
             return
         by_position, by_name = run(path, drawn)

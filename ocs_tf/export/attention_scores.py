@@ -3,7 +3,8 @@
 Keras masks a score by adding -1e9 or putting something like -1e38 in its place. An int8 grid that
 reaches so far has no steps left for the scores; and behind a softmax, what lies far enough below a
 row's largest score is 0 in 8 bits all the same (`graph.analysis.masks`). So that is how far the
-grids of scores reach, whether the calibration data have anything masked or not.
+grids of scores reach, whether the calibration data have anything masked or not. Masks of -256 take
+the place of those of Keras, or of a power of two that is larger where scores are large.
 
 The XNNPACK kernels that tf.lite of TensorFlow 2.21 comes with multiply two activations as if the
 second one's zero point were 0, and say nothing. So it is.
@@ -12,7 +13,8 @@ second one's zero point were 0, and say nothing. So it is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,9 @@ from ocs_tf.export.grid_rules import ACTIVATION_MAX, ACTIVATION_MIN, grid_rule
 from ocs_tf.graph.analysis.masks import masked_floor, softmax_floor
 from ocs_tf.graph.substitutions.constants import MASKED
 
-_MASK = 256.0
+_MASK = 256.0  # the least magnitude of masks in int8 files
+_COARSE_STEP = 1.0
+_TIMES = 8  # what masks are larger than scores, at least
 _PASSES = ("ADD", "SUB", "MUL", "SELECT", "SELECT_V2", "RESHAPE", "TRANSPOSE", "BROADCAST_TO")
 _MOVES = (
     "BROADCAST_TO",
@@ -37,15 +41,20 @@ _MOVES = (
 _ARITHMETIC = {"ADD": np.add, "SUB": np.subtract, "MUL": np.multiply}
 
 
-def limit_masks(float_model: bytes) -> bytes:
-    """The file with masks of -256 (or 256, subtracted), which leaves nothing of a score either."""
+def limit_masks(float_model: bytes, largest: float) -> bytes:
+    """The file with masks of -256 (or 256, subtracted), which leaves nothing of a score either.
+
+    Arguments:
+        largest: magnitude of the scores that are not masked; masks are at least 8 times as large.
+    """
     model = fb.read(float_model)
+    limit = np.float32(max(_MASK, 2.0 ** math.ceil(math.log2(_TIMES * max(largest, 1.0)))))
     changed = False
     for index in [i for softmax in _softmaxes(model) for i in _sources(model, softmax.inputs[0])]:
         tensor = model.subgraphs[0].tensors[index]
         if _is_mask(model, tensor, MASKED):
             values = fb.constant(model, tensor)
-            masks = np.float32(_MASK) * np.sign(values)
+            masks = np.clip(values, -limit, limit)
             _store(model, tensor, np.where(np.abs(values) >= MASKED, masks, values))
             changed = True
     return fb.write(model) if changed else float_model
@@ -57,16 +66,21 @@ class Scores:
 
     Attributes:
         softmax: name of the tensor that the SOFTMAX reads: a row is its last axis.
-        masked: whether masks are put or added to it, by `limit_masks`'s constants.
+        mask: magnitude of the masks that are put or added to it, 0 if there are none.
     """
 
     softmax: str
-    masked: bool
+    mask: float
 
     def low(self, values: Mapping[str, np.ndarray], low: float) -> float:
         """Lowest value that an int8 grid must hold, given the tensors' values and least `low`."""
         rows = values[self.softmax]
-        return masked_floor(rows, -_MASK / 2) if self.masked else max(low, softmax_floor(rows))
+        return masked_floor(rows, -self.mask / 2) if self.mask else max(low, softmax_floor(rows))
+
+    def largest(self, values: Mapping[str, np.ndarray]) -> float:
+        """Magnitude of the scores that are not masked."""
+        rows = values[self.softmax]
+        return float(np.abs(rows).max(initial=0, where=rows > -self.mask / 2))
 
 
 def scores(model: Any) -> dict[str, Scores]:
@@ -77,13 +91,42 @@ def scores(model: Any) -> dict[str, Scores]:
     for softmax in _softmaxes(model):
         index = softmax.inputs[0]
         name = fb.name(graph.tensors[index])
-        masked = any(_is_mask(model, graph.tensors[i]) for i in _sources(model, index))
+        sources = [graph.tensors[i] for i in _sources(model, index)]
+        masks = [fb.constant(model, tensor) for tensor in sources if _is_mask(model, tensor)]
+        mask = min((float(np.abs(values).max()) for values in masks), default=0.0)
         while _readers(model, index) == 1 and index not in list(graph.outputs):
-            found[fb.name(graph.tensors[index])] = Scores(name, masked)
+            found[fb.name(graph.tensors[index])] = Scores(name, mask)
             if index not in makers or grid_rule(fb.op_name(model, makers[index])) != "input":
                 break
             index = makers[index].inputs[0]
     return found
+
+
+def coarse_scores(model: Any, steps: Mapping[str, float], layers: Collection[str]) -> str:
+    """A note that names the softmaxes whose input has steps of 1 or more; or no text.
+
+    Such a step changes a weight by a factor of e: which scores are largest is all that is left.
+
+    Arguments:
+        model: a float file.
+        steps: of the grids of its tensors, by name.
+        layers: names of all layers.
+    """
+    graph = model.subgraphs[0]
+    found: dict[str, float] = {}
+    for softmax in _softmaxes(model):
+        step = steps.get(fb.name(graph.tensors[softmax.inputs[0]]), 0.0)
+        tensor = fb.name(graph.tensors[softmax.outputs[0]])
+        clear = max(layers, key=lambda layer: fb.name_affinity(tensor, layer), default=tensor)
+        if step >= _COARSE_STEP:
+            found[clear if fb.name_affinity(tensor, clear) else tensor] = step
+    if not found:
+        return ""
+    each = ", ".join(f"{name!r} in steps of {step:.2g}" for name, step in found.items())
+    return (
+        f"Softmaxes read scores that range so far that 8 bits tell few of them apart: {each}."
+        " activations='float' keeps them exact."
+    )
 
 
 def mask_ranges(model: Any) -> dict[str, tuple[float, float]]:

@@ -31,7 +31,7 @@ from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.float_file import convert_float
 from ocs_tf.export.form import form_of
 from ocs_tf.export.lowering import lower
-from ocs_tf.export.quantized_model import check_grids, coarse_parts, has_grids
+from ocs_tf.export.quantized_model import check_grids, check_input_grids, coarse_parts, has_grids
 from ocs_tf.export.signature import in_keras_order, sized_as
 from ocs_tf.export.tensor_grids import find_activations, sample_inputs
 from ocs_tf.export.unused import drop_unused
@@ -175,6 +175,8 @@ def export_tflite(
     form = form_of(target, activations)
     if form.integer:
         check_grids(model)
+    if has_grids(model):
+        check_input_grids(model)
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
     own_batch = data.fixed_batch_size(lowered.model)
     if dynamic_batch and own_batch is not None:
@@ -189,6 +191,7 @@ def export_tflite(
     content = original = sized_as(original, lowered.model, list(samples.values()))
     drop_unused(lowered, original, samples)
     ops: list[edge_tpu.OpReport] = []
+    reason = ""  # why outputs may be far from the model's
     if form.integer:
         failures.check_straight(content, lowered.model)
         open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
@@ -196,7 +199,8 @@ def export_tflite(
         if found.notes and strict:
             reasons = " ".join(found.notes)
             raise VerificationError(f"{reasons} Replace them, or export with strict=False.")
-        lowered.notes.extend(found.notes)
+        lowered.notes.extend(note for note in (*found.notes, found.coarse_scores) if note)
+        reason = found.coarse_scores
         content = integer_writer.write_int8(
             found.content,
             lowered.kernels,
@@ -221,7 +225,7 @@ def export_tflite(
         rounds = form.integer or form.rounds
         reference = flat(model) if rounds or not has_grids(model) else lowered.model
         try:
-            closeness = running.compare(content, reference, samples, original, lowered)
+            closeness = running.compare(content, reference, samples, original, lowered, reason)
         except NativeLibraryError as error:
             lowered.notes.append(f"The file was not run: {error}")
     write(path, content, overwrite=overwrite)

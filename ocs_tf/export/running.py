@@ -24,7 +24,7 @@ from ocs_tf.runtime import NativeLibraryError, tflite
 
 # Outputs that are further from the Keras model's than one step must be as close as this. Deep
 # networks pass differences of a step on. Inside of recurrent layers and attention only the file
-# rounds: where scores reach tens of units, 8 bits can leave less, and that is refused, too.
+# rounds: where scores reach hundreds of units, 8 bits can leave less, and that is refused, too.
 FLOOR_DB = 10.0
 _ONE_STEP = 1.01  # to float rounding
 _FLOAT_TOLERANCE = 1e-3  # of the largest output, where the model does not round it
@@ -36,6 +36,7 @@ def compare(
     samples: Mapping[str, np.ndarray],
     original: bytes,
     lowered: Lowered,
+    reason: str = "",
 ) -> list[Closeness]:
     """Run a file on a few samples, and compare its outputs, by position, with the Keras model's.
 
@@ -45,6 +46,7 @@ def compare(
         samples: an array for each of the model's inputs, by name, in order.
         original: the float file that `content` was made of, and
         lowered: the model that this was made of, to find out where file and model part.
+        reason: why outputs may be far from each other, for the message; a sentence, or no text.
 
     Raises:
         VerificationError: the runtime refuses the file; outputs are not finite, or further apart
@@ -75,8 +77,8 @@ def compare(
         raise VerificationError(misshapen)
     where = _first_difference(content, model, samples, original, lowered)
     raise VerificationError(
-        f"the file does not compute what the Keras model does: {apart[0]}.{where} Nothing was"
-        " written; verify=False writes it all the same."
+        f"the file does not compute what the Keras model does: {apart[0]}.{where}"
+        f"{' ' if reason else ''}{reason} Nothing was written; verify=False writes it all the same."
     )
 
 

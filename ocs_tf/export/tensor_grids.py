@@ -48,6 +48,7 @@ class Activations:
         left_float: indices of the operators that stay in float.
         unrounded: names of the inputs and outputs that stay in float.
         notes: which layers are computed in float, and why.
+        coarse_scores: a note on scores that 8 bits hardly tell apart, or no text.
     """
 
     content: bytes
@@ -56,6 +57,7 @@ class Activations:
     left_float: set[int]
     unrounded: set[str]
     notes: list[str]
+    coarse_scores: str
 
 
 def find_activations(
@@ -89,7 +91,8 @@ def find_activations(
         for name, key in matches.items()
         if not known[key][0].fixed
     }
-    limited = attention_scores.limit_masks(content)
+    largest = tensor_matching.largest_score(content, sample)
+    limited = attention_scores.limit_masks(content, largest)
     model = fb.read_straight(limited)
     masks = attention_scores.mask_ranges(model)
     grids |= float_regions.moved(model, grids)
@@ -114,7 +117,11 @@ def find_activations(
         ranges |= _measured(limited, sorted(missing), lowered, source)
     for name in attention_scores.symmetric_factors(model) & set(ranges):
         ranges[name] = attention_scores.symmetric(*ranges[name])
-    return Activations(limited, grids, ranges, left, unrounded, [note for note in notes if note])
+    measured = {name: ActivationGrid.from_range(*ends, _BITS) for name, ends in ranges.items()}
+    steps = {name: grid.scale for name, grid in (grids | measured).items()}
+    coarse = attention_scores.coarse_scores(model, steps, names)
+    notes = [note for note in notes if note]
+    return Activations(limited, grids, ranges, left, unrounded, notes, coarse)
 
 
 def _names_of(

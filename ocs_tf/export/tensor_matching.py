@@ -112,6 +112,20 @@ def measure_ranges(float_model: bytes, dataset: Iterable[Sample]) -> dict[str, t
     return ranges
 
 
+def largest_score(float_model: bytes, inputs: Sample) -> float:
+    """The largest magnitude of scores that a softmax reads, among those that may be masked.
+
+    Arguments:
+        float_model, inputs: as of `match_tensors`; masks are those of Keras.
+    """
+    scores = attention_scores.scores(fb.read_straight(float_model))
+    masked = {score.softmax: score for score in scores.values() if score.mask}
+    if not masked:
+        return 0.0
+    runs = _Runner(float_model).run(inputs)
+    return max(score.largest(values) for values in runs for score in masked.values())
+
+
 class _Runner:
     """An interpreter that keeps every intermediate tensor."""
 

@@ -18,6 +18,7 @@ from ocs_tf import layers
 from ocs_tf.layers.einsum import EinsumSpec
 from ocs_tf.numerics import QuantizedKernel
 from ocs_tf.numerics.patches import output_sizes, windows
+from ocs_tf.process import ignored_warnings
 
 
 class KernelAdapter:
@@ -83,7 +84,7 @@ class KernelAdapter:
 
     def quantized_config(self, layer: Any, use_bias: bool) -> dict[str, Any]:
         """The configuration of `layer` without what only training needs."""
-        config = without_training(layer.get_config())
+        config = without_training(config_of(layer))
         return self.with_bias({**config, "trainable": False}, use_bias)
 
     def with_bias(self, config: dict[str, Any], use_bias: bool) -> dict[str, Any]:
@@ -124,7 +125,7 @@ class KernelAdapter:
 
     def float_config(self, layer: Any) -> dict[str, Any]:
         """The configuration of the float layer that the quantized `layer` stands for."""
-        config = layer.get_config()
+        config = config_of(layer)
         return {k: v for k, v in config.items() if k not in layers.QUANTIZATION_OPTIONS}
 
     def repeat_outputs(
@@ -422,6 +423,25 @@ def _geometry(layer: Any) -> dict[str, Any]:
         "dilation": layer.dilation_rate,
         "padding": layer.padding,
     }
+
+
+def config_of(layer: Any) -> dict[str, Any]:
+    """The configuration of a Keras layer with its activation functions themselves.
+
+    Of a lambda, or a function that Keras does not know, the name does not lead back to it.
+    """
+    with ignored_warnings(_LAMBDA):  # it is not going to be saved
+        config = layer.get_config()
+    functions = {name: getattr(layer, name, None) for name in _FUNCTIONS if name in config}
+    return config | {
+        name: function
+        for name, function in functions.items()
+        if callable(function) and not isinstance(function, keras.layers.Layer)
+    }
+
+
+_FUNCTIONS = ("activation", "recurrent_activation")
+_LAMBDA = "The object being serialized includes a `lambda`"
 
 
 def without_training(config: dict[str, Any]) -> dict[str, Any]:

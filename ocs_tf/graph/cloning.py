@@ -53,7 +53,8 @@ def clone_layer(layer: Any) -> Any:
         _copy_attributes(layer, copy)
         return copy
     try:
-        copy = type(layer).from_config(layer.get_config())
+        config = layer.get_config() if _is_users(layer) else adapters.config_of(layer)
+        copy = type(layer).from_config(config)
     except Exception as error:
         raise ValueError(
             f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied from its"

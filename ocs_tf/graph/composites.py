@@ -120,10 +120,10 @@ def quantized(layer: Any, options: Mapping[str, Mapping[str, Any]]) -> Any:
         options: by path, of the kernels to quantize: those of a `KernelLayer`.
     """
     if type(layer) in _CELLS:
-        config = adapters.without_training(layer.get_config())
+        config = adapters.without_training(adapters.config_of(layer))
         return _CELLS[type(layer)].from_config({**config, "kernels": options})
     if type(layer) in _ATTENTION:
-        config = adapters.without_training(layer.get_config())
+        config = adapters.without_training(adapters.config_of(layer))
         return _ATTENTION[type(layer)].from_config({**config, "kernels": options})
     adapter = adapters.adapter_for(layer)
     if adapter is not None and options:
@@ -142,7 +142,7 @@ def plain(layer: Any, *, unroll: bool = False) -> Any:
     """
     float_class = _FLOAT_CLASSES.get(type(layer))
     if float_class is not None:
-        config = layer.get_config()
+        config = adapters.config_of(layer)
         del config["kernels"]
         if type(layer) is layers.QuantizedGRUCell or type(layer) is layers.QuantizedLSTMCell:
             config["implementation"] = 2  # one product for all gates
@@ -286,7 +286,7 @@ def _rebuilt(
     if type(layer) is _LAYERS.TimeDistributed:
         (child,) = inside.values()
         return _LAYERS.TimeDistributed(child, name=layer.name, dtype=layer.dtype_policy)
-    return type(layer).from_config(layer.get_config())
+    return type(layer).from_config(adapters.config_of(layer))
 
 
 def _below(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -340,6 +340,23 @@ def test_factors_that_runtimes_refuse_are_named(scale, key, tmp_path):
     ocs_tf.export_tflite(model, path, target="packed")  # the remedy
 
 
+def test_a_layer_that_reads_another_grid_than_it_was_quantized_for(tmp_path):
+    """Layers called in another order, or with an edited grid."""
+    model = keras.Sequential(
+        [keras.Input((4,)), *(layers.Dense(4, "relu", name=name) for name in "abc")]
+    )
+    data = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    first, a, _, c = quantized.layers[-4:]
+    shortened = keras.Model(quantized.inputs, c(a(first(quantized.inputs[0]))))
+    message = r"layer 'c' was quantized for inputs on .*, but reads what 'a' rounds to"
+    for target in ("int8", "packed"):
+        with pytest.raises(ValueError, match=message):
+            ocs_tf.export_tflite(shortened, tmp_path / "m.tflite", target=target)
+    c.input_grid = a.output_grid
+    ocs_tf.export_tflite(shortened, tmp_path / "m.tflite")
+
+
 def test_data_that_int8_cannot_hold_are_refused(tmp_path):
     model = keras.Sequential([keras.Input((4,), name="in"), layers.Dense(2)])
     quantized = ocs_tf.convert(model, verbose=False)

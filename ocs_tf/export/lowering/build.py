@@ -151,7 +151,7 @@ class _Lowering:
         mapping = self.decided.repeated.get(layer.name)
         if mapping is None or not getattr(layer, "weights", None):
             return clone_layer(layer)
-        config, weights = self._repeat(layer, layer.get_config(), layer.get_weights())
+        config, weights = self._repeat(layer, adapters.config_of(layer), layer.get_weights())
         self.weights[layer.name] = weights
         return type(layer).from_config(config)
 

@@ -305,7 +305,11 @@ def is_relu(layer: Any) -> bool:
 
 def without_activation(layer: Any, input_shape: Any) -> Any:
     """A copy of `layer` that leaves out its activation function."""
-    config = {**layer.get_config(), "activation": None, "name": f"{layer.name}_preactivation"}
+    config = {
+        **adapters.config_of(layer),
+        "activation": None,
+        "name": f"{layer.name}_preactivation",
+    }
     linear = type(layer).from_config(config)
     linear.build(input_shape)
     linear.set_weights(layer.get_weights())
