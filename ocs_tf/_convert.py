@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf import data, layers
-from ocs_tf._plan import LayerPlan, Plan
+from ocs_tf._plan import Plan
 from ocs_tf.compensation.calibrated import compensate
 from ocs_tf.compensation.data_free import compensate_data_free
 from ocs_tf.config import Config, ConfigOptions, check_count
@@ -32,9 +32,9 @@ from ocs_tf.graph.analysis.layouts import check_layouts
 from ocs_tf.graph.analysis.splittable_sites import splittable_sites
 from ocs_tf.graph.cloning import why_not_loaded
 from ocs_tf.graph.execution import sample_limit
-from ocs_tf.graph.reader import Graph, KernelRef, is_chain
+from ocs_tf.graph.reader import Graph, is_chain
 from ocs_tf.graph.rewrite import Replacement, rewrite
-from ocs_tf.graph.scaling import check_scales, scale_channels
+from ocs_tf.graph.scaling import scale_channels
 from ocs_tf.graph.substitutions.tracing import has_graph, inputs_of
 from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics import ActivationGrid, OracleGrid
@@ -49,6 +49,7 @@ from ocs_tf.planning.calibration import (
     together,
 )
 from ocs_tf.planning.equalization import choose_scales, joined_scales
+from ocs_tf.planning.fit import check_fits
 from ocs_tf.planning.layer_options import LayerOptions, Selection, check_not_quantized, select
 from ocs_tf.planning.mixed_precision import MEASURED_SAMPLES, allocate_bits, allocate_copies
 from ocs_tf.planning.weights import plan_kernels
@@ -294,7 +295,7 @@ def apply(
     source = data.Source.of(representative_dataset)
     graph = _read(model, plan.fold_batch_norm, source)
     check_not_quantized(graph)
-    _check_fits(plan, graph)
+    check_fits(plan, graph)
     if plan.needs_data or not _compiles(model):
         check_layouts(graph)
     scaled = _scaled(graph, plan.equalization, plan.fold_batch_norm)
@@ -434,73 +435,6 @@ def _batches(
 
 def _at_most(limit: int, samples: int | None) -> int:
     return limit if samples is None else min(limit, samples)
-
-
-def _check_fits(plan: Plan, graph: Graph) -> None:
-    for name in plan.layers:
-        if name not in graph.kernels:
-            raise ValueError(
-                f"the plan quantizes layer {name!r}, which `model` {graph.model.name!r} does not"
-                f" have; layers with a kernel: {', '.join(graph.kernels)}."
-            )
-        _check_kernel_fits(plan.layers[name], graph.kernels[name])
-    check_scales(graph, plan.equalization)
-    names = {node.layer.name for node in graph.nodes} - graph.folded
-    inputs = {f"{name}:input" for name in graph.kernels}
-    preactivations = {f"{name}:preactivation" for name in plan.layers}
-    for key in plan.activations:
-        if key not in names | inputs | preactivations:
-            raise ValueError(
-                f"the plan rounds activations at {key!r}, which `model` {graph.model.name!r} does"
-                " not have, or does not quantize."
-            )
-    _check_splits(plan, graph)
-
-
-def _check_kernel_fits(plan: LayerPlan, ref: KernelRef) -> None:
-    *_, channels, outputs = ref.shape
-    if isinstance(plan.threshold, list) and len(plan.threshold) != outputs:
-        raise ValueError(
-            f"the plan has {len(plan.threshold)} thresholds for {ref.name!r}, which has {outputs}"
-            " output channels."
-        )
-    if not plan.copies:
-        return
-    if max(plan.copies) >= channels:
-        raise ValueError(
-            f"the plan splits channel {max(plan.copies)} of {ref.name!r}, whose channels are 0 .."
-            f" {channels - 1}."
-        )
-    reason = ref.adapter.why_not_split(ref.layer)
-    if reason is not None:
-        raise ValueError(f"the plan splits channels of {ref.name!r}, but {reason}.")
-
-
-def _check_splits(plan: Plan, graph: Graph) -> None:
-    """Refuse split activations where nothing could make or read the copies."""
-    split = {key: grid for key, grid in plan.activations.items() if not _whole(grid)}
-    if not split:
-        return
-    quantized = set(plan.layers)
-    sites = {s.key: s for s in (*all_sites(graph, quantized), *input_sites(graph, quantized))}
-    _, reasons = splittable_sites(graph, list(sites.values()), quantized)
-    for key, grid in split.items():
-        reason = reasons.get(key) if key in sites else "activations are not rounded there"
-        if isinstance(grid, OracleGrid) and not key.endswith(":input"):
-            reason = "an oracle is for what single layers read (activation_scope='inputs')"
-        channels = sites[key].tensors[0].shape[-1] if reason is None else 0
-        if isinstance(grid, OracleGrid) and reason is None and grid.count > channels:
-            reason = f"it has {channels} channels, which is less than {grid.count} copies"
-        if isinstance(grid, ActivationGrid) and reason is None and max(grid.copies) >= channels:
-            reason = f"it has {channels} channels, so not all of the copies {list(grid.copies)}"
-        if reason is not None:
-            raise ValueError(
-                f"the plan splits activations at {key!r}, which cannot be split: {reason}."
-            )
-
-
-def _whole(grid: ActivationGrid | OracleGrid) -> bool:
-    return isinstance(grid, ActivationGrid) and not grid.copies
 
 
 def _warn_of_files(model: keras.Model) -> None:
