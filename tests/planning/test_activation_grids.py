@@ -12,6 +12,7 @@ from ocs_tf.graph.analysis.activation_sites import Site, fixed_grid
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 from ocs_tf.planning.activation_grids import activation_grids
 from ocs_tf.planning.calibration import Statistics
+from tests.planning.networks import split_plan
 
 SITES = [Site("a", (), "a"), Site("b", (), "b"), Site("c", (), "b"), Site("p", (), "p", "softmax")]
 
@@ -109,3 +110,25 @@ def test_powers_of_two_and_16_bits(rule: str, values: np.ndarray) -> None:
     assert isinstance(wide, ActivationGrid)
     assert wide.symmetric
     assert np.abs(wide.fake_quantize(values) - values).max() <= wide.scale
+
+
+def test_where_activations_are_split_and_why_not_elsewhere(randomize: Any) -> None:
+    _, result = split_plan(randomize, activation_split="maximum")
+    copies = {key: len(grid.copies) for key, grid in result.activations.items()}
+    assert {key: n for key, n in copies.items() if n} == {"relu": 2}
+    assert result.unsplit_activations == {
+        "image": "'image' makes it, which cannot repeat single channels",
+        "middle": "'pool' reads it, which has no weights to repeat",
+        "pool": "'pool' makes it, which cannot repeat single channels",
+        "head": "it is an output of the model",
+    }
+    _, result = split_plan(randomize, activation_scope="inputs", activation_split="maximum")
+    copies = {key: len(grid.copies) for key, grid in result.activations.items()}
+    assert copies == {"stem:input": 0, "middle:input": 2, "head:input": 2}
+    assert list(result.unsplit_activations) == ["stem:input"]
+
+
+def test_nothing_is_split_by_default(randomize: Any) -> None:
+    _, result = split_plan(randomize, activation_expand_ratio=0.0)
+    assert not any(grid.copies for grid in result.activations.values())
+    assert result.unsplit_activations == {}
