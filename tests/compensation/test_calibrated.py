@@ -111,7 +111,7 @@ def test_a_layer_makes_up_for_what_was_lost_before_it() -> None:
     # One more input, which is always 1, for the bias.
     reads = np.concatenate([hidden, np.ones((len(data), 1), np.float32)], 1).astype(np.float64)
     wanted = np.asarray(model(data)).astype(np.float64)
-    best = np.linalg.lstsq(reads, wanted)[0]
+    best = np.linalg.lstsq(reads, wanted, rcond=None)[0]
     least = np.square(reads @ best - wanted).sum()
     as_it_was = np.square(model.get_layer("second")(hidden).numpy() - wanted).sum()
     got = np.square(np.asarray(quantized(data)) - wanted).sum()

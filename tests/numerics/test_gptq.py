@@ -115,7 +115,7 @@ def test_outputs_are_those_of_the_inputs_that_should_be(
     for g in range(groups):
         ridge = np.sqrt(DAMPING * np.square(x[g]).sum() / rows) * np.eye(rows)
         wanted = np.concatenate([(x[g] + lacking[g]) @ kernel[g], ridge @ kernel[g]])
-        best = np.linalg.lstsq(np.concatenate([x[g], ridge]), wanted)[0]
+        best = np.linalg.lstsq(np.concatenate([x[g], ridge]), wanted, rcond=None)[0]
         np.testing.assert_allclose(codes[g] * 1e-6, best, rtol=1e-4, atol=1e-5)
 
 
