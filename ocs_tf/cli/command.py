@@ -125,9 +125,11 @@ def _parse(arguments: list[str]) -> tuple[Command | None, Flags, Arguments]:
     except flags.Error as error:
         raise UsageError(f"{one_line(error)}; see ocs_tf {name} --help.") from error
     if len(positional) != len(command.arguments):
-        wanted = " ".join(command.arguments) or "none"
+        wanted = (
+            f"the arguments {' '.join(command.arguments)}" if command.arguments else "no arguments"
+        )
         given = " ".join(positional) or "none"
-        raise UsageError(f"{name} takes the arguments {wanted}; given: {given}.")
+        raise UsageError(f"{name} takes {wanted}; given: {given}.")
     return command, values, positional
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -112,6 +113,11 @@ def load_keras(path: pathlib.Path) -> Any:
 
     from ocs_tf import layers  # noqa: F401  registers them with Keras
 
+    if path.suffix.lower() == ".keras" and not zipfile.is_zipfile(path):
+        raise UsageError(
+            f"{path} cannot be loaded as a Keras model: it is no zip archive, as .keras files are,"
+            " or a damaged one."
+        )
     try:
         return keras.models.load_model(path)
     except Exception as error:
