@@ -124,7 +124,7 @@ def images() -> np.ndarray:
 @pytest.mark.slow
 class TestTFLite:
     @pytest.mark.parametrize("dynamic_batch", [False, True], ids=["fixed", "open"])
-    @pytest.mark.parametrize("io_dtype", ["int8", "float32"])
+    @pytest.mark.parametrize("io_dtype", ["int8", "uint8", "float32"])
     def test_takes_and_returns_floats(self, model, images, tmp_path, io_dtype, dynamic_batch):
         quantized = ocs_tf.convert(model, representative_dataset=images)
         path = tmp_path / "model.tflite"

@@ -209,7 +209,7 @@ def _define_target(values: Flags) -> None:
         "io",
         "int8",
         list(IO_DTYPES),
-        "int8 or float32: the .tflite file's inputs and outputs",
+        "int8, uint8 or float32: the .tflite file's inputs and outputs",
         flag_values=values,
     )
     flags.DEFINE_boolean(

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 Target = Literal["int8", "int4", "packed", "float"]
 Activations = Literal["auto", "int8", "float", "dynamic"]
-IODtype = Literal["int8", "float32"]
+IODtype = Literal["int8", "uint8", "float32"]
 
 TARGETS = get_args(Target)
 ACTIVATIONS = get_args(Activations)

@@ -34,6 +34,7 @@ from ocs_tf.export.lowering import lower
 from ocs_tf.export.quantized_model import check_grids, check_input_grids, coarse_parts, has_grids
 from ocs_tf.export.signature import in_keras_order, sized_as
 from ocs_tf.export.tensor_grids import find_activations, sample_inputs
+from ocs_tf.export.unsigned import unsigned_borders
 from ocs_tf.export.unused import drop_unused
 from ocs_tf.graph.substitutions.inlining import check_model, flat
 from ocs_tf.keras_state import restores_state
@@ -124,8 +125,9 @@ def export_tflite(
             kernels are dequantized, exactly; `"dynamic"`: the runtime quantizes them
             to 8 bits, by each input's own range. `"auto"` is `"int8"`, but `"float"` with target
             `"int4"` where `model` has no grids and no data are given.
-        io_dtype: type of the inputs and outputs of a file with int8 activations: `"int8"` or
-            `"float32"`.
+        io_dtype: type of the inputs and outputs of a file with int8 activations: `"int8"`,
+            `"uint8"` (codes and zero points are 128 higher, so that images can be given as they
+            are where their grid has scale 1 or 1/255 and starts at 0) or `"float32"`.
         dynamic_batch: leave the batch size open instead of fixing it to that of `model`, or to 1
             where `model` leaves it open. Runtimes for accelerators and microcontrollers want it
             fixed.
@@ -210,6 +212,8 @@ def export_tflite(
             left_float=found.left_float,
             unrounded=found.unrounded,
         )
+        if io_dtype == "uint8":
+            content = unsigned_borders(content)
         if target == "int8":
             ops = edge_tpu.check(content)
     elif form.kernels in ("int8", "int4"):

@@ -260,8 +260,8 @@ def round_between(model: Any, grids: Mapping[str, Grid]) -> None:
             fb.replace_output(model, index, rounded)
         where = next((n + 1 for n, op in enumerate(graph.operators) if index in op.outputs), 0)
         graph.operators[where:where] = [
-            _border_operator(model, "QUANTIZE", index, len(graph.tensors) - 2),
-            _border_operator(model, "DEQUANTIZE", len(graph.tensors) - 2, len(graph.tensors) - 1),
+            border_operator(model, "QUANTIZE", index, len(graph.tensors) - 2),
+            border_operator(model, "DEQUANTIZE", len(graph.tensors) - 2, len(graph.tensors) - 1),
         ]
 
 
@@ -313,7 +313,7 @@ def dequantize_outputs(model: Any) -> None:
             values = _twin(graph, index, "values")
             values.type, values.quantization = fb.FLOAT32, None
             made = len(graph.tensors) - 1
-            graph.operators.append(_border_operator(model, "DEQUANTIZE", index, made))
+            graph.operators.append(border_operator(model, "DEQUANTIZE", index, made))
             fb.replace_output(model, index, made)
 
 
@@ -326,7 +326,7 @@ def _twin(graph: Any, index: int, suffix: str) -> Any:
     return tensor
 
 
-def _border_operator(model: Any, kind: str, given: int, made: int) -> Any:
+def border_operator(model: Any, kind: str, given: int, made: int) -> Any:
     """A new operator between types."""
     op = schema.OperatorT()
     op.opcodeIndex = fb.operator_code(model, getattr(schema.BuiltinOperator, kind))

@@ -214,7 +214,7 @@ def test_several_inputs_and_outputs(tmp_path):
         assert ocs_tf.numerics.sqnr_db(expected, got) > 35
 
 
-@pytest.mark.parametrize("io_dtype", ["int8", "float32"])
+@pytest.mark.parametrize("io_dtype", ["int8", "uint8", "float32"])
 def test_types_of_inputs_and_outputs(io_dtype, tmp_path):
     model = MODELS["mobile"]()
     quantized = ocs_tf.convert(model, representative_dataset=samples(model), verbose=False)
@@ -225,7 +225,7 @@ def test_types_of_inputs_and_outputs(io_dtype, tmp_path):
         assert detail["dtype"] == np.dtype(io_dtype)
 
 
-@pytest.mark.parametrize("io_dtype", ["int8", "float32"])
+@pytest.mark.parametrize("io_dtype", ["int8", "uint8", "float32"])
 @pytest.mark.parametrize(
     "order", [("hidden", "end"), ("end", "shaped", "hidden", "x"), ("hidden", "cosine")]
 )
@@ -372,7 +372,10 @@ def test_data_that_int8_cannot_hold_are_refused(tmp_path):
             {"target": "int7"},
             r"`target` \(='int7'\) must be one of 'int8', 'int4', 'packed', 'float'",
         ),
-        ({"io_dtype": "uint8"}, r"`io_dtype` \(='uint8'\) must be one of 'int8', 'float32'"),
+        (
+            {"io_dtype": "int16"},
+            r"`io_dtype` \(='int16'\) must be one of 'int8', 'uint8', 'float32'",
+        ),
     ],
     ids=["target", "io_dtype"],
 )

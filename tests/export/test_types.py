@@ -59,7 +59,7 @@ def test_integer_images(
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "int16", "uint8"])
-@pytest.mark.parametrize("io_dtype", ["int8", "float32"])
+@pytest.mark.parametrize("io_dtype", ["int8", "uint8", "float32"])
 def test_what_is_no_float_keeps_its_type(
     dtype: str, io_dtype: str, tmp_path: pathlib.Path, rng: np.random.Generator
 ) -> None:
