@@ -65,8 +65,7 @@ _COARSE = (
     " activations in float (activation_bits=None)."
 )
 _COARSE_CALLS = (
-    "Call a layer of its own in its place (a copy with the same weights), or leave activations in"
-    " float (activation_bits=None)."
+    "Call a layer of its own in its place, a copy with the same weights: it has a grid of its own."
 )
 _CHECKED_SAMPLES = 256  # where activations stay in float, and nothing is measured on data
 _BATCHES = 8  # of the most samples that memory allows; of more, calls would cost more than work
