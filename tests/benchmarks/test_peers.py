@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import ocs_tf
+from ocs_tf.runtime import tflite
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from benchmarks import peers
@@ -173,7 +174,7 @@ def test_the_converter_is_told_the_granularity(network, method, steps):
 
 def test_weights_of_8_bits_alone_are_packed(network):
     content = peers.by_ocs_tf(network, W8, peers.DEFAULT)
-    assert ocs_tf.tflite.custom_operators(content)
+    assert tflite.custom_operators(content)
     assert peers.kernel_types(content) == ["packed"] * 4
 
 
