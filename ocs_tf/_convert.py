@@ -44,7 +44,7 @@ from ocs_tf.numerics.splitting import check_finite
 from ocs_tf.planning.activation_grids import activation_grids
 from ocs_tf.planning.calibration import (
     Statistics,
-    calibrate_each,
+    calibrate,
     channel_magnitudes,
     together,
 )
@@ -108,7 +108,8 @@ def convert(
     graph = _read(model, config.fold_batch_norm, source)
     runs = source is not None or not _compiles(model)
     plan_, scaled = _plan(graph, config, source, verbose, runs)
-    return _apply(model, plan_, graph, scaled, source, config.calibration_samples, verbose)
+    batches = _batches(plan_, graph, source, config.calibration_samples)
+    return _apply(model, plan_, graph, scaled, batches, verbose)
 
 
 @restores_state
@@ -200,7 +201,7 @@ def _plan_activations(
         result = dataclasses.replace(result, unsplit_activations=unsplit)
     bar = progress_bar(stream, "Calibrating", verbose, unit="batch")
     histogram = config.activation_clip != "none"
-    measured = calibrate_each(
+    measured = calibrate(
         graph.model,
         observed,
         bar,
@@ -297,8 +298,9 @@ def apply(
     check_fits(plan, graph)
     if plan.needs_data or not _compiles(model):
         check_layouts(graph)
+    batches = _batches(plan, graph, source, calibration_samples)
     scaled = _scaled(graph, plan.equalization, plan.fold_batch_norm)
-    return _apply(model, plan, graph, scaled, source, calibration_samples, verbose)
+    return _apply(model, plan, graph, scaled, batches, verbose)
 
 
 def _apply(
@@ -306,8 +308,7 @@ def _apply(
     plan: Plan,
     original: Graph,
     graph: Graph,
-    source: data.Source | None,
-    calibration_samples: int | None,
+    batches: list[data.Batch],
     verbose: bool,
 ) -> keras.Model:
     """The quantized model.
@@ -315,8 +316,8 @@ def _apply(
     Arguments:
         original: of `model`.
         graph: the same with the scaled channels of the plan.
+        batches: the data that the plan needs, if any.
     """
-    batches = _batches(plan, graph, source, calibration_samples)
     known = chains(original) if plan.equalization else {}
     equalized = {reader for name in plan.equalization for reader in known[name].readers}
     moments = channel_moments(graph) if plan.uses_batch_norms else {}

@@ -31,7 +31,7 @@ from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.float_file import convert_float
 from ocs_tf.export.form import form_of
 from ocs_tf.export.lowering import lower
-from ocs_tf.export.quantized_model import check_grids, check_input_grids, coarse_parts, has_grids
+from ocs_tf.export.quantized_model import check_grids, coarse_parts, has_grids
 from ocs_tf.export.signature import in_keras_order, sized_as
 from ocs_tf.export.tensor_grids import find_activations, sample_inputs
 from ocs_tf.export.unsigned import unsigned_borders
@@ -177,8 +177,6 @@ def export_tflite(
     form = form_of(target, activations)
     if form.integer:
         check_grids(model)
-    if has_grids(model):
-        check_input_grids(model)
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
     own_batch = data.fixed_batch_size(lowered.model)
     if dynamic_batch and own_batch is not None:

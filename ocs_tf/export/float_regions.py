@@ -248,11 +248,11 @@ def round_between(model: Any, grids: Mapping[str, Grid]) -> None:
             fb.op_name(model, op) == "DEQUANTIZE" for op in graph.operators if index in op.outputs
         ):
             continue
-        codes = _twin(graph, index, "codes")
+        codes = twin(graph, index, "codes")
         codes.type = schema.TensorType.INT8
         codes.quantization = schema.QuantizationParametersT()
         codes.quantization.scale, codes.quantization.zeroPoint = [grid.scale], [grid.zero_point]
-        _twin(graph, index, "rounded")
+        twin(graph, index, "rounded")
         rounded = len(graph.tensors) - 1
         for op in readers:
             op.inputs = [rounded if i == index else i for i in op.inputs]
@@ -310,14 +310,14 @@ def dequantize_outputs(model: Any) -> None:
     graph = model.subgraphs[0]
     for index in dict.fromkeys(graph.outputs):
         if fb.type_name(graph.tensors[index]) == "int8":
-            values = _twin(graph, index, "values")
+            values = twin(graph, index, "values")
             values.type, values.quantization = fb.FLOAT32, None
             made = len(graph.tensors) - 1
             graph.operators.append(border_operator(model, "DEQUANTIZE", index, made))
             fb.replace_output(model, index, made)
 
 
-def _twin(graph: Any, index: int, suffix: str) -> Any:
+def twin(graph: Any, index: int, suffix: str) -> Any:
     """A new tensor like that of `index`, at the end."""
     tensor = copy.copy(graph.tensors[index])
     tensor.name = f"{fb.name(tensor)};{suffix}".encode()

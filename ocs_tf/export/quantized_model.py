@@ -8,9 +8,7 @@ import keras
 import numpy as np
 
 from ocs_tf.export.tensor_grids import check_step
-from ocs_tf.graph.analysis.activation_sites import tensor_grids
 from ocs_tf.graph.analysis.concatenations import describe
-from ocs_tf.graph.reader import Graph
 from ocs_tf.keras_internals import layers_within
 from ocs_tf.layers import KernelLayer
 from ocs_tf.numerics import ActivationGrid
@@ -55,31 +53,6 @@ def check_grids(model: keras.Model) -> None:
             )
     for layer in layers_within(model):
         _check_factor(layer)
-
-
-def check_input_grids(model: keras.Model) -> None:
-    """Refuse a layer that takes its input to be on another grid than it is: by now, or by mistake.
-
-    The layers of a quantized model can be edited, and called in another order.
-    """
-    graph = Graph(model, fold_batch_norm=False, open_quantized=True)
-    grids = {
-        str(node.layer.name): grid
-        for node in graph.nodes
-        for attribute in ("grid", "output_grid")
-        if isinstance(grid := getattr(node.layer, attribute, None), ActivationGrid)
-    }
-    known = tensor_grids(graph, grids)
-    for node in graph.nodes:
-        wanted = getattr(node.layer, "input_grid", None)
-        found = known.get(id(node.inputs[0])) if node.inputs else None
-        if isinstance(wanted, ActivationGrid) and found not in (None, wanted):
-            maker = graph.producer[id(node.inputs[0])].layer.name
-            raise ValueError(
-                f"layer {node.layer.name!r} was quantized for inputs on {wanted}, but reads what"
-                f" {maker!r} rounds to {found}. Convert the float model anew, in the form that it"
-                " is to have."
-            )
 
 
 def _check_factor(layer: keras.layers.Layer) -> None:

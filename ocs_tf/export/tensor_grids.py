@@ -189,7 +189,7 @@ def _grids_by_group(
             f" ({len(missing)} such places): pass representative_dataset to measure them, or"
             " convert with it and activation_bits=8."
         )
-    seen = calibrate(
+    measured = calibrate(
         lowered.model,
         {site.key: site.tensors for site in missing},
         source.batches(lowered.model, limit=CALIBRATION_SAMPLES),
@@ -197,7 +197,7 @@ def _grids_by_group(
         spans={site.key: site.span for site in missing if site.span is not None},
     )
     for group in {site.group for site in missing}:
-        members = [seen[site.key] for site in missing if site.group == group]
+        members = [s for site in missing if site.group == group for s in measured[site.key]]
         low, high = min(s.minimum for s in members), max(s.maximum for s in members)
         grids[group] = ActivationGrid.from_range(low, high, _BITS)
     for site in missing:

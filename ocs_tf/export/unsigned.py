@@ -9,7 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export import signature
-from ocs_tf.export.float_regions import border_operator
+from ocs_tf.export.float_regions import border_operator, twin
 
 _UINT8 = schema.TensorType.UINT8
 _OFFSET = 128
@@ -31,7 +31,7 @@ def unsigned_borders(content: bytes) -> bytes:
         if _holds_codes(graph.tensors[index]):
             made = _unsigned_twin(graph, index)
             graph.operators.append(border_operator(model, "QUANTIZE", index, made))
-            graph.outputs = [made if i == index else i for i in graph.outputs]
+            fb.replace_output(model, index, made)
     signature.follow(model, before)
     return fb.write(model)
 
@@ -44,11 +44,9 @@ def _holds_codes(tensor: Any) -> bool:
 
 def _unsigned_twin(graph: Any, index: int) -> int:
     """A new tensor for the numbers of `index`, whose name it takes; its own index."""
-    signed = graph.tensors[index]
-    twin = copy.copy(signed)
-    twin.quantization = copy.copy(signed.quantization)
-    twin.quantization.zeroPoint = [int(signed.quantization.zeroPoint[0]) + _OFFSET]
-    twin.type, twin.buffer = _UINT8, 0
-    signed.name = f"{fb.name(signed)};int8".encode()
-    graph.tensors.append(twin)
+    signed, unsigned = graph.tensors[index], twin(graph, index, "int8")
+    signed.name, unsigned.name = unsigned.name, signed.name
+    unsigned.type = _UINT8
+    unsigned.quantization = copy.copy(signed.quantization)
+    unsigned.quantization.zeroPoint = [int(signed.quantization.zeroPoint[0]) + _OFFSET]
     return len(graph.tensors) - 1

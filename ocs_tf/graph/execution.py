@@ -70,9 +70,10 @@ def _run(
     outputs = []
     for index in range(batches):
         args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.inputs})
-        if "training" in context_arguments(node.layer):
+        layer = node.layer if rewritten is None else rewritten.layers[node.layer.name]
+        if "training" in context_arguments(layer):
             kwargs["training"] = False  # as where the whole model is called so
-        call = node.layer if rewritten is None else functools.partial(rewritten.call, node.layer)
+        call = layer if rewritten is None else functools.partial(rewritten.call, node.layer)
         results = keras.tree.flatten(call(*args, **kwargs))
         outputs.append([keras.ops.convert_to_numpy(result) for result in results])
     return outputs

@@ -302,39 +302,12 @@ def channel_magnitudes(
     return found
 
 
-def calibrate(
-    model: keras.Model,
-    tensors: Mapping[str, Sequence[Any]],
-    batches: Iterable[Sequence[NDArray[Any]]],
-    *,
-    through: Mapping[str, Callable[[Any], Any]] | None = None,
-    spans: Mapping[str, tuple[float, float]] | None = None,
-    histogram: bool = True,
-    channels: Collection[str] = (),
-) -> dict[str, Statistics]:
-    """Statistics of symbolic `tensors` of `model`, by key, over all `batches` of inputs.
-
-    Several tensors of one key (the calls of a shared layer) are taken together; otherwise as
-    `calibrate_each`, which has the same arguments and errors.
-    """
-    each = calibrate_each(
-        model,
-        tensors,
-        batches,
-        through=through,
-        spans=spans,
-        histogram=histogram,
-        channels=channels,
-    )
-    return together(each)
-
-
 def together(statistics: Mapping[str, Sequence[Statistics]]) -> dict[str, Statistics]:
     """The statistics of all tensors of a key together, by key."""
     return {key: functools.reduce(Statistics.merge, each) for key, each in statistics.items()}
 
 
-def calibrate_each(
+def calibrate(
     model: keras.Model,
     tensors: Mapping[str, Sequence[Any]],
     batches: Iterable[Sequence[NDArray[Any]]],

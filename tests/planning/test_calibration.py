@@ -19,13 +19,18 @@ from ocs_tf.planning.calibration import (
     ChannelStatistics,
     Statistics,
     calibrate,
-    calibrate_each,
     channel_magnitudes,
     merge,
     observe,
+    together,
 )
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
+
+
+def measure(*arguments: Any, **options: Any) -> dict[str, Statistics]:
+    """Of all tensors of a key together."""
+    return together(calibrate(*arguments, **options))
 
 
 def equal(a: Statistics, b: Statistics) -> bool:
@@ -166,7 +171,7 @@ def tensors(model: keras.Model) -> dict[str, list[Any]]:
 
 def test_calibrate_measures_each_tensor(model: keras.Model, rng: np.random.Generator) -> None:
     x = rng.normal(size=(64, 6)).astype(np.float32)
-    found = calibrate(model, tensors(model), ([part] for part in np.split(x, 4)))
+    found = measure(model, tensors(model), ([part] for part in np.split(x, 4)))
     hidden = np.maximum(x @ model.get_layer("a").get_weights()[0] + model.get_layer("a").bias, 0)
     assert (found["in"].minimum, found["in"].maximum) == (x.min(), x.max())
     assert found["a"].maximum == pytest.approx(hidden.max(), rel=1e-5)
@@ -177,8 +182,8 @@ def test_calibrate_measures_each_tensor(model: keras.Model, rng: np.random.Gener
 
 def test_calibrate_in_two_halves(model: keras.Model, rng: np.random.Generator) -> None:
     parts = [[part] for part in np.split(rng.normal(size=(64, 6)).astype(np.float32), 4)]
-    whole = calibrate(model, tensors(model), parts)
-    halves = (calibrate(model, tensors(model), half) for half in (parts[:2], parts[2:]))
+    whole = measure(model, tensors(model), parts)
+    halves = (measure(model, tensors(model), half) for half in (parts[:2], parts[2:]))
     merged = merge(*halves)
     assert list(merged) == list(whole)
     assert all(equal(merged[key], whole[key]) for key in whole)
@@ -192,7 +197,7 @@ def test_calibrate_goes_over_the_data_once(model: keras.Model) -> None:
             taken.append(i)
             yield [np.full((2, 6), i, np.float32)]
 
-    calibrate(model, tensors(model), parts())
+    measure(model, tensors(model), parts())
     assert taken == [0, 1, 2]
 
 
@@ -200,9 +205,9 @@ def test_calls_of_one_key_are_taken_together(rng: np.random.Generator) -> None:
     a, b = keras.Input((3,)), keras.Input((3,))
     model = keras.Model([a, b], layers.Add()([a, b]))
     x, y = rng.normal(size=(2, 10, 3)).astype(np.float32)
-    found = calibrate(model, {"both": [a, b]}, [[x, y]])
+    found = measure(model, {"both": [a, b]}, [[x, y]])
     assert equal(found["both"], Statistics.of(np.stack([x, y])))
-    each = calibrate_each(model, {"both": [a, b]}, [[x, y]], spans={"both": (0, 9)})
+    each = calibrate(model, {"both": [a, b]}, [[x, y]], spans={"both": (0, 9)})
     first, second = each["both"]
     assert (first.minimum, first.maximum) == (x.min(), 9)
     assert (second.minimum, second.maximum) == (y.min(), 9)
@@ -210,7 +215,7 @@ def test_calls_of_one_key_are_taken_together(rng: np.random.Generator) -> None:
 
 def test_values_can_go_through_a_layer_first(model: keras.Model) -> None:
     x = np.array([[1, -2, 3, -4, 5, -6]], np.float32)
-    found = calibrate(model, {"in": model.inputs}, [[x]], through={"in": lambda v: -10 * v})
+    found = measure(model, {"in": model.inputs}, [[x]], through={"in": lambda v: -10 * v})
     assert (found["in"].minimum, found["in"].maximum) == (-50, 60)
 
 
@@ -229,13 +234,13 @@ def test_grouped_convolutions_are_not_warned_of(
 
 
 def test_nothing_to_measure(model: keras.Model) -> None:
-    assert calibrate(model, {}, [[np.zeros((1, 6), np.float32)]]) == {}
+    assert measure(model, {}, [[np.zeros((1, 6), np.float32)]]) == {}
 
 
 def test_an_activation_that_is_not_finite_is_named(model: keras.Model) -> None:
     model.get_layer("a").bias.assign([np.inf] * 5)
     with pytest.raises(ValueError, match="NaN or infinity at 'a', on the calibration data"):
-        calibrate(model, tensors(model), [[np.zeros((1, 6), np.float32)]], histogram=False)
+        measure(model, tensors(model), [[np.zeros((1, 6), np.float32)]], histogram=False)
 
 
 # Channels -------------------------------------------------------------------------------------
@@ -278,7 +283,7 @@ def test_calibrate_tells_the_channels_of_a_key_apart(
 ) -> None:
     x = rng.normal(size=(64, 6)).astype(np.float32)
     parts = [[part] for part in np.split(x, 4)]
-    found = calibrate(model, tensors(model), parts, channels={"in"})
+    found = measure(model, tensors(model), parts, channels={"in"})
     assert found["a"].channels is None
     assert found["in"].channels is not None
     assert same_channels(found["in"].channels, ChannelStatistics.of(x))

@@ -8,12 +8,15 @@ from ocs_tf import layers
 from ocs_tf.export.form import Form
 from ocs_tf.export.lowering.kernels import inside
 from ocs_tf.graph import composites
+from ocs_tf.graph.analysis.activation_sites import tensor_grids
 from ocs_tf.graph.reader import Graph
 from ocs_tf.layers.checks import check_floats, check_grid, of_layer
+from ocs_tf.numerics import ActivationGrid
 
 
 def check(graph: Graph, form: Form) -> None:
     """Raise `ValueError` for what cannot be lowered; see `lower`."""
+    _check_input_grids(graph)
     for node in graph.nodes:
         _check_stored(layers.unwrapped(node.layer), node.layer)
     quantized = [n.layer for n in graph.nodes if isinstance(n.layer, layers.KernelLayer)]
@@ -70,3 +73,27 @@ def _check_length(layer: Any, graph: Graph, form: Form) -> None:
             " (keras.Input((100, 8))), or export with activations='float' or 'dynamic', or"
             " target='packed'."
         )
+
+
+def _check_input_grids(graph: Graph) -> None:
+    """Refuse a layer that takes its input to be on another grid than it is: by now, or by mistake.
+
+    The layers of a quantized model can be edited, and called in another order.
+    """
+    grids = {
+        str(node.layer.name): grid
+        for node in graph.nodes
+        for attribute in ("grid", "output_grid")
+        if isinstance(grid := getattr(node.layer, attribute, None), ActivationGrid)
+    }
+    known = tensor_grids(graph, grids)
+    for node in graph.nodes:
+        wanted = getattr(node.layer, "input_grid", None)
+        found = known.get(id(node.inputs[0])) if node.inputs else None
+        if isinstance(wanted, ActivationGrid) and found not in (None, wanted):
+            maker = graph.producer[id(node.inputs[0])].layer.name
+            raise ValueError(
+                f"layer {node.layer.name!r} was quantized for inputs on {wanted}, but reads what"
+                f" {maker!r} rounds to {found}. Convert the float model anew, in the form that it"
+                " is to have."
+            )

@@ -84,7 +84,7 @@ const char* ocs_instruction_sets() {
   static const std::string names = [] {
     std::string joined;
     for (const ocs::Microkernels* set : {ocs::PlainMicrokernels(), ocs::NeonMicrokernels(),
-                                    ocs::Avx2Microkernels(), ocs::Avx512Microkernels()}) {
+                                         ocs::Avx2Microkernels(), ocs::Avx512Microkernels()}) {
       if (set == nullptr) continue;
       if (!joined.empty()) joined += ' ';
       joined += set->name;
