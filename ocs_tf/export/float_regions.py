@@ -103,6 +103,9 @@ def _border(model: Any, on_grids: set[str], unrounded: Collection[str]) -> set[i
             border.update(i for i in (*op.inputs, *op.outputs) if i in activations.values())
         if grid_rule(fb.op_name(model, op)) in ("input", "fixed") and op.inputs[0] in border:
             border.update(op.outputs)
+        if fb.op_name(model, op) == "GATHER" and fb.is_constant(model, graph.tensors[op.inputs[0]]):
+            looked_up = (i for i in op.outputs if i in activations.values())  # on the table's grid
+            border.update(i for i in looked_up if fb.name(graph.tensors[i]) not in unrounded)
     return border
 
 

@@ -117,6 +117,23 @@ def test_a_constant_table_has_a_grid_of_its_own(tmp_path, rng):
     assert close.max_difference <= 1.01 * quantized.get_layer("dense").output_grid.scale
 
 
+def test_what_is_looked_up_ends_a_region(tmp_path, rng):
+    """It is on the table's grid: what else reads it, to its output, is not drawn in."""
+    ids = rng.integers(0, 7, (8, 2)).astype(np.int32)
+    x = keras.Input((2,), dtype="int32", name="ids")
+    rows = layers.Embedding(7, 5, name="table")(x)
+    model = keras.Model(x, [layers.GlobalMaxPooling1D(name="max")(rows), layers.Flatten()(rows)])
+    data = {"representative_dataset": ids, "verbose": False}
+    quantized = ocs_tf.convert(model, activation_bits=8, **data)
+    path = tmp_path / "model.tflite"
+    result = ocs_tf.export_tflite(quantized, path, representative_dataset=ids)
+    assert result.notes == (
+        "1 layer is computed in float, since REDUCE_MAX has no int8 form: max.",
+    )
+    for closeness in compare(quantized, TFLiteModel(path), ids):
+        assert closeness.max_difference < 1e-6
+
+
 def test_parts_that_nobody_reads(tmp_path, rng):
     x = keras.Input((4, 6))
     model = keras.Model(x, layers.Dense(2)(ops.unstack(layers.Dense(5)(x), axis=1)[2]))
