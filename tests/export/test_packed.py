@@ -19,6 +19,7 @@ from ocs_tf.export.errors import VerificationError
 from ocs_tf.runtime import library, tflite
 from tests.export.networks import (
     EACH_WIDTH,
+    FAST,
     MODELS,
     WIDTHS,
     covering,
@@ -80,9 +81,9 @@ def constants(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
 
 OPTIONS = {
     "w8-split": {"weight_bits": 8, "expand_ratio": 0.2},
-    "w4-split": {"weight_bits": 4, "expand_ratio": 0.3},
-    "w5-tensor": {"weight_bits": 5, "granularity": "tensor", "expand_ratio": 0.1},
-    "w3-unfolded": {"weight_bits": 3, "fold_batch_norm": False},
+    "w4-split": {"weight_bits": 4, "expand_ratio": 0.3, **FAST},
+    "w5-tensor": {"weight_bits": 5, "granularity": "tensor", "expand_ratio": 0.1, **FAST},
+    "w3-unfolded": {"weight_bits": 3, "fold_batch_norm": False, **FAST},
 }
 
 
