@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src.backend.common import global_state
 
 
@@ -87,6 +88,50 @@ def is_hidden_class(layer: Any, module: str, name: str) -> bool:
 def is_keras_layer_class(cls: type) -> bool:
     """Whether a class is one of the layers that come with Keras."""
     return cls.__module__.startswith("keras.src.layers.") and cls is not keras.layers.Layer
+
+
+def tracked(layer: keras.layers.Layer) -> dict[str, list[Any]]:
+    """Variables, layers, metrics and generators of random numbers of a layer, by kind."""
+    return {kind: list(store) for kind, (_, store) in layer._tracker.config.items()}
+
+
+def track(layer: keras.layers.Layer, kind: str, item: Any) -> None:
+    """Make `item` one of what `tracked` finds."""
+    layer._tracker.add_to_store(kind, item)
+
+
+def complete(layer: keras.layers.Layer) -> None:
+    """Say that `layer` is built; it takes no more variables and layers."""
+    layer.built = True
+    layer._lock_state()
+
+
+def variable_like(variable: keras.Variable) -> keras.Variable:
+    """A variable of the same value and options."""
+    return keras.Variable(
+        np.asarray(variable),
+        dtype=variable.dtype,
+        trainable=variable.trainable,
+        name=variable.name,
+        autocast=variable._autocast,
+    )
+
+
+def take_signature(layer: keras.layers.Layer, other: keras.layers.Layer) -> None:
+    """Let Keras call `layer` with the arguments that it calls `other` with."""
+    names = ("_call_signature", "call_signature_parameters", "_call_context_args")
+    flags = ("_call_has_training_arg", "_call_has_mask_arg", "_call_has_context_arg")
+    for name in (*names, *flags, "_convert_input_args", "_allow_non_tensor_positional_args"):
+        if name in vars(other):
+            vars(layer)[name] = vars(other)[name]
+
+
+# What Keras keeps in a layer of its own that its constructor is not told.
+PLAIN_ATTRIBUTES = (
+    *("_supports_masking", "_build_shapes_dict", "_auto_config", "_auto_config_error_args"),
+    *("autocast", "_convert_input_args", "_allow_non_tensor_positional_args", "_input_spec"),
+    *("activity_regularizer", "_called"),
+)
 
 
 def thread_state(name: str) -> Any:
