@@ -6,12 +6,15 @@ Keras' record of one, with `operation`, `arguments`, `input_tensors` and `output
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras.src.backend.common import global_state
+from keras.src.utils import naming
 
 
 def layers_within(layer: Any, include_self: bool = True) -> list[Any]:
@@ -100,6 +103,23 @@ def track(layer: keras.layers.Layer, kind: str, item: Any) -> None:
     layer._tracker.add_to_store(kind, item)
 
 
+def untrack(layer: keras.layers.Layer, item: Any) -> None:
+    """Make `item` none of what `tracked` finds."""
+    layer._tracker.untrack(item)
+
+
+@contextlib.contextmanager
+def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
+    """Within this context, `layer` takes other variables and layers, though it is built."""
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        if locked:
+            layer._tracker.lock()
+
+
 def complete(layer: keras.layers.Layer) -> None:
     """Say that `layer` is built; it takes no more variables and layers."""
     layer.built = True
@@ -132,6 +152,13 @@ PLAIN_ATTRIBUTES = (
     *("autocast", "_convert_input_args", "_allow_non_tensor_positional_args", "_input_spec"),
     *("activity_regularizer", "_called"),
 )
+
+
+@functools.cache
+def automatic_names() -> frozenset[str]:
+    """The names that Keras gives layers of its own classes, without numbers."""
+    classes = [c for c in vars(keras.layers).values() if isinstance(c, type)]
+    return frozenset(naming.to_snake_case(c.__name__) for c in classes)
 
 
 def thread_state(name: str) -> Any:

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from ocs_tf.graph import adapters
-from ocs_tf.graph.structure import copied, is_users, keras_attributes, leaves
+from ocs_tf.layers.structure import copied, is_users, keras_attributes, leaves
 from ocs_tf.layers import unwrapped
 
 _GET_CONFIG = "Give the class a get_config() that returns every argument of __init__."

@@ -20,7 +20,7 @@ import keras
 from ocs_tf.graph.adapters import adapter_for
 from ocs_tf.graph.cloning import shallow_copy
 from ocs_tf.graph.composites import parts
-from ocs_tf.graph.structure import is_users
+from ocs_tf.layers.structure import is_users
 from ocs_tf.graph.substitutions import scaled_sum, separable
 from ocs_tf.graph.substitutions.constants import rescaling
 from ocs_tf.graph.substitutions.reshaping import open_shape, settled

@@ -6,6 +6,7 @@ So it does not matter whether the class has a `get_config`.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,10 +15,13 @@ import numpy as np
 
 from ocs_tf.keras_internals import (
     PLAIN_ATTRIBUTES,
+    automatic_names,
     complete,
     has_calls,
     track,
     tracked,
+    unlocked,
+    untrack,
     variable_like,
 )
 
@@ -30,15 +34,43 @@ def is_users(layer: Any) -> bool:
 
 
 def sublayers(layer: Any) -> dict[str, Any]:
-    """The layers that are attributes of `layer`, alone or in containers, each once, by name."""
+    """The layers inside of `layer`, each once, by names that are the same in every process.
+
+    Those of a layer that a user wrote are its attributes, alone or in containers: `dense`,
+    `blocks_0`. Those of a model have their own names, but for automatic ones, which are counted
+    anew in each model.
+    """
     found: dict[str, Any] = {}
-    for attribute, value in vars(layer).items():
-        if attribute in keras_attributes(isinstance(layer, keras.Model)):
-            continue
-        for part in leaves(value):
-            if isinstance(part, keras.layers.Layer) and all(part is not x for x in found.values()):
-                found[_unique(str(part.name), found)] = part
+    for name, part in _named(layer):
+        if all(part is not other for other in found.values()):
+            found[_unique(name, found)] = part
     return found
+
+
+def _named(layer: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(layer, keras.Model) and not is_users(layer):
+        for part in layer.layers:
+            if not isinstance(part, keras.layers.InputLayer):
+                stem = re.sub(r"_\d+$", "", part.name)
+                yield (stem if stem in automatic_names() else str(part.name)), part
+        return
+    internal = keras_attributes(isinstance(layer, keras.Model))
+    for attribute, value in vars(layer).items():
+        if attribute not in internal:
+            for name, part in _items(attribute.strip("_"), value):
+                if isinstance(part, keras.layers.Layer):
+                    yield name, part
+
+
+def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The items of nested containers, by their places."""
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _items(f"{name}_{key}".replace("/", "_"), item)
+    else:
+        yield name, value
 
 
 def copied(layer: Any, remake: Callable[[str, Any], Any]) -> Any:
@@ -69,6 +101,16 @@ def copied(layer: Any, remake: Callable[[str, Any], Any]) -> Any:
     if layer.built:
         complete(new)
     return new
+
+
+def put(layer: Any, old: Any, new: Any) -> None:
+    """Put the layer `new` in the place of `old`, one of `sublayers`, wherever `layer` has it."""
+    internal = keras_attributes(isinstance(layer, keras.Model))
+    with unlocked(layer):
+        untrack(layer, old)
+        for name, value in list(vars(layer).items()):
+            if name not in internal and any(leaf is old for leaf in leaves(value)):
+                setattr(layer, name, _mapped(value, layer, layer, {id(old): new}))
 
 
 def leaves(value: Any) -> Iterator[Any]:
