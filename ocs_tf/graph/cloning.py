@@ -155,7 +155,9 @@ def _copy_attributes(old: Any, new: Any) -> None:
     if not is_users(old):
         return
     for name, value in vars(old).items():
-        if name not in keras_attributes(isinstance(old, keras.Model)) and not any(_belongs(old, v) for v in leaves(value)):
+        if name not in keras_attributes(isinstance(old, keras.Model)) and not any(
+            _belongs(old, v) for v in leaves(value)
+        ):
             setattr(new, name, _copied(value))
 
 

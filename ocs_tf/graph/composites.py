@@ -131,7 +131,7 @@ def quantized(layer: Any, options: Mapping[str, Mapping[str, Any]]) -> Any:
         return _ATTENTION[type(layer)].from_config({**config, "kernels": options})
     adapter = adapters.adapter_for(layer)
     if adapter is not None and options:
-        config = adapter.quantized_config(layer, layer.bias is not None)
+        config = adapter.quantized_config(layer, getattr(layer, "bias", None) is not None)
         return adapter.quantized_class.from_config({**config, **options[""]})
     made = _rebuilt(
         layer, lambda name, child: _inner(layer, child, _below(name, options)), layers.QuantizedRNN
@@ -161,7 +161,7 @@ def plain(layer: Any, *, unroll: bool = False) -> Any:
     adapter = adapters.adapter_of_quantized(layer)
     if adapter is not None:
         return adapter.layer_class.from_config(
-            adapter.with_bias(adapter.float_config(layer), layer.bias is not None)
+            adapter.with_bias(adapter.float_config(layer), getattr(layer, "bias", None) is not None)
         )
     return _rebuilt(layer, lambda _, child: plain(child, unroll=unroll), _LAYERS.RNN, unroll)
 
@@ -256,7 +256,11 @@ def _children(layer: Any) -> dict[str, Any]:
     if type(layer) in _RECURRENT:
         return {} if is_users(layer.cell) else {"": layer.cell}
     if type(layer) is _LAYERS.StackedRNNCells:
-        return {} if any(map(is_users, layer.cells)) else {f"cell_{index}": cell for index, cell in enumerate(layer.cells)}
+        return (
+            {}
+            if any(map(is_users, layer.cells))
+            else {f"cell_{index}": cell for index, cell in enumerate(layer.cells)}
+        )
     if type(layer) is _LAYERS.Bidirectional:
         return {"forward": layer.forward_layer, "backward": layer.backward_layer}
     if type(layer) is _LAYERS.TimeDistributed:

@@ -29,7 +29,9 @@ from ocs_tf.keras_internals import (
 def is_users(layer: Any) -> bool:
     """Whether a user wrote the class of `layer`, which may be a model with its own `call`."""
     own = type(layer).__module__.split(".")[0] not in ("keras", "ocs_tf")
-    graph = isinstance(layer, keras.Sequential) or isinstance(layer, keras.Model) and has_calls(layer)
+    graph = (
+        isinstance(layer, keras.Sequential) or isinstance(layer, keras.Model) and has_calls(layer)
+    )
     return own and isinstance(layer, keras.layers.Layer) and not graph
 
 

@@ -30,6 +30,7 @@ from ocs_tf.graph.substitutions.reversible_embedding import (
     lookup,
     product,
 )
+from ocs_tf.graph.substitutions.sameness import computes_the_same
 from ocs_tf.graph.substitutions.tracing import (
     Trace,
     UntraceableError,
@@ -37,6 +38,7 @@ from ocs_tf.graph.substitutions.tracing import (
     inputs_of,
     nodes_behind,
     trace,
+    untraceable,
 )
 from ocs_tf.keras_internals import (
     calls_in_order,
@@ -69,13 +71,21 @@ def flat(model: Any, open_quantized: bool = True, dtypes: Sequence[str] = ()) ->
     """
     check_model(model)
     if not has_graph(model):
-        return _Flattener(open_quantized).traced(model, dtypes)
+        result = _Flattener(open_quantized).traced(model, dtypes)
+        if not computes_the_same(model, result):
+            raise untraceable(model, "what was traced does not compute the same")
+        return result
     whole = _functional(model)
     if not any(_is_replaced(node) for node in calls_in_order(whole) if not node.is_input):
         return whole
-    flattener = _Flattener(open_quantized)
-    result = flattener.functional(whole)
-    return result if flattener.opened else whole
+    for open_traced in (True, False):
+        flattener = _Flattener(open_quantized, open_traced)
+        result = flattener.functional(whole)
+        if not flattener.opened:
+            return whole
+        if not flattener.has_traced or computes_the_same(whole, result):
+            break
+    return result
 
 
 def check_model(model: Any) -> None:
@@ -121,8 +131,10 @@ class _Made:
 
 
 class _Flattener:
-    def __init__(self, open_quantized: bool) -> None:
+    def __init__(self, open_quantized: bool, open_traced: bool = True) -> None:
         self.open_quantized = open_quantized
+        self.open_traced = open_traced  # what has a `call` of its own, too
+        self.has_traced = False
         self.opened = False  # whether anything was put in its place
         self.made: list[_Made] = []
         # By the id of the user's operation, which is kept, so that the id stays its own.
@@ -207,7 +219,7 @@ class _Flattener:
             if isinstance(operation, keras.Model) and has_graph(operation):
                 return self._call_functional(operation, within, args, kwargs)
             try:
-                found = trace(operation, args, kwargs, self._is_own)
+                found = self._trace(operation, args, kwargs)
             except UntraceableError:
                 pass  # it stays in one piece
             else:
@@ -223,6 +235,13 @@ class _Flattener:
             layer, tensor = scaled
             return self._twin(operation, path, layer)(tensor)
         return self._twin(operation, path)(*args, **kwargs)
+
+    def _trace(self, layer: Any, args: Any, kwargs: Mapping[str, Any]) -> Trace:
+        if not self.open_traced:
+            raise untraceable(layer, "what was traced does not compute the same")
+        found = trace(layer, args, kwargs, self._is_own)
+        self.has_traced = True
+        return found
 
     def _with_masks(
         self, layer: Any, args: Any, kwargs: Mapping[str, Any], outputs: Any, path: Path

@@ -100,7 +100,7 @@ def trace(
             pass on.
     """
     if kwargs.get("training"):
-        raise _untraceable(model, "it is called with training=True", _REMEDY)
+        raise untraceable(model, "it is called with training=True")
     layers = layers_within(model)
     given = [t for t in keras.tree.flatten((args, dict(kwargs))) if is_made(t)]
     watched = [*layers, *map(maker, given)]
@@ -113,17 +113,17 @@ def trace(
             if not flat or not all(isinstance(t, keras.KerasTensor) for t in flat):
                 raise TypeError("it returns something other than tensors")
         except Exception as error:
-            raise _untraceable(model, _first_line(error), _REMEDY) from error
+            raise untraceable(model, _first_line(error)) from error
         nodes = nodes_behind(flat, stop)
     if any(_is_open(node) for node in nodes):
-        raise _untraceable(model, "a shape in its `call` has open sizes", _FIXED)
+        raise untraceable(model, "a shape in its `call` has open sizes", _FIXED)
     known = {id(layer) for layer in layers}
     made = [node.operation for node in nodes if id(node.operation) not in known]
     made_weights = [w for op in made for w in getattr(op, "weights", ())]
     if any(id(weight) not in weights for weight in (*model.weights, *made_weights)):
-        raise _untraceable(model, "its `call` makes layers with new weights", _REMEDY)
+        raise untraceable(model, "its `call` makes layers with new weights")
     if _seeds(model) != seeds:
-        raise _untraceable(model, "its `call` draws random numbers", " Use a Keras layer for them.")
+        raise untraceable(model, "its `call` draws random numbers", " Use a Keras layer for them.")
     return Trace(nodes, outputs, {id(operation) for operation in made})
 
 
@@ -145,7 +145,7 @@ def inputs_of(model: keras.Model, dtypes: Sequence[str] = ()) -> Any:
     shapes = shapes_built_on(model)
     if not model.built or not shapes:
         reason = "it has not been called, so the shapes of its inputs are not known"
-        raise _untraceable(model, reason, " Call it on data once.")
+        raise untraceable(model, reason, " Call it on data once.")
     name = next(iter(inspect.signature(model.call).parameters), "inputs")
     inputs = _inputs_from(next(iter(shapes.values())), name)
     if not dtypes:
@@ -157,7 +157,8 @@ def inputs_of(model: keras.Model, dtypes: Sequence[str] = ()) -> Any:
     return keras.tree.pack_sequence_as(inputs, made)
 
 
-def _untraceable(model: keras.layers.Layer, reason: str, remedy: str) -> UntraceableError:
+def untraceable(model: keras.layers.Layer, reason: str, remedy: str = _REMEDY) -> UntraceableError:
+    """The error that says why `model` cannot be traced."""
     return UntraceableError(
         f"`model` {model.name!r} is a subclassed keras.Model ({type(model).__name__}) whose layers"
         f" cannot be traced: {reason}.{remedy}"
