@@ -16,8 +16,8 @@ import keras
 import numpy as np
 
 from ocs_tf.graph import adapters
-from ocs_tf.layers.structure import copied, is_users, keras_attributes, leaves
 from ocs_tf.layers import unwrapped
+from ocs_tf.layers.structure import copied, is_users, leaves, own_attributes
 
 _GET_CONFIG = "Give the class a get_config() that returns every argument of __init__."
 
@@ -154,10 +154,8 @@ def _copy_attributes(old: Any, new: Any) -> None:
     """Give `new` the attributes that a user's layer `old` keeps, but for variables and layers."""
     if not is_users(old):
         return
-    for name, value in vars(old).items():
-        if name not in keras_attributes(isinstance(old, keras.Model)) and not any(
-            _belongs(old, v) for v in leaves(value)
-        ):
+    for name, value in own_attributes(old).items():
+        if not any(_belongs(old, v) for v in leaves(value)):
             setattr(new, name, _copied(value))
 
 

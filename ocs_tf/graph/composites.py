@@ -18,6 +18,7 @@ from ocs_tf import layers
 from ocs_tf.graph import adapters
 from ocs_tf.graph.adapters import KernelAdapter
 from ocs_tf.graph.cloning import check_copied, clone_layer, copy_weights
+from ocs_tf.keras_internals import layers_within
 from ocs_tf.layers.attention import PROJECTIONS
 from ocs_tf.layers.recurrent import CELL_KERNELS, UnrolledRNN
 from ocs_tf.layers.structure import copied, is_users, sublayers
@@ -245,6 +246,11 @@ def quantizable_classes() -> list[type]:
 def is_recurrent(layer: Any) -> bool:
     """Whether there is a loop over a sequence in `layer`."""
     return isinstance(layer, _RECURRENT) or any(map(is_recurrent, _children(layer).values()))
+
+
+def mixes_kernels(layer: Any) -> bool:
+    """Whether the kernels inside of a composite may have any operations around them."""
+    return any(isinstance(part, keras.Model) or is_users(part) for part in layers_within(layer))
 
 
 def _is_cell(layer: Any) -> bool:

@@ -1,6 +1,6 @@
-"""What is inside of a layer that a user wrote: found and copied by attributes, not by configuration.
+"""What is inside of a layer that a user wrote: found and copied by attributes.
 
-So it does not matter whether the class has a `get_config`.
+No configuration is read, so it does not matter whether the class has a `get_config`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ocs_tf.keras_internals import (
 def is_users(layer: Any) -> bool:
     """Whether a user wrote the class of `layer`, which may be a model with its own `call`."""
     own = type(layer).__module__.split(".")[0] not in ("keras", "ocs_tf")
-    graph = (
-        isinstance(layer, keras.Sequential) or isinstance(layer, keras.Model) and has_calls(layer)
+    graph = isinstance(layer, keras.Sequential) or (
+        isinstance(layer, keras.Model) and has_calls(layer)
     )
     return own and isinstance(layer, keras.layers.Layer) and not graph
 
@@ -56,12 +56,10 @@ def _named(layer: Any) -> Iterator[tuple[str, Any]]:
                 stem = re.sub(r"_\d+$", "", part.name)
                 yield (stem if stem in automatic_names() else str(part.name)), part
         return
-    internal = keras_attributes(isinstance(layer, keras.Model))
-    for attribute, value in vars(layer).items():
-        if attribute not in internal:
-            for name, part in _items(attribute.strip("_"), value):
-                if isinstance(part, keras.layers.Layer):
-                    yield name, part
+    for attribute, value in own_attributes(layer).items():
+        for name, part in _items(attribute.strip("_"), value):
+            if isinstance(part, keras.layers.Layer):
+                yield name, part
 
 
 def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -94,12 +92,9 @@ def copied(layer: Any, remake: Callable[[str, Any], Any]) -> Any:
                 continue  # one that an attribute no longer has
             twins[id(item)] = twins.get(id(item)) or _twin(item)
             track(new, store, twins[id(item)])
-    internal = keras_attributes(isinstance(layer, keras.Model))
-    for name, value in vars(layer).items():
-        if name not in internal:
-            setattr(new, name, _mapped(value, layer, new, twins))
-        elif name in PLAIN_ATTRIBUTES:
-            vars(new)[name] = value
+    vars(new).update({k: v for k, v in vars(layer).items() if k in PLAIN_ATTRIBUTES})
+    for name, value in own_attributes(layer).items():
+        setattr(new, name, _mapped(value, layer, new, twins))
     if layer.built:
         complete(new)
     return new
@@ -107,11 +102,10 @@ def copied(layer: Any, remake: Callable[[str, Any], Any]) -> Any:
 
 def put(layer: Any, old: Any, new: Any) -> None:
     """Put the layer `new` in the place of `old`, one of `sublayers`, wherever `layer` has it."""
-    internal = keras_attributes(isinstance(layer, keras.Model))
     with unlocked(layer):
         untrack(layer, old)
-        for name, value in list(vars(layer).items()):
-            if name not in internal and any(leaf is old for leaf in leaves(value)):
+        for name, value in own_attributes(layer).items():
+            if any(leaf is old for leaf in leaves(value)):
                 setattr(layer, name, _mapped(value, layer, layer, {id(old): new}))
 
 
@@ -177,8 +171,18 @@ class _PlainModel(keras.Model):
         return inputs
 
 
+def own_attributes(layer: Any) -> dict[str, Any]:
+    """The attributes of `layer` but for those that Keras and TensorFlow keep in every layer."""
+    others = _keras_attributes(isinstance(layer, keras.Model))
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if name not in others and not name.startswith("_self_")
+    }
+
+
 @functools.cache
-def keras_attributes(of_model: bool) -> frozenset[str]:
+def _keras_attributes(of_model: bool) -> frozenset[str]:
     """The names of what Keras and TensorFlow keep in a layer of any class that was called."""
     layer = _PlainModel(name="plain") if of_model else _Plain(name="plain")
     layer(keras.KerasTensor((1, 1)))

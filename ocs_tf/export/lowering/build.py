@@ -204,11 +204,11 @@ class _Lowering:
             if bias is not None:
                 holder.bias.assign(adapter.bias_to_keras(np.asarray(bias), holder))
             # Attention scales its query, or the scores.
-            users = isinstance(layer, layers.QuantizedInside)  # who may multiply anything
-            scaled = users or path.endswith("query") or function_may_multiply(holder)
+            mixed = composites.mixes_kernels(layer)
+            scaled = mixed or path.endswith("query") or function_may_multiply(holder)
             if scaled and self.form.kernels != "float" and hasattr(holder, "activation"):
                 holder.activation = barrier_function(holder.activation)
-            if users and self.form.kernels != "float":
+            if mixed and self.form.kernels != "float":
                 holder.call = _behind_barrier(holder.call)
             for columns in adapter.operands(holder):
                 scale = kernel.scale[columns] if kernel.scale.ndim else kernel.scale

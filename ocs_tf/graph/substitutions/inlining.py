@@ -20,7 +20,6 @@ import keras
 from ocs_tf.graph.adapters import adapter_for
 from ocs_tf.graph.cloning import shallow_copy
 from ocs_tf.graph.composites import parts
-from ocs_tf.layers.structure import is_users
 from ocs_tf.graph.substitutions import scaled_sum, separable
 from ocs_tf.graph.substitutions.constants import rescaling
 from ocs_tf.graph.substitutions.reshaping import open_shape, settled
@@ -49,6 +48,7 @@ from ocs_tf.keras_internals import (
     mask_of,
 )
 from ocs_tf.layers import KernelLayer, QuantizedCell
+from ocs_tf.layers.structure import is_users
 
 Path = tuple[str, ...]  # names of the models that a layer is in, from the outside in
 
@@ -402,8 +402,8 @@ def _has_layers(operation: Any) -> bool:
 
 
 def _constant(value: Any) -> Any:
-    """An array in place of a variable, or of a tensor that was computed when a `call` was traced."""
-    if isinstance(value, keras.Variable) or keras.ops.is_tensor(value) and not is_made(value):
+    """An array in place of a variable, or of a tensor that a traced `call` computed."""
+    if isinstance(value, keras.Variable) or (keras.ops.is_tensor(value) and not is_made(value)):
         return keras.ops.convert_to_numpy(value)
     return value
 
