@@ -443,8 +443,9 @@ def _warn_of_files(model: keras.Model) -> None:
         layer = layers.unwrapped(layer)
         reason = None if isinstance(layer, keras.Model) else why_not_loaded(layer)
         if reason is not None:
+            kind = type(layer.layer if isinstance(layer, layers.QuantizedInside) else layer)
             warnings.warn(
-                f"layer {layer.name!r} ({type(layer).__name__}) works as it is, but a .keras file"
+                f"layer {layer.name!r} ({kind.__name__}) works as it is, but a .keras file"
                 f" of the quantized model will not load: {reason} Exports to .tflite need no such"
                 " file.",
                 stacklevel=3,

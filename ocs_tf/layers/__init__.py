@@ -17,6 +17,7 @@ from ocs_tf.layers.convolutions import (
     QuantizedDepthwiseConv2D,
 )
 from ocs_tf.layers.dense import QuantizedDense, QuantizedEinsumDense, QuantizedEmbedding
+from ocs_tf.layers.inside import QuantizedInside
 from ocs_tf.layers.quantizers import (
     FakeQuantize,
     OracleQuantize,
@@ -55,6 +56,7 @@ __all__ = [
     "QuantizedEmbedding",
     "QuantizedGRUCell",
     "QuantizedGroupQueryAttention",
+    "QuantizedInside",
     "QuantizedLSTMCell",
     "QuantizedMultiHeadAttention",
     "QuantizedOutput",
