@@ -25,6 +25,7 @@ from ocs_tf.graph.analysis.concatenations import (
     coarse_calls,
     coarse_parts,
     describe,
+    describe_all,
     output_concatenations,
 )
 from ocs_tf.graph.analysis.indices import graph_on
@@ -221,9 +222,10 @@ def _plan_activations(
         coarse = {site: parts for site, parts in coarse.items() if site not in exact}
     ranges = {key: [(s.minimum, s.maximum) for s in each] for key, each in measured.items()}
     calls = coarse_calls(graph, sites, ranges, grids)
-    for found, remedy in ((coarse, _COARSE), (calls, _COARSE_CALLS)):
-        for site, parts in found.items():
-            warnings.warn(f"{describe(site, parts, 2**bits)}. {remedy}", stacklevel=2)
+    for site, parts in coarse.items():
+        warnings.warn(f"{describe(site, parts, 2**bits)}. {_COARSE}", stacklevel=2)
+    if calls:
+        warnings.warn(f"{describe_all(calls, 2**bits)}. {_COARSE_CALLS}", stacklevel=2)
     both = {site: coarse.get(site, {}) | calls.get(site, {}) for site in coarse | calls}
     return dataclasses.replace(result, activations=grids, coarse_parts=both)
 

@@ -8,6 +8,9 @@
    the layers before it.
 4. The bias compensates the mean error that is left (Nagel et al., "Data-Free Quantization Through
    Weight Equalization and Bias Correction", ICCV 2019, section 4.2; here the means are measured).
+
+A shared layer is measured on all its calls. Each counts by its errors relative to its inputs. What
+the second and later calls read is taken from the float model.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ocs_tf._plan import LayerPlan
-from ocs_tf.compensation.statistics import mean_input, mean_outputs
+from ocs_tf.compensation.statistics import call_weights, mean_outputs, weighted
 from ocs_tf.compensation.weights import compensated_kernel
 from ocs_tf.graph import composites
-from ocs_tf.graph.execution import Batches, inputs_by_name, run_by_layer
+from ocs_tf.graph.execution import Batches, inputs_by_name, inputs_of_calls, run_by_layer
 from ocs_tf.graph.reader import Graph, KernelRef, Node
 from ocs_tf.graph.rewrite import Rewritten
 from ocs_tf.layers import unwrapped
@@ -50,23 +53,26 @@ def compensate(
         progress: wraps the calls that are gone through.
     """
     owners = {graph.kernels[name].owner.name for name in plans}
-    of_float = inputs_by_name(run_by_layer(graph, owners & set(plans), batches))
+    of_float = inputs_by_name(inputs_of_calls(graph, owners & set(plans), batches))
     for layer, inputs, run in run_by_layer(graph, owners, batches, progress, quantized):
         if layer.name not in plans:
             if rounding:
                 _compensate_parts(graph.kernels_of[layer.name], unwrapped(layer), plans, run)
             continue
         exact = of_float(layer.name)
+        reads = [inputs, *exact[1:]]  # what later calls read is still to be computed
+        weights = call_weights(exact)
         ref = graph.kernels[layer.name]
         kernel, bias = ref.weights()
         plan = plans[layer.name]
         if rounding:
-            chosen = compensated_kernel(ref, kernel, plan, inputs, exact)
+            of_calls = weighted(reads, weights), weighted(exact, weights)
+            chosen = compensated_kernel(ref, kernel, plan, *of_calls)
         else:
             chosen = plan.quantize(kernel)
         if bias_correction and bias is not None:
-            before = mean_outputs(ref, mean_input(exact), kernel)
-            after = mean_outputs(ref, mean_input(inputs), chosen.effective_kernel())
+            before = mean_outputs(ref, exact, kernel, weights)
+            after = mean_outputs(ref, reads, chosen.effective_kernel(), weights)
             bias = bias + before - after
         ref.adapter.store(layer, chosen, bias)
         layer.kernel_sqnr_db = chosen.sqnr_db(kernel)

@@ -18,15 +18,47 @@ from ocs_tf.numerics.grid import normalized
 # Output positions that products of inputs are summed over: as many as this, and for each input.
 _POSITIONS = 1 << 14
 _POSITIONS_PER_INPUT = 4
+_LARGEST_WEIGHT = 1e6
+
+Calls = list[list[NDArray[Any]]]  # of each call of a layer: of each batch what it reads
 
 
-def mean_input(inputs: list[NDArray[Any]]) -> NDArray[np.float64]:
+def call_weights(calls: Calls) -> list[float]:
+    """Factors that make the inputs of all calls of a shared layer equally large; 1 for one call.
+
+    So a call counts by its errors relative to what it reads, not by how large that is. The factors
+    are at most `_LARGEST_WEIGHT`.
+    """
+    if len(calls) == 1:
+        return [1.0]
+    powers = [np.mean([np.square(b, dtype=np.float64).mean() for b in call]) for call in calls]
+    largest = max(powers)
+    least = largest / _LARGEST_WEIGHT**2
+    return [math.sqrt(largest / max(power, least)) if power else 0.0 for power in powers]
+
+
+def weighted(calls: Calls, weights: list[float]) -> list[NDArray[Any]]:
+    """The batches of all calls, times the weights of these."""
+    pairs = zip(calls, weights, strict=True)
+    return [batch if w == 1 else batch * w for call, w in pairs for batch in call]
+
+
+def mean_outputs(
+    ref: KernelRef, calls: Calls, kernel: NDArray[Any], weights: list[float]
+) -> NDArray[np.float64]:
+    """Mean of each output channel, without bias, over the calls by their squared `weights`."""
+    means = [_mean_output(ref, _mean_input(inputs), kernel) for inputs in calls]
+    shares = np.square(weights)
+    return np.asarray(np.tensordot(shares, means, 1) / (shares.sum() or 1))
+
+
+def _mean_input(inputs: list[NDArray[Any]]) -> NDArray[np.float64]:
     """The mean over all samples of all batches."""
     total = np.sum([batch.sum(0, dtype=np.float64) for batch in inputs], axis=0)
     return np.asarray(total / sum(map(len, inputs)))
 
 
-def mean_outputs(
+def _mean_output(
     ref: KernelRef, mean: NDArray[np.float64], kernel: NDArray[Any]
 ) -> NDArray[np.float64]:
     """Mean of each output channel, without bias, for inputs of this mean."""
@@ -55,19 +87,16 @@ def input_moments(
         `[G, K, K]`, of inputs with each other; `[G, K, F]`, of inputs with what outputs lose by
         what the inputs lack, if `exact` is given.
     """
-    samples = sum(map(len, inputs))
-    positions = ref.adapter.positions(ref.layer, inputs[0].shape)
+    positions = [ref.adapter.positions(ref.layer, batch.shape) for batch in inputs]
     *taps, channels, _ = ref.shape
     wanted = max(_POSITIONS, _POSITIONS_PER_INPUT * math.prod(taps) * channels)
-    every = 1
-    if positions:
-        share = samples * math.prod(positions) / wanted
-        every = max(1, math.ceil(share ** (1 / len(positions))))
+    found = sum(len(b) * math.prod(sizes) for b, sizes in zip(inputs, positions, strict=True))
+    share = found / wanted
     rng = np.random.default_rng(0)
     largest = max(float(np.abs(batch).max(initial=0)) for batch in (*inputs, *(exact or ())))
     exponent = -math.frexp(largest)[1]
 
-    def read(batch: NDArray[Any], start: list[int]) -> NDArray[np.float32]:
+    def read(batch: NDArray[Any], every: int, start: list[int]) -> NDArray[np.float32]:
         patches = ref.adapter.patches(ref.layer, batch, every, start)
         by_channel = patches.reshape(*patches.shape[:2], -1, channels)[..., block]
         patches = by_channel.reshape(*patches.shape[:2], -1).astype(np.float32)
@@ -81,13 +110,15 @@ def input_moments(
     sums, lacking, own = np.zeros((3, groups, rows))
     count = 0
     for index, batch in enumerate(inputs):
-        start = [int(rng.integers(min(every, size))) for size in positions]
-        seen = read(batch, start)
+        sizes = positions[index]
+        every = max(1, math.ceil(share ** (1 / len(sizes)))) if sizes else 1
+        start = [int(rng.integers(min(every, size))) for size in sizes]
+        seen = read(batch, every, start)
         products += np.matmul(seen.swapaxes(1, 2), seen, out=of_batch)
         sums += seen.sum(1, dtype=np.float64)
         count += seen.shape[1]
         if exact is not None:
-            missing = read(exact[index], start) - seen
+            missing = read(exact[index], every, start) - seen
             lost += np.matmul(seen.swapaxes(1, 2), np.matmul(missing, weights))
             lacking += missing.sum(1, dtype=np.float64)
             own += (seen * missing).sum(1, dtype=np.float64)

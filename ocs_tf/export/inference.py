@@ -3,19 +3,23 @@
 A converter traces a layer for inference, where dropout does nothing. All the same a layer with
 dropout inside brings along the state of its generator of random numbers, draws masks that nobody
 reads, or takes a slower path: attention, one that multiplies the scale into the query's kernel.
+That path alone gives 0 to queries that may read nothing, which is padding; the other one a mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from ocs_tf.keras_internals import is_keras_layer_class, layers_within
 
 # Attributes of Keras' layers and cells; recurrent layers read those of their cells.
 _RATES = ("dropout", "recurrent_dropout", "_dropout")
+_ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 _OTHER_FLOATS = ("float16", "bfloat16", "float64")
 
 
@@ -26,9 +30,27 @@ def without_dropout(layer: Any) -> Any:
             for name in _RATES:
                 if _is_rate(part, name):
                     setattr(part, name, 0.0)
+                    if isinstance(part, _ATTENTION):
+                        part._compute_attention = _padding_is_zero(part._compute_attention)
                     if name == "recurrent_dropout" and hasattr(part, "implementation"):
                         part.implementation = 2  # Keras has left it: one product for all gates
     return layer
+
+
+def _padding_is_zero(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """`_compute_attention` of a layer, with zeros for queries whose mask has nothing to read."""
+
+    def computed(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs, scores = compute(query, key, value, *args, **kwargs)
+        mask = kwargs.get("attention_mask", args[0] if args else None)
+        if mask is None or scores is not None:
+            return outputs, scores
+        reads = ops.any(ops.cast(mask, "bool"), axis=-1)  # [B, T] or [B, N, T]
+        by_head = reads[:, None] if len(reads.shape) == 2 else reads
+        of_outputs = ops.transpose(by_head, (0, 2, 1))[..., None]  # [B, T, N, H]
+        return ops.where(of_outputs, outputs, ops.zeros((), outputs.dtype)), scores
+
+    return computed
 
 
 def _is_rate(layer: Any, name: str) -> bool:

@@ -26,6 +26,8 @@ def run_by_layer(
     batches: Batches,
     progress: Callable[[list[Node]], Iterable[Node]] = iter,
     rewritten: Rewritten | None = None,
+    *,
+    every_call: bool = False,
 ) -> Iterator[tuple[Any, list[NDArray[Any]], Callable[[], list[list[Any]]]]]:
     """Run a model call by call; yield each layer of `names` before its first call.
 
@@ -34,11 +36,12 @@ def run_by_layer(
     Arguments:
         progress: wraps the calls that are gone through.
         rewritten: what was made of the model; its layers are run and yielded.
+        every_call: yield shared layers before each of their calls, with what that call reads.
     """
     inputs = {id(tensor): index for index, tensor in enumerate(graph.model.inputs)}
     last_reads = _last_reads(graph)
     values: dict[int, list[Any]] = {}  # by tensor: of each batch
-    left = set(names)
+    left = {name: len(graph.calls_of(name)) if every_call else 1 for name in names}
     for node in progress(graph.nodes):
         if node.arguments is None:
             (tensor,) = node.outputs
@@ -48,14 +51,14 @@ def run_by_layer(
             values[id(tensor)] = given
             continue
         run = functools.partial(_run, node, values, len(batches), rewritten)
-        if node.layer.name in left:
-            left.remove(node.layer.name)
+        if left.get(node.layer.name):
+            left[node.layer.name] -= 1
             layer, read = node.layer, values[id(node.inputs[0])]
             if rewritten is not None:
                 read = [rewritten.read(layer, x) for x in read]
                 layer = rewritten.layers[layer.name]
             yield layer, [np.asarray(x) for x in read], run
-        if not left:
+        if not any(left.values()):
             return
         for tensor, made in zip(node.outputs, zip(*run(), strict=True), strict=True):
             values[id(tensor)] = list(made)
@@ -79,24 +82,49 @@ def _run(
     return outputs
 
 
-def _last_reads(graph: Graph) -> dict[int, list[int]]:
-    """By the id of each call: the ids of the tensors that no later call reads."""
-    last = {id(tensor): id(node) for node in graph.nodes for tensor in node.inputs}
+def _last_reads(graph: Graph, *, whole_layers: bool = False) -> dict[int, list[int]]:
+    """By the id of each call: the ids of the tensors that are not needed after it.
+
+    With `whole_layers`, what any call of a shared layer reads is needed until its last one.
+    """
+    indices = {id(node): index for index, node in enumerate(graph.nodes)}
+    ends = {node.layer.name: index for index, node in enumerate(graph.nodes)}
+    last: dict[int, int] = {}
+    for node in graph.nodes:
+        end = ends[node.layer.name] if whole_layers else indices[id(node)]
+        for tensor in node.inputs:
+            last[id(tensor)] = max(end, last.get(id(tensor), 0))
     reads: dict[int, list[int]] = {id(node): [] for node in graph.nodes}
-    for tensor, node in last.items():
-        reads[node].append(tensor)
+    for key, index in last.items():
+        reads[id(graph.nodes[index])].append(key)
     return reads
 
 
-def inputs_by_name(
-    walked: Iterator[tuple[Any, list[NDArray[Any]], Any]],
-) -> Callable[[str], list[NDArray[Any]]]:
-    """The inputs of a layer that is walked through, asked for by name, in about the same order."""
-    passed: dict[str, list[NDArray[Any]]] = {}
+def inputs_of_calls(
+    graph: Graph, names: set[str], *options: Any
+) -> Iterator[tuple[Any, list[list[NDArray[Any]]]]]:
+    """Run a model as `run_by_layer` does; yield each layer of `names` before its last call.
 
-    def inputs_of(name: str) -> list[NDArray[Any]]:
+    With it come the first inputs of all its calls: of each call those of each batch.
+    """
+    left = {name: len(graph.calls_of(name)) for name in names}
+    calls: dict[str, list[list[NDArray[Any]]]] = {name: [] for name in names}
+    for layer, inputs, _ in run_by_layer(graph, names, *options, every_call=True):
+        calls[layer.name].append(inputs)
+        left[layer.name] -= 1
+        if not left[layer.name]:
+            yield layer, calls.pop(layer.name)
+
+
+def inputs_by_name(
+    walked: Iterator[tuple[Any, list[list[NDArray[Any]]]]],
+) -> Callable[[str], list[list[NDArray[Any]]]]:
+    """What `inputs_of_calls` yields, asked for by name, in about the same order."""
+    passed: dict[str, list[list[NDArray[Any]]]] = {}
+
+    def inputs_of(name: str) -> list[list[NDArray[Any]]]:
         while name not in passed:
-            layer, inputs, _ = next(walked)
+            layer, inputs = next(walked)
             passed[layer.name] = inputs
         return passed.pop(name)
 
@@ -105,7 +133,7 @@ def inputs_by_name(
 
 def sample_limit(graph: Graph) -> int:
     """How many samples `compensate` should be given, by the memory that it is going to take."""
-    last_reads = _last_reads(graph)
+    last_reads = _last_reads(graph, whole_layers=True)
     held: dict[int, int] = {}
     most = 1
     for node in graph.nodes:

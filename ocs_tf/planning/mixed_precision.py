@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf._plan import LayerPlan
-from ocs_tf.compensation.statistics import mean_input, mean_outputs
+from ocs_tf.compensation.statistics import Calls, call_weights, mean_outputs, weighted
 from ocs_tf.compensation.weights import compensated_kernel
 from ocs_tf.config import Config
 from ocs_tf.graph import composites
 from ocs_tf.graph.analysis.activation_sites import activation_function
-from ocs_tf.graph.execution import Batches, run_by_layer
+from ocs_tf.graph.execution import Batches, inputs_of_calls
 from ocs_tf.graph.reader import Graph, KernelRef
 from ocs_tf.graph.rewrite import rewrite
 from ocs_tf.numerics.bit_allocation import allocate, closed_form_bits, share_copies
@@ -227,8 +227,8 @@ def _measured(
     ]
     found = {}
     owners = {layer.ref.owner.name for layer in layers.values()}
-    calls = run_by_layer(graph, owners, fitted, lambda nodes: progress(nodes, "Measuring"), copy)
-    for layer, inputs, _ in calls:
+    calls = inputs_of_calls(graph, owners, fitted, lambda nodes: progress(nodes, "Measuring"), copy)
+    for layer, inputs in calls:
         for ref in graph.kernels_of[layer.name]:
             if ref.name not in layers:
                 continue
@@ -243,11 +243,13 @@ def _measured(
 
 
 def _quantize_in_float(
-    ref: KernelRef, layer: Any, plan: LayerPlan, inputs: list[NDArray[Any]], config: Config
+    ref: KernelRef, layer: Any, plan: LayerPlan, calls: Calls, config: Config
 ) -> None:
     """Give a float `layer` the dequantized weights of the kernel of `ref`."""
     kernel, bias = ref.weights()
+    weights = call_weights(calls)
     if config.rounding == "error_compensated" and not ref.part:
+        inputs = weighted(calls, weights)
         effective = compensated_kernel(ref, kernel, plan, inputs).effective_kernel()
     else:
         effective = plan.quantize(kernel).effective_kernel()
@@ -258,9 +260,8 @@ def _quantize_in_float(
     changed = [ref.adapter.to_keras(effective, layer)]
     if bias is not None:
         if config.bias_correction:
-            mean = mean_input(inputs)
-            shift = mean_outputs(ref, mean, kernel) - mean_outputs(ref, mean, effective)
-            bias = (bias + shift).astype(np.float32)
+            exact, rounded = (mean_outputs(ref, calls, k, weights) for k in (kernel, effective))
+            bias = (bias + (exact - rounded)).astype(np.float32)
         changed.append(ref.adapter.bias_to_keras(bias, layer))
     layer.set_weights(changed)
 

@@ -434,3 +434,24 @@ def test_layers_are_run_for_inference(noise, rng):
     )
     wanted, found = (m.predict(data, verbose=0) for m in (model, quantized))
     assert np.square(found - wanted).mean() < np.square(wanted).mean() / 10**2.8
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "error_compensated"])
+def test_a_shared_layer_is_measured_on_all_its_calls(rounding: str) -> None:
+    """A thousandth of the inputs of the first call: the first one's mean error would drown it."""
+    inputs, layer = keras.Input((7,), name="x"), layers.Dense(5, name="layer")
+    calls = [layer(inputs), layer(layers.Rescaling(1000.0)(inputs))]
+    model = randomize(keras.Model(inputs, calls))
+    x = correlated(model)
+    quantized = ocs_tf.convert(
+        model,
+        rounding=rounding,
+        bias_correction=True,
+        representative_dataset=x,
+        verbose=False,
+        **WEIGHTS_ONLY,
+    )
+    for wanted, found in zip(model(x), quantized(x), strict=True):
+        wanted = wanted - layer.bias  # of the small call it is most
+        error = np.square(found - layer.bias - wanted).sum()
+        assert np.square(wanted).sum() > 10**3 * error  # 30 dB

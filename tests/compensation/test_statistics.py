@@ -45,3 +45,23 @@ def test_only_some_positions_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> N
     assert lost is not None
     want = np.outer(some[0, :, -1], below_one(x + exact) * kernel.sum((0, 1, 2)))
     np.testing.assert_allclose(lost[0], want, rtol=1e-4, atol=1e-4)
+
+
+def test_calls_count_by_their_relative_errors() -> None:
+    """The inputs of the second call are ten times as large: the mean is near that of the first."""
+    model = LAYERS["dense"]()
+    site = Graph(model).kernels["layer"]
+    kernel = site.weights()[0]
+    rng = np.random.default_rng(0)
+    first = [rng.normal(size=(6, 7)), rng.normal(size=(2, 7))]
+    calls = [first, [10 * first[0] + 1], [np.zeros((3, 7))]]
+    weights = statistics.call_weights(calls)
+    powers = [np.square(np.concatenate(call)).mean() for call in calls[:2]]
+    assert weights == pytest.approx([(powers[1] / powers[0]) ** 0.5, 1, 0], rel=0.3)
+    means = [np.concatenate(call).mean(0) @ kernel for call in calls[:2]]
+    wanted = (weights[0] ** 2 * means[0] + means[1]) / (weights[0] ** 2 + 1)
+    np.testing.assert_allclose(statistics.mean_outputs(site, calls, kernel, weights), wanted)
+    assert statistics.call_weights(calls[:1]) == [1]
+    joined = statistics.weighted(calls[:2], weights[:2])
+    assert joined[-1] is calls[1][0]
+    np.testing.assert_array_equal(joined[0], weights[0] * first[0])

@@ -59,6 +59,25 @@ def test_a_file_has_no_dropout(case: str, tmp_path: pathlib.Path, rng) -> None:
     np.testing.assert_allclose(run(path, x), quantized(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("heads", [None, 2])
+def test_queries_that_may_read_nothing(
+    heads: int | None, tmp_path: pathlib.Path, rng: np.random.Generator
+) -> None:
+    """Padding: Keras makes 0 of it where attention has dropout. A mask may be for each head."""
+    inputs = keras.Input((4, 6))
+    mask = ops.abs(inputs[:, :, :1]) > 0.5  # [B, T, 1]: of all that a query reads
+    mask = mask if heads is None else mask[:, None]
+    mask = mask & ops.ones((1, heads, 4, 4) if heads else (1, 4, 4), "bool")
+    layer = layers.MultiHeadAttention(2, 3, dropout=0.4)
+    outputs = layers.Dense(2)(layer(inputs, inputs, attention_mask=mask))
+    model = keras.Model(inputs, outputs)
+    quantized = ocs_tf.convert(model, weight_bits=5, verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, target="float")
+    x = rng.normal(size=(4, 4, 6)).astype(np.float32)
+    np.testing.assert_allclose(run(path, x), quantized(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("case", ["LSTM", "MultiHeadAttention"])
 def test_an_int8_file_is_that_of_a_model_without_dropout(
     case: str, tmp_path: pathlib.Path, rng

@@ -183,6 +183,16 @@ def describe(site: str, parts: Mapping[str, float], levels: int = 256) -> str:
     return f"the {what} of {site!r} share one grid of {levels} codes, of which {each}"
 
 
+def describe_all(found: Mapping[str, Mapping[str, float]], levels: int = 256) -> str:
+    """A sentence on several sites: of the first what is short of codes, of others the layers."""
+    sites: dict[str, str] = {}  # by layer: one of a layer says it
+    for site in sorted(found, key=lambda site: ":" in site):
+        sites.setdefault(site.partition(":")[0], site)
+    first, *others = sites
+    likewise = f"; likewise of {', '.join(map(repr, others))}" if others else ""
+    return describe(sites[first], found[sites[first]], levels) + likewise
+
+
 def _rounding_site(graph: Graph, node: Node) -> str:
     """The site at which what `node` computes is rounded: its own, or that of the ReLU behind it."""
     reader = graph.only_consumer(node.outputs[0])

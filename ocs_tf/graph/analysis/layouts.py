@@ -1,7 +1,8 @@
 """Whether TensorFlow can compute the `channels_first` operations of a model on this machine.
 
-On CPUs it has kernels for them only in oneDNN, which it leaves off on some. Which operations Keras
-transposes instead, or compiles, depends on its version; so each is tried once.
+On CPUs it has kernels for them only in oneDNN, which it leaves off on some, most of them only in
+float32. Which operations Keras transposes instead, or compiles, depends on its version; so each is
+tried once in each dtype.
 """
 
 from __future__ import annotations
@@ -48,20 +49,38 @@ _BARE = {
     "AveragePool": "average_pool",
 }
 _CHANNELS = 2
+_REMEDY = {
+    True: (
+        "on a CPU that needs oneDNN, which is off here. Set the environment variable"
+        " TF_ENABLE_ONEDNN_OPTS=1 before TensorFlow is imported (on x86, this switches oneDNN on),"
+        " or build the model with data_format='channels_last' (kernels keep their shapes)."
+    ),
+    False: (
+        "TensorFlow's kernels for CPUs, with oneDNN or without, have it in float32 at most. Build"
+        " the model with data_format='channels_last' (kernels keep their shapes)."
+    ),
+}
 
 
 def check_layouts(graph: Graph) -> None:
     """Raise `ValueError` if TensorFlow cannot compute a `channels_first` layer of `graph` here."""
     for node in graph.nodes:
         for layer, operation, rank, grouped in _channels_first(node):
-            if not is_computed(operation, rank, grouped):
+            dtype = _dtype(layer, node)
+            if not is_computed(operation, rank, grouped, dtype):
+                in_float32 = dtype == "float32"
                 raise ValueError(
-                    f"layer {layer.name!r} ({type(layer).__name__}) is channels_first, which"
-                    " TensorFlow cannot compute on this machine: on a CPU that needs oneDNN, which"
-                    " is off here. Set the environment variable TF_ENABLE_ONEDNN_OPTS=1 before"
-                    " TensorFlow is imported (on x86, this switches oneDNN on), or build the model"
-                    " with data_format='channels_last' (kernels keep their shapes)."
+                    f"layer {layer.name!r} ({type(layer).__name__}) is channels_first"
+                    f"{'' if in_float32 else f' in {dtype}'}, which TensorFlow cannot compute on"
+                    f" this machine: {_REMEDY[in_float32]}"
                 )
+
+
+def _dtype(layer: Any, node: Node) -> str:
+    """In which `layer`, or an operation, computes."""
+    if isinstance(layer, keras.layers.Layer):
+        return str(layer.compute_dtype)
+    return str(keras.backend.standardize_dtype(node.inputs[0].dtype))
 
 
 def _channels_first(node: Node) -> Iterator[tuple[Any, str, int, bool]]:
@@ -85,10 +104,10 @@ def _channels_first(node: Node) -> Iterator[tuple[Any, str, int, bool]]:
 
 
 @functools.cache
-def is_computed(operation: str, rank: int, grouped: bool) -> bool:
-    """Try `keras.ops.OPERATION` on zeros of `rank` spatial axes, in float32."""
+def is_computed(operation: str, rank: int, grouped: bool, dtype: str = "float32") -> bool:
+    """Try `keras.ops.OPERATION` on zeros of `rank` spatial axes, in `dtype`."""
     function = getattr(keras.ops, operation)
-    inputs = np.zeros((1, _CHANNELS, *[3] * rank), np.float32)
+    inputs = keras.ops.zeros((1, _CHANNELS, *[3] * rank), dtype)
     size = [2] * rank
     arguments: dict[str, tuple[Any, ...]] = {
         "conv": (_kernel(size, _CHANNELS // 2 if grouped else _CHANNELS, _CHANNELS),),
@@ -102,7 +121,11 @@ def is_computed(operation: str, rank: int, grouped: bool) -> bool:
         "average_pool": (2,),
     }
     try:
-        function(inputs, *arguments[operation], data_format="channels_first")
+        given = [
+            keras.ops.cast(value, dtype) if isinstance(value, np.ndarray) else value
+            for value in arguments[operation]
+        ]
+        function(inputs, *given, data_format="channels_first")
     except tf.errors.OpError:
         return False
     return True

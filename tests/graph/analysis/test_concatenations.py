@@ -149,6 +149,22 @@ def test_a_warning_names_the_call_of_a_shared_layer(kind: str, rng: np.random.Ge
         convert(two_calls(layer, layer, 4), data(rng))
 
 
+def test_one_warning_names_all_layers_of_a_shared_model(rng: np.random.Generator) -> None:
+    names = ["first", "second", "third"]
+    inside = [layers.Dense(3, "relu", use_bias=False, name=name) for name in names]
+    encoder = keras.Sequential([keras.Input((3,)), *inside])
+    for layer in inside:
+        layer.kernel.assign(np.eye(3))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        quantized = convert(two_calls(encoder, encoder, 1000), data(rng))
+    (text,) = [str(w.message) for w in told if "share one grid" in str(w.message)]
+    found = re.search(r"the calls of '(\w+)' .* spans .*; likewise of '(\w+)', '(\w+)'\.", text)
+    assert found is not None
+    assert sorted(found.groups()) == names
+    assert str(ocs_tf.report(quantized)).count("Few codes: the calls of") == 3
+
+
 def test_codes_of_each_call() -> None:
     """-1..1 spans 2 / 0.25 = 8 codes of a step of 0.25; a call that is always 0 lost nothing."""
     layer = shared("relu")

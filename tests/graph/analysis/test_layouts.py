@@ -63,7 +63,7 @@ def model_of(*steps: Any, shape: tuple[int, ...] = SHAPES[2]) -> keras.Model:
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU without oneDNN."""
-    monkeypatch.setattr(layouts, "is_computed", lambda operation, rank, grouped: False)
+    monkeypatch.setattr(layouts, "is_computed", lambda *arguments: False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,6 +82,24 @@ def test_what_is_refused_is_what_tensorflow_cannot_compute(kind: str) -> None:
     except ValueError:
         accepted = False
     assert accepted == computed
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "mixed_float16"])
+@pytest.mark.parametrize("kind", ["conv2d", "transposed2d", "depthwise2d", "max-pool"])
+def test_what_is_refused_in_other_dtypes(kind: str, dtype: str) -> None:
+    """oneDNN computes most of them in float32 only."""
+    config = KINDS[kind][1]().get_config()
+    layer = type(KINDS[kind][1]()).from_config({**config, "dtype": dtype})
+    model = model_of(layer)
+    try:
+        model(np.zeros((1, *SHAPES[2]), np.float32))
+    except tf.errors.OpError:
+        computed = dtype.removeprefix("mixed_")
+        match = rf"channels_first in {computed}.* have it in float32 at most.*channels_last"
+        with pytest.raises(ValueError, match=match):
+            check_layouts(Graph(model))
+    else:
+        check_layouts(Graph(model))
 
 
 @pytest.mark.usefixtures("without_kernels")
