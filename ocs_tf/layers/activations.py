@@ -1,0 +1,13 @@
+"""Activation functions that Keras 3 has under the same name, but not as Keras 2 computes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+
+@keras.saving.register_keras_serializable("ocs_tf", "keras2_hard_sigmoid")
+def keras2_hard_sigmoid(x: Any) -> Any:
+    """`clip(0.2 x + 0.5, 0, 1)`, the `hard_sigmoid` of Keras 2; that of Keras 3 has 1/6, not 0.2."""
+    return keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0)
