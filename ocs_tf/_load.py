@@ -24,11 +24,14 @@ _WEIGHTS = (
 )
 _NO_METADATA = (
     "{} is a SavedModel without Keras metadata (from model.export or tf.saved_model.save), so its"
-    " layers are not known. Save the model from the program that made it: model.save('model.keras');"
-    " or convert the SavedModel as it is, without ocs_tf:"
+    " layers are not known. Save the model from the program that made it:"
+    " model.save('model.keras'); or convert the SavedModel as it is, without ocs_tf:"
     " tf.lite.TFLiteConverter.from_saved_model(path)."
 )
-_NO_TF_KERAS = '{} was saved by Keras 2, which tf_keras reads. It is not installed: pip install "ocs_tf[keras2]"'
+_NO_TF_KERAS = (
+    "{} was saved by Keras 2, and tf_keras, which reads it, is not installed:"
+    ' pip install "ocs_tf[keras2]"'
+)
 
 
 @restores_state

@@ -130,7 +130,7 @@ def _resolution(layer: Any) -> float:
 
 
 def _difference(first: Array, second: Array) -> float:
-    """The largest difference, as a share of the largest magnitude; of other than numbers, 0 or 1."""
+    """The largest difference, as a share of the largest magnitude; 0 or 1 of strings."""
     if first.shape != second.shape:
         return math.inf
     if first.dtype.kind not in "biufV":

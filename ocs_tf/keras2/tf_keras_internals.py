@@ -55,7 +55,7 @@ def sublayers(layer: Any) -> list[Any]:
 
 
 def outputs(model: Any, arrays: list[Any]) -> Any:
-    """What a model gives for one array per input; states that it keeps start from zero, and stay."""
+    """What a model gives for one array per input, from states of zero; its states stay."""
     import tensorflow as tf
 
     stateful = [layer for layer in model._flatten_layers() if getattr(layer, "stateful", False)]
