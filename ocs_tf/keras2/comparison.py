@@ -109,14 +109,14 @@ def _vocabulary(model: Any) -> Sequence[str]:
 def _drawn(
     rng: np.random.Generator, tensor: Any, size: int, lowest: float, words: Sequence[str]
 ) -> Any:
-    """An array for a symbolic input; of integers, those that every table has."""
+    """A tensor for a symbolic input; of integers, those that every table has."""
     batch, *sizes = tensor.shape
     shape = (batch or _SAMPLES, *(size if known is None else known for known in sizes))
     if tensor.dtype.name == "string":
         return tf.constant(rng.choice(np.asarray(words, object), shape))
     if tensor.dtype.is_floating:
-        return rng.uniform(lowest, 2.0, shape).astype(tensor.dtype.as_numpy_dtype)
-    return rng.integers(0, 2, shape).astype(tensor.dtype.as_numpy_dtype)
+        return tf.cast(rng.uniform(lowest, 2.0, shape), tensor.dtype)
+    return tf.cast(rng.integers(0, 2, shape), tensor.dtype)
 
 
 def _arrays(outputs: Any) -> list[Array]:

@@ -292,6 +292,7 @@ def _lookup(layer: Any, config: Config) -> None:
 
 def _discretization(layer: Any, config: Config) -> None:
     config["bin_boundaries"] = [float(edge) for edge in np.ravel(layer.bin_boundaries)]
+    config["num_bins"] = None
 
 
 def _normalization(layer: Any, config: Config) -> None:

@@ -342,7 +342,7 @@ def _norm(tensor: Any, ord: Any = "euclidean", axis: Any = None, keepdims: Any =
 
 
 def _identity(input: Any) -> Any:
-    return input
+    return keras.layers.Identity()(input)
 
 
 def _of_one(function: Callable[..., Any]) -> Callable[..., Any]:
