@@ -160,9 +160,7 @@ def test_what_is_neither_path_nor_model(value: Any) -> None:
 
 def test_without_tf_keras(saved: tuple[Any, pathlib.Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        ImportError, match=r'tf_keras.*not installed: pip install "ocs_tf\[keras2\]"'
-    ):
+    with pytest.raises(ImportError, match=r'not installed: pip install "ocs_tf\[keras2\]"'):
         ocs_tf.load_model(saved[1] / "model.h5")
 
 

@@ -88,7 +88,8 @@ def recurrent() -> Any:
         layers.LSTM(4, return_sequences=True, recurrent_activation="hard_sigmoid"),
         layers.GRU(3, return_sequences=True, reset_after=False),
         layers.Bidirectional(
-            layers.GRU(3, return_sequences=True), backward_layer=layers.GRU(3, **BACKWARD)
+            layers.SimpleRNN(3, return_sequences=True),
+            backward_layer=layers.SimpleRNN(3, **BACKWARD),
         ),
         layers.TimeDistributed(sequential((6,), layers.Dense(3), layers.BatchNormalization())),
         layers.RNN([layers.LSTMCell(3), layers.GRUCell(4)], return_sequences=True),
@@ -110,10 +111,10 @@ def stateful() -> Any:
 def states_and_attention() -> Any:
     first, second = tf_keras.Input(SERIES), tf_keras.Input(SERIES)
     one, *states = layers.LSTM(4, return_state=True)(first)
-    both = layers.Bidirectional(layers.GRU(4, return_state=True))(first)
+    both = layers.Bidirectional(layers.SimpleRNN(4, return_state=True))(first)
     outputs = [
         layers.LSTM(4)(second, initial_state=states),
-        layers.Bidirectional(layers.GRU(4))(second, initial_state=both[1:]),
+        layers.Bidirectional(layers.SimpleRNN(4))(second, initial_state=both[1:]),
         *layers.MultiHeadAttention(2, 3)(first, second, return_attention_scores=True),
         layers.Attention(use_scale=True)([first, second]),
         layers.Dot(2, normalize=True)([first, second]),
@@ -166,8 +167,8 @@ def drawn(tensor: Any) -> Any:
     if tensor.dtype == tf.string:
         return tf.constant(rng.choice(["a", "b c", "zz"], shape))
     if tensor.dtype.is_integer:
-        return rng.integers(0, 10, shape)
-    return rng.normal(0, 1, shape).astype("float32")
+        return tf.constant(rng.integers(0, 10, shape))
+    return tf.constant(rng.normal(0, 1, shape), tf.float32)
 
 
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
