@@ -22,6 +22,16 @@ def layers_within(layer: Any, include_self: bool = True) -> list[Any]:
     return list(layer._flatten_layers(include_self=include_self))
 
 
+def sublayers(layer: Any) -> list[Any]:
+    """The layers right inside of a layer."""
+    return list(layer._flatten_layers(recursive=False, include_self=False))
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """The weights of a layer without those of the layers in it."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
 def maker(tensor: Any) -> Any:
     """The operation that made a symbolic tensor."""
     return tensor._keras_history[0]

@@ -1,5 +1,6 @@
 """The Keras layers of a quantized model, registered under the package name `ocs_tf`."""
 
+from ocs_tf.layers.activations import keras2_hard_sigmoid
 from ocs_tf.layers.attention import (
     QuantizedAttention,
     QuantizedGroupQueryAttention,
@@ -64,5 +65,6 @@ __all__ = [
     "QuantizedSimpleRNNCell",
     "StoredKernel",
     "fake_quantize",
+    "keras2_hard_sigmoid",
     "unwrapped",
 ]

@@ -93,8 +93,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"
         hint = (
-            " It is a tf_keras (Keras 2) model: save it as .keras or .h5 and load it with"
-            " keras.models.load_model of Keras 3."
+            " It is a tf_keras (Keras 2) model: ocs_tf.load_model makes one of Keras 3 of it."
             if kind.startswith("tf_keras")
             else ""
         )
