@@ -33,9 +33,11 @@ COMPILE_ARGS = {
 
 DEMO = ["scikit-learn"]
 IMAGES = ["pillow"]  # folders of them as calibration data of the command
+KERAS2 = ["tf-keras>=2.17"]  # reads the files of Keras 2; of the version of TensorFlow
 TEST = [
     *DEMO,
     *IMAGES,
+    *KERAS2,
     "hypothesis",
     "ipykernel",
     "matplotlib",
@@ -125,13 +127,21 @@ setup(
         "ai-edge-litert>=2.3",
         "ai-edge-quantizer>=0.10",
         "jinja2>=3.0",
+        "h5py>=3.10",
         "keras>=3.5",
         "numpy>=1.23.5",
         "scipy>=1.10",
         "tensorflow>=2.17",
         "tqdm>=4.58",
     ],
-    extras_require={"demo": DEMO, "images": IMAGES, "test": TEST, "docs": DOCS, "dev": DEV},
+    extras_require={
+        "demo": DEMO,
+        "images": IMAGES,
+        "keras2": KERAS2,
+        "test": TEST,
+        "docs": DOCS,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["ocs_tf = ocs_tf.cli:main"]},
     # The default, "build", is Bazel's file BUILD where file names ignore case.
     options={"build": {"build_base": "dist/build"}},

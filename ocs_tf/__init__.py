@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ocs_tf import layers, numerics, tflite
     from ocs_tf._compare import Closeness, TFLiteModel, compare
     from ocs_tf._convert import apply, convert, plan
+    from ocs_tf._load import load_model
     from ocs_tf._plan import LayerPlan, Plan
     from ocs_tf._report import LayerReport, Report, report
     from ocs_tf.config import Config, Override
@@ -42,6 +43,7 @@ __all__ = [
     "convert",
     "export_tflite",
     "layers",
+    "load_model",
     "numerics",
     "plan",
     "report",
@@ -52,6 +54,7 @@ _MODULES = ("layers", "numerics", "tflite")
 _HOMES = {
     "_compare": ("Closeness", "TFLiteModel", "compare"),
     "_convert": ("apply", "convert", "plan"),
+    "_load": ("load_model",),
     "_plan": ("LayerPlan", "Plan"),
     "_report": ("LayerReport", "Report", "report"),
     "config": ("Config", "Override"),

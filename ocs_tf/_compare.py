@@ -15,6 +15,7 @@ from ocs_tf.closeness import Closeness, Tally
 from ocs_tf.graph.analysis.concatenations import output_parts
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.substitutions.inlining import flat
+from ocs_tf.keras2 import is_keras2, keras3_model
 from ocs_tf.keras_state import restores_state
 from ocs_tf.paths import existing_file
 from ocs_tf.process import no_tracing_warnings, quiet
@@ -104,7 +105,7 @@ def compare(reference: Any, other: Any, dataset: data.Dataset) -> list[Closeness
     """Run two models on `dataset` and compare their outputs.
 
     Arguments:
-        reference, other: a `keras.Model` or `TFLiteModel` each.
+        reference, other: a `keras.Model`, `tf_keras.Model` or `TFLiteModel` each.
         dataset: inputs of `reference`, in any form that `convert` takes. All are used; of a
             generator, or other data without a length, at most 65,536 samples.
 
@@ -163,11 +164,12 @@ def _with_names(model: Any, name: str) -> Any:
     """`model`, as a functional one that takes a list if it is from Keras."""
     if isinstance(model, TFLiteModel):
         return model
+    if is_keras2(model):
+        model = keras3_model(model)
     if not isinstance(model, keras.Model):
         raise ValueError(
             f"`{name}` must be a keras.Model or an ocs_tf.TFLiteModel, but is a"
-            f" {type(model).__name__}; load files with keras.models.load_model or"
-            " ocs_tf.TFLiteModel."
+            f" {type(model).__name__}; load files with ocs_tf.load_model or ocs_tf.TFLiteModel."
         )
     functional = flat(model)  # others have no output names
     return keras.Model(functional.inputs, functional.outputs)

@@ -37,6 +37,7 @@ from ocs_tf.graph.reader import Graph, is_chain
 from ocs_tf.graph.rewrite import Replacement, rewrite
 from ocs_tf.graph.scaling import scale_channels
 from ocs_tf.graph.substitutions.tracing import has_graph, inputs_of
+from ocs_tf.keras2 import takes_keras2
 from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics import ActivationGrid, OracleGrid
 from ocs_tf.numerics.checks import check_switch
@@ -72,6 +73,7 @@ _CHECKED_SAMPLES = 256  # where activations stay in float, and nothing is measur
 _BATCHES = 8  # of the most samples that memory allows; of more, calls would cost more than work
 
 
+@takes_keras2
 @restores_state
 def convert(
     model: keras.Model,
@@ -84,9 +86,9 @@ def convert(
     """Quantize a trained Keras model without training (post-training quantization).
 
     Arguments:
-        model: a built `keras.Model`; it is not modified. Models nested in it are put in their
-            places. One with a `call` of its own must have been called on data once, and consist of
-            Keras layers and operations.
+        model: a built `keras.Model`, or a `tf_keras.Model` (see `load_model`); it is not modified.
+            Models nested in it are put in their places. One with a `call` of its own must have been
+            called on data once, and consist of Keras layers and operations.
         config: a `Config`; or give its fields as keyword `options`, e.g. `weight_bits=4`. See
             `Config` or docs/options.md.
         representative_dataset: calibration inputs: an array, a dict of arrays by input name, a
@@ -113,6 +115,7 @@ def convert(
     return _apply(model, plan_, graph, scaled, batches, verbose)
 
 
+@takes_keras2
 @restores_state
 def plan(
     model: keras.Model,
@@ -265,6 +268,7 @@ def _ranges(
     return found
 
 
+@takes_keras2
 @restores_state
 def apply(
     model: keras.Model,
@@ -445,8 +449,9 @@ def _warn_of_files(model: keras.Model) -> None:
         layer = layers.unwrapped(layer)
         reason = None if isinstance(layer, keras.Model) else why_not_loaded(layer)
         if reason is not None:
+            kind = type(layer.layer if isinstance(layer, layers.QuantizedInside) else layer)
             warnings.warn(
-                f"layer {layer.name!r} ({type(layer).__name__}) works as it is, but a .keras file"
+                f"layer {layer.name!r} ({kind.__name__}) works as it is, but a .keras file"
                 f" of the quantized model will not load: {reason} Exports to .tflite need no such"
                 " file.",
                 stacklevel=3,

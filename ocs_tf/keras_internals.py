@@ -6,16 +6,30 @@ Keras' record of one, with `operation`, `arguments`, `input_tensors` and `output
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src.backend.common import global_state
+from keras.src.utils import naming
 
 
 def layers_within(layer: Any, include_self: bool = True) -> list[Any]:
     """A model or layer, and all layers inside of it at any depth."""
     return list(layer._flatten_layers(include_self=include_self))
+
+
+def sublayers(layer: Any) -> list[Any]:
+    """The layers right inside of a layer."""
+    return list(layer._flatten_layers(recursive=False, include_self=False))
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """The weights of a layer without those of the layers in it."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def maker(tensor: Any) -> Any:
@@ -87,6 +101,74 @@ def is_hidden_class(layer: Any, module: str, name: str) -> bool:
 def is_keras_layer_class(cls: type) -> bool:
     """Whether a class is one of the layers that come with Keras."""
     return cls.__module__.startswith("keras.src.layers.") and cls is not keras.layers.Layer
+
+
+def tracked(layer: keras.layers.Layer) -> dict[str, list[Any]]:
+    """Variables, layers, metrics and generators of random numbers of a layer, by kind."""
+    return {kind: list(store) for kind, (_, store) in layer._tracker.config.items()}
+
+
+def track(layer: keras.layers.Layer, kind: str, item: Any) -> None:
+    """Make `item` one of what `tracked` finds."""
+    layer._tracker.add_to_store(kind, item)
+
+
+def untrack(layer: keras.layers.Layer, item: Any) -> None:
+    """Make `item` none of what `tracked` finds."""
+    layer._tracker.untrack(item)
+
+
+@contextlib.contextmanager
+def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
+    """Within this context, `layer` takes other variables and layers, though it is built."""
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        if locked:
+            layer._tracker.lock()
+
+
+def complete(layer: keras.layers.Layer) -> None:
+    """Say that `layer` is built; it takes no more variables and layers."""
+    layer.built = True
+    layer._lock_state()
+
+
+def variable_like(variable: keras.Variable) -> keras.Variable:
+    """A variable of the same value and options."""
+    return keras.Variable(
+        np.asarray(variable),
+        dtype=variable.dtype,
+        trainable=variable.trainable,
+        name=variable.name,
+        autocast=variable._autocast,
+    )
+
+
+def take_signature(layer: keras.layers.Layer, other: keras.layers.Layer) -> None:
+    """Let Keras call `layer` with the arguments that it calls `other` with."""
+    names = ("_call_signature", "call_signature_parameters", "_call_context_args")
+    flags = ("_call_has_training_arg", "_call_has_mask_arg", "_call_has_context_arg")
+    for name in (*names, *flags, "_convert_input_args", "_allow_non_tensor_positional_args"):
+        if name in vars(other):
+            vars(layer)[name] = vars(other)[name]
+
+
+# What Keras keeps in a layer of its own that its constructor is not told.
+PLAIN_ATTRIBUTES = (
+    *("_supports_masking", "_build_shapes_dict", "_auto_config", "_auto_config_error_args"),
+    *("autocast", "_convert_input_args", "_allow_non_tensor_positional_args", "_input_spec"),
+    *("activity_regularizer", "_called"),
+)
+
+
+@functools.cache
+def automatic_names() -> frozenset[str]:
+    """The names that Keras gives layers of its own classes, without numbers."""
+    classes = [c for c in vars(keras.layers).values() if isinstance(c, type)]
+    return frozenset(naming.to_snake_case(c.__name__) for c in classes)
 
 
 def thread_state(name: str) -> Any:

@@ -38,7 +38,7 @@ SLOW = (
     *("layers/test_checks", "graph/substitutions/test_constants", "test_notebook"),
     *("graph/analysis/test_activation_sites", "floor", "test_readme", "cli/test_demo"),
     *("graph/test_cloning", "numerics/test_joint_search", "runtime/test_compatibility"),
-    *("graph/analysis/test_concatenations", "test_packaging"),
+    *("graph/analysis/test_concatenations", "keras2", "test_load", "test_packaging"),
 )
 
 

@@ -23,6 +23,7 @@ from ocs_tf.cli.files import (
     check_distinct,
     check_output,
     existing,
+    existing_model,
     load_keras,
     one_line,
     read_data,
@@ -309,7 +310,7 @@ def _convert(values: Flags, arguments: Arguments) -> None:
             **{f"--{name}": values[name].value for name in ("data", "config", "from_plan")},
         },
     )
-    source = existing(arguments[0], "model", _KERAS_SUFFIXES)
+    source = existing_model(arguments[0], _KERAS_SUFFIXES)
     config = _config(values)
     if values.from_plan and config != Config():
         raise UsageError("--from_plan takes no other options; edit the plan instead.")
@@ -355,7 +356,7 @@ def _convert(values: Flags, arguments: Arguments) -> None:
 
 
 def _report(values: Flags, arguments: Arguments) -> None:
-    source = existing(arguments[0], "model", _KERAS_SUFFIXES)
+    source = existing_model(arguments[0], _KERAS_SUFFIXES)
 
     import ocs_tf
 
@@ -367,7 +368,7 @@ def _export(values: Flags, arguments: Arguments) -> None:
         raise UsageError("export needs --output, the .tflite file to write.")
     check_output("--output", values.output, (".tflite",), values.overwrite)
     check_distinct({"--output": values.output}, {"the model": arguments[0], "--data": values.data})
-    source = existing(arguments[0], "model", _KERAS_SUFFIXES)
+    source = existing_model(arguments[0], _KERAS_SUFFIXES)
     check_data(values.data)
     model = load_keras(source)
     dataset = read_data(values.data, values.preprocess, model, CALIBRATION_SAMPLES)
@@ -376,7 +377,7 @@ def _export(values: Flags, arguments: Arguments) -> None:
 
 
 def _compare(values: Flags, arguments: Arguments) -> None:
-    paths = [existing(path, "model", (*_KERAS_SUFFIXES, ".tflite")) for path in arguments]
+    paths = [existing_model(path, (*_KERAS_SUFFIXES, ".tflite")) for path in arguments]
     if not values.data:
         raise UsageError("compare needs --data, the inputs to run both models on.")
     check_data(values.data)

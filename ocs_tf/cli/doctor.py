@@ -12,7 +12,11 @@ from ocs_tf.graph.analysis.layouts import is_computed
 from ocs_tf.runtime import NativeLibraryError, compatibility, library_path, tflite
 
 _PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "scipy")
-_EXTRAS = {"pillow": "images", "scikit-learn": "demo"}  # what a package is optional for
+_EXTRAS = {
+    "pillow": "images",
+    "scikit-learn": "demo",
+    "tf-keras": "keras2",
+}  # what a package is optional for
 _RUNTIMES = {"ai_edge_litert": "ai-edge-litert", "tensorflow": "tensorflow"}
 
 

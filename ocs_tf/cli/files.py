@@ -8,7 +8,6 @@ import math
 import os
 import pathlib
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,6 +61,12 @@ def existing(path: str, what: str, suffixes: Sequence[str] = ()) -> pathlib.Path
     return found
 
 
+def existing_model(path: str, suffixes: Sequence[str]) -> pathlib.Path:
+    """`path` if it is a file with one of `suffixes`, or the folder of a SavedModel."""
+    found = pathlib.Path(path)
+    return found if (found / "saved_model.pb").is_file() else existing(path, "model", suffixes)
+
+
 def check_output(flag: str, path: str | None, suffixes: Sequence[str], overwrite: bool) -> None:
     if not path:
         return
@@ -109,17 +114,10 @@ def _identity(path: str) -> Any:
 
 
 def load_keras(path: pathlib.Path) -> Any:
-    import keras
+    from ocs_tf import load_model
 
-    from ocs_tf import layers  # noqa: F401  registers them with Keras
-
-    if path.suffix.lower() == ".keras" and not zipfile.is_zipfile(path):
-        raise UsageError(
-            f"{path} cannot be loaded as a Keras model: it is no zip archive, as .keras files are,"
-            " or a damaged one."
-        )
     try:
-        return keras.models.load_model(path)
+        return load_model(path)
     except Exception as error:
         raise UsageError(f"{path} cannot be loaded as a Keras model: {one_line(error)}") from error
 

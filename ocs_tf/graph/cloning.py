@@ -8,10 +8,8 @@ saving (`save_own_variables`, `save_assets`), and by the attributes of users' la
 
 from __future__ import annotations
 
-import functools
 import tempfile
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -19,6 +17,7 @@ import numpy as np
 
 from ocs_tf.graph import adapters
 from ocs_tf.layers import unwrapped
+from ocs_tf.layers.structure import copied, is_users, leaves, own_attributes
 
 _GET_CONFIG = "Give the class a get_config() that returns every argument of __init__."
 
@@ -48,19 +47,40 @@ def clone_layer(layer: Any) -> Any:
     Raises:
         ValueError: the layer has weights and cannot be made from its configuration.
     """
+    if type(layer) is keras.layers.Identity:  # Keras cannot save one made with a policy object
+        return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy.name)
     if not getattr(layer, "variables", None):
         copy = shallow_copy(layer)
         _copy_attributes(layer, copy)
         return copy
+    if is_users(layer):
+        return copied(layer, lambda _, part: built_clone(part))
     try:
-        config = layer.get_config() if _is_users(layer) else adapters.config_of(layer)
-        copy = type(layer).from_config(config)
+        copy = type(layer).from_config(adapters.config_of(layer))
     except Exception as error:
         raise ValueError(
             f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied from its"
             f" configuration: {error}. {_GET_CONFIG}"
         ) from error
     _copy_state(layer, copy)
+    return copy
+
+
+def built_clone(layer: Any) -> Any:
+    """A new layer with the weights of `layer`, which is inside of another.
+
+    Raises:
+        ValueError: it has weights and cannot be made from its configuration.
+    """
+    if isinstance(layer, keras.Model) and not is_users(layer):
+        copy = keras.models.clone_model(layer, clone_function=clone_layer)
+    else:
+        copy = clone_layer(layer)
+    if layer.built and not copy.built and (config := layer.get_build_config()):
+        copy.build_from_config(config)
+    if layer.built:
+        copy_weights(layer, copy)
+        check_copied(layer, copy)
     return copy
 
 
@@ -93,7 +113,7 @@ def why_not_loaded(layer: Any) -> str | None:
         with warnings.catch_warnings():  # Keras warns of what this function tells
             warnings.simplefilter("ignore")
             copy = type(layer).from_config(layer.get_config())
-        if _is_users(layer) and layer.weights and layer.get_build_config():
+        if is_users(layer) and layer.weights and layer.get_build_config():
             copy.build_from_config(layer.get_build_config())
             if len(copy.weights) == len(layer.weights):  # else some are made by its first call
                 check_copied(layer, copy)
@@ -132,35 +152,11 @@ def _overrides(layer: Any, method: str) -> bool:
 
 def _copy_attributes(old: Any, new: Any) -> None:
     """Give `new` the attributes that a user's layer `old` keeps, but for variables and layers."""
-    if not _is_users(old):
+    if not is_users(old):
         return
-    for name, value in vars(old).items():
-        if name not in _keras_attributes() and not any(_belongs(old, v) for v in _leaves(value)):
+    for name, value in own_attributes(old).items():
+        if not any(_belongs(old, v) for v in leaves(value)):
             setattr(new, name, _copied(value))
-
-
-def _is_users(layer: Any) -> bool:
-    """Whether a user wrote the class of `layer`; what models keep is Keras' alone."""
-    own = type(layer).__module__.split(".")[0] not in ("keras", "ocs_tf")
-    return own and isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.Model)
-
-
-class _Plain(keras.layers.Layer):
-    """A layer that keeps nothing of its own but a weight."""
-
-    def build(self, input_shape: Any) -> None:
-        self._of_plain = self.add_weight(())
-
-    def call(self, inputs: Any) -> Any:
-        return inputs
-
-
-@functools.cache
-def _keras_attributes() -> frozenset[str]:
-    """The names of what Keras and TensorFlow keep in a layer of any class that was called."""
-    layer = _Plain(name="plain")
-    layer(keras.KerasTensor((1, 1)))
-    return frozenset(vars(layer)) | {"_build_shapes_dict", "_path", "_initial_weights"}
 
 
 def _belongs(layer: Any, value: Any) -> bool:
@@ -169,19 +165,8 @@ def _belongs(layer: Any, value: Any) -> bool:
     return isinstance(value, parts) or getattr(value, "__self__", None) is layer
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """The items of nested containers."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
-
-
 def _layers(value: Any) -> list[Any]:
-    return [leaf for leaf in _leaves(value) if isinstance(leaf, keras.layers.Layer)]
+    return [leaf for leaf in leaves(value) if isinstance(leaf, keras.layers.Layer)]
 
 
 def _copied(value: Any) -> Any:

@@ -17,8 +17,11 @@ import numpy as np
 from ocs_tf import layers
 from ocs_tf.graph import adapters
 from ocs_tf.graph.adapters import KernelAdapter
+from ocs_tf.graph.cloning import check_copied, clone_layer, copy_weights
+from ocs_tf.keras_internals import layers_within
 from ocs_tf.layers.attention import PROJECTIONS
 from ocs_tf.layers.recurrent import CELL_KERNELS, UnrolledRNN
+from ocs_tf.layers.structure import copied, is_users, sublayers
 from ocs_tf.numerics import QuantizedKernel
 
 _LAYERS = keras.layers
@@ -96,6 +99,8 @@ def parts(layer: Any) -> dict[str, Part]:
         return {name: Part(layer, adapter) for name, adapter in _CELL_ADAPTERS.items()}
     found = {}
     for name, child in _children(layer).items():
+        if not child.built:
+            continue  # it is never called
         adapter = adapters.adapter_for(child)
         inside = parts(child) if adapter is None else {"": Part(child, adapter)}
         found.update({_path(name, path): part for path, part in inside.items()})
@@ -127,11 +132,18 @@ def quantized(layer: Any, options: Mapping[str, Mapping[str, Any]]) -> Any:
         return _ATTENTION[type(layer)].from_config({**config, "kernels": options})
     adapter = adapters.adapter_for(layer)
     if adapter is not None and options:
-        config = adapter.quantized_config(layer, layer.bias is not None)
+        config = adapter.quantized_config(layer, getattr(layer, "bias", None) is not None)
         return adapter.quantized_class.from_config({**config, **options[""]})
-    return _rebuilt(
-        layer, lambda name, child: quantized(child, _below(name, options)), layers.QuantizedRNN
+    made = _rebuilt(
+        layer, lambda name, child: _inner(layer, child, _below(name, options)), layers.QuantizedRNN
     )
+    return layers.QuantizedInside(made) if is_users(layer) and options else made
+
+
+def _inner(outer: Any, layer: Any, options: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The quantized layer in place of `layer`, which is inside of `outer`."""
+    made = quantized(layer, options)
+    return made.layer if is_users(outer) and isinstance(made, layers.QuantizedInside) else made
 
 
 def plain(layer: Any, *, unroll: bool = False) -> Any:
@@ -150,7 +162,7 @@ def plain(layer: Any, *, unroll: bool = False) -> Any:
     adapter = adapters.adapter_of_quantized(layer)
     if adapter is not None:
         return adapter.layer_class.from_config(
-            adapter.with_bias(adapter.float_config(layer), layer.bias is not None)
+            adapter.with_bias(adapter.float_config(layer), getattr(layer, "bias", None) is not None)
         )
     return _rebuilt(layer, lambda _, child: plain(child, unroll=unroll), _LAYERS.RNN, unroll)
 
@@ -171,7 +183,8 @@ def copy_floats(old: Any, new: Any) -> None:
         if _is_cell(before) or _children(before):
             copy_floats(before, after)
         else:
-            after.set_weights(before.get_weights())
+            copy_weights(before, after)
+            check_copied(before, after)
 
 
 def assign(layer: Any, kernels: Mapping[str, tuple[QuantizedKernel, np.ndarray | None]]) -> None:
@@ -235,6 +248,11 @@ def is_recurrent(layer: Any) -> bool:
     return isinstance(layer, _RECURRENT) or any(map(is_recurrent, _children(layer).values()))
 
 
+def mixes_kernels(layer: Any) -> bool:
+    """Whether the kernels inside of a composite may have any operations around them."""
+    return any(isinstance(part, keras.Model) or is_users(part) for part in layers_within(layer))
+
+
 def _is_cell(layer: Any) -> bool:
     return type(layer) in _CELLS or isinstance(layer, layers.QuantizedCell)
 
@@ -242,16 +260,22 @@ def _is_cell(layer: Any) -> bool:
 def _children(layer: Any) -> dict[str, Any]:
     """The layers inside of a composite, by name; none of other layers."""
     if type(layer) in _RECURRENT:
-        return {"": layer.cell}
+        return {} if is_users(layer.cell) else {"": layer.cell}
     if type(layer) is _LAYERS.StackedRNNCells:
-        return {f"cell_{index}": cell for index, cell in enumerate(layer.cells)}
+        return (
+            {}
+            if any(map(is_users, layer.cells))
+            else {f"cell_{index}": cell for index, cell in enumerate(layer.cells)}
+        )
     if type(layer) is _LAYERS.Bidirectional:
         return {"forward": layer.forward_layer, "backward": layer.backward_layer}
     if type(layer) is _LAYERS.TimeDistributed:
         return {str(layer.layer.name): layer.layer}
     if type(layer) in _ATTENTION or isinstance(layer, layers.QuantizedAttention):
         return _projections(layer)
-    return {}
+    if isinstance(layer, layers.QuantizedInside):
+        return _children(layer.layer)
+    return sublayers(layer) if is_users(layer) or isinstance(layer, keras.Model) else {}
 
 
 def _projections(layer: Any) -> dict[str, Any]:
@@ -286,7 +310,21 @@ def _rebuilt(
     if type(layer) is _LAYERS.TimeDistributed:
         (child,) = inside.values()
         return _LAYERS.TimeDistributed(child, name=layer.name, dtype=layer.dtype_policy)
-    return type(layer).from_config(adapters.config_of(layer))
+    if isinstance(layer, layers.QuantizedInside):
+        return _rebuilt(layer.layer, remake, recurrent, unroll)
+    if is_users(layer):
+        return copied(layer, lambda name, child: _built(child, inside[name]))
+    if isinstance(layer, keras.Model):
+        names = {id(child): name for name, child in sublayers(layer).items()}
+        return keras.models.clone_model(layer, clone_function=lambda old: inside[names[id(old)]])
+    return clone_layer(layer)
+
+
+def _built(old: Any, new: Any) -> Any:
+    """`new`, built as `old` is, in whose place it is."""
+    if old.built and not new.built and (config := old.get_build_config()):
+        new.build_from_config(config)
+    return new
 
 
 def _below(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

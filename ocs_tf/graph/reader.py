@@ -14,6 +14,7 @@ from ocs_tf.graph.adapters import KernelAdapter
 from ocs_tf.graph.affine import affine, affine_axis
 from ocs_tf.graph.substitutions.inlining import flat
 from ocs_tf.keras_internals import calls_in_order
+from ocs_tf.layers.structure import is_users
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,6 +116,8 @@ class Graph:
             norm = self.foldable_norm(layer) if fold_batch_norm else None
             yield KernelRef(layer, adapter, norm, layer)
             return
+        if isinstance(layer, keras.Model) and not is_users(layer):
+            return  # one that holds quantized layers stays as it is
         for path, part in composites.parts(layer).items():
             yield KernelRef(part.holder, part.adapter, None, layer, path)
 

@@ -1,5 +1,6 @@
 """The Keras layers of a quantized model, registered under the package name `ocs_tf`."""
 
+from ocs_tf.layers.activations import keras2_hard_sigmoid
 from ocs_tf.layers.attention import (
     QuantizedAttention,
     QuantizedGroupQueryAttention,
@@ -17,6 +18,7 @@ from ocs_tf.layers.convolutions import (
     QuantizedDepthwiseConv2D,
 )
 from ocs_tf.layers.dense import QuantizedDense, QuantizedEinsumDense, QuantizedEmbedding
+from ocs_tf.layers.inside import QuantizedInside
 from ocs_tf.layers.quantizers import (
     FakeQuantize,
     OracleQuantize,
@@ -55,6 +57,7 @@ __all__ = [
     "QuantizedEmbedding",
     "QuantizedGRUCell",
     "QuantizedGroupQueryAttention",
+    "QuantizedInside",
     "QuantizedLSTMCell",
     "QuantizedMultiHeadAttention",
     "QuantizedOutput",
@@ -62,5 +65,6 @@ __all__ = [
     "QuantizedSimpleRNNCell",
     "StoredKernel",
     "fake_quantize",
+    "keras2_hard_sigmoid",
     "unwrapped",
 ]

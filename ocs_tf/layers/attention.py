@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from ocs_tf.layers.checks import FromConfig, of_layer, options_by_name
+from ocs_tf.layers.checks import FromConfig, as_stored, of_layer, options_by_name
 from ocs_tf.layers.dense import QuantizedEinsumDense
 from ocs_tf.layers.quantizers import PACKAGE
 
@@ -42,7 +42,13 @@ class QuantizedAttention(FromConfig, keras.layers.Layer):
         super().__setattr__(name, value)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "kernels": self.kernel_options}
+        made = {name: getattr(self, _attribute(name), None) for name in self.kernel_options}
+        return {**super().get_config(), "kernels": as_stored(self.kernel_options, made)}
+
+
+def _attribute(projection: str) -> str:
+    """The attribute in which Keras keeps a projection."""
+    return f"_{'output' if projection == 'attention_output' else projection}_dense"
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

@@ -99,6 +99,18 @@ def options_by_name(kernels: Any, names: Collection[str]) -> dict[str, dict[str,
     return checked
 
 
+def as_stored(
+    options: Mapping[str, Mapping[str, Any]], stored: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """`options` by name, with the quality of the codes that are stored by now."""
+    return {
+        name: {**values, "kernel_sqnr_db": stored[name].kernel_sqnr_db}
+        if hasattr(stored.get(name), "kernel_sqnr_db")
+        else dict(values)
+        for name, values in options.items()
+    }
+
+
 def check_grid(name: str, grid: Any, kind: type = ActivationGrid) -> Any:
     """`grid`, or the one that its `to_dict()` stands for.
 

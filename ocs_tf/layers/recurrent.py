@@ -14,7 +14,7 @@ import keras
 from keras import ops
 
 from ocs_tf.keras_internals import layers_within
-from ocs_tf.layers.checks import FromConfig, check_floats, of_layer, options_by_name
+from ocs_tf.layers.checks import FromConfig, as_stored, check_floats, of_layer, options_by_name
 from ocs_tf.layers.quantizers import PACKAGE
 from ocs_tf.layers.storage import StoredKernel
 
@@ -90,7 +90,8 @@ class QuantizedCell(FromConfig, keras.layers.Layer):
             check_floats(self)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "kernels": self.kernel_options}
+        stored = self.stored_kernels() if self.built else {}
+        return {**super().get_config(), "kernels": as_stored(self.kernel_options, stored)}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

@@ -129,7 +129,8 @@ def _nothing_to_quantize(graph: Graph) -> str:
 def check_not_quantized(graph: Graph) -> None:
     """Raise `ValueError` if a layer of the model is quantized already."""
     for node in graph.nodes:
-        stored = composites.stored_parts(node.layer)
+        nested = isinstance(node.layer, keras.Model)  # it stays as it is
+        stored = not nested and composites.stored_parts(node.layer)
         if stored or adapters.adapter_of_quantized(node.layer) is not None:
             raise ValueError(
                 f"`model` {graph.model.name!r} is quantized already: layer {node.layer.name!r} is"

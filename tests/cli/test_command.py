@@ -309,7 +309,7 @@ MISTAKES = {
     "missing model": ("report missing.keras", "model missing.keras does not exist"),
     "folder as model": ("report {}", "is not a file"),
     "other ending": ("report {}/scaled.npy", "must end in one of .keras, .h5, .hdf5"),
-    "broken model": ("report {}/broken.keras", "cannot be loaded as a Keras model: it is no zip"),
+    "broken model": ("report {}/broken.keras", "is neither a zip archive"),
     "broken tflite": (
         "compare {}/model.keras {}/broken.tflite --data {}/scaled.npy",
         "broken.tflite: this is not a TFLite file",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import keras
 import numpy as np
@@ -160,6 +161,27 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
         lambda x: layers.Conv2D(3, 3, name="c")(x[..., 1:4] + x[..., 2:5]),
     ),
 }
+
+
+# Codes without compensation: as good as any where a file is compared with its model.
+FAST: dict[str, Any] = {"rounding": "nearest", "bias_correction": False}
+
+WIDTHS = range(2, 9)
+EACH_WIDTH: dict[str, Any] = {
+    f"{kind}{bits}": {"weight_bits": bits} for bits in WIDTHS for kind in ("dw", "pw")
+}
+
+
+def of_each_width() -> keras.Model:
+    """A depthwise and a pointwise convolution for each width; `EACH_WIDTH` are the overrides."""
+
+    def network(x):
+        for bits in WIDTHS:
+            x = layers.DepthwiseConv2D(3, padding="same", name=f"dw{bits}")(x)
+            x = layers.Conv2D(6, 1, activation="relu", name=f"pw{bits}")(x)
+        return x
+
+    return single(network)
 
 
 def samples(model: keras.Model, count: int = 24) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import itertools
 import os
 import pathlib
@@ -19,7 +20,16 @@ from keras import layers
 import ocs_tf
 from ocs_tf.export import exporter
 from ocs_tf.runtime import tflite as tflite_package
-from tests.export.networks import MODELS, covering, randomize, samples, single
+from tests.export.networks import (
+    EACH_WIDTH,
+    FAST,
+    MODELS,
+    covering,
+    of_each_width,
+    randomize,
+    samples,
+    single,
+)
 
 RNG = np.random.default_rng(7)
 INTERPRETERS = {"litert": litert.Interpreter, "tf.lite": tf.lite.Interpreter}
@@ -70,9 +80,9 @@ def output_step(path: pathlib.Path) -> float:
 
 OPTIONS = {
     "w8": {},
-    "w5-split": {"weight_bits": 5, "expand_ratio": 0.2},
-    "w8-split-tensor": {"weight_bits": 8, "expand_ratio": 0.2, "granularity": "tensor"},
-    "w3-unfolded": {"weight_bits": 3, "fold_batch_norm": False},
+    "w5-split": {"weight_bits": 5, "expand_ratio": 0.2, **FAST},
+    "w8-split-tensor": {"weight_bits": 8, "expand_ratio": 0.2, "granularity": "tensor", **FAST},
+    "w3-unfolded": {"weight_bits": 3, "fold_batch_norm": False, **FAST},
 }
 
 
@@ -94,21 +104,17 @@ def test_file_computes_what_the_keras_model_does(name, options, tmp_path):
         assert share <= most, f"{runtime}: {share:.1%} of the outputs differ"
 
 
-@pytest.mark.parametrize(
-    ("bits", "granularity"),
-    [*((bits, "channel") for bits in range(2, 9)), (2, "tensor"), (5, "tensor"), (8, "tensor")],
-)
-def test_every_width_is_exact(bits, granularity, tmp_path):
-    model = MODELS["mobile"]()
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_every_width_is_exact(granularity, tmp_path):
+    model = of_each_width()
     data = samples(model)
     quantized = ocs_tf.convert(
         model,
         representative_dataset=data,
-        weight_bits=bits,
         granularity=granularity,
-        first_layer_bits="same",
-        last_layer_bits="same",
+        overrides=EACH_WIDTH,
         verbose=False,
+        **FAST,
     )
     path = tmp_path / "model.tflite"
     ocs_tf.export_tflite(quantized, path)
@@ -117,7 +123,8 @@ def test_every_width_is_exact(bits, granularity, tmp_path):
         if isinstance(layer, ocs_tf.layers.KernelLayer):
             kernel = layer.quantized_kernel()
             codes = kernel.effective_codes()
-            assert np.abs(kernel.codes).max() <= 2 ** (bits - 1) - 1
+            assert kernel.bits == EACH_WIDTH[layer.name]["weight_bits"]
+            assert np.abs(kernel.codes).max() <= 2 ** (kernel.bits - 1) - 1
             assert any(np.array_equal(found, tflite_layout(layer, codes)) for found in stored), (
                 f"codes of {layer.name} are not in the file"
             )
@@ -148,7 +155,7 @@ def test_merged_and_expanded_copies_give_the_same_integers(name, tmp_path):
     model = MODELS[name]()
     data = samples(model)
     quantized = ocs_tf.convert(
-        model, representative_dataset=data, weight_bits=5, expand_ratio=0.3, verbose=False
+        model, representative_dataset=data, weight_bits=5, expand_ratio=0.3, verbose=False, **FAST
     )
     outputs, sizes = [], []
     for merge in (True, False):
@@ -216,10 +223,8 @@ def test_several_inputs_and_outputs(tmp_path):
 
 @pytest.mark.parametrize("io_dtype", ["int8", "uint8", "float32"])
 def test_types_of_inputs_and_outputs(io_dtype, tmp_path):
-    model = MODELS["mobile"]()
-    quantized = ocs_tf.convert(model, representative_dataset=samples(model), verbose=False)
     path = tmp_path / "model.tflite"
-    ocs_tf.export_tflite(quantized, path, io_dtype=io_dtype)
+    ocs_tf.export_tflite(quantized_model(), path, io_dtype=io_dtype)
     interpreter = litert.Interpreter(str(path))
     for detail in (*interpreter.get_input_details(), *interpreter.get_output_details()):
         assert detail["dtype"] == np.dtype(io_dtype)
@@ -296,10 +301,11 @@ def test_float_target_has_the_quantized_kernels(merge, tmp_path):
     )
 
 
+@functools.cache
 def quantized_model(**options) -> keras.Model:
     model = MODELS["mobile"]()
     data = None if options.get("activation_bits", 8) is None else samples(model)
-    return ocs_tf.convert(model, representative_dataset=data, verbose=False, **options)
+    return ocs_tf.convert(model, representative_dataset=data, verbose=False, **FAST, **options)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 7, 16])
@@ -417,8 +423,6 @@ def test_data_without_an_end_that_can_be_read_once(tmp_path):
 
 
 def test_ranges_inside_of_a_layer_are_named(tmp_path):
-    model = MODELS["swish"]()
-    quantized = ocs_tf.convert(model, representative_dataset=samples(model), verbose=False)
     model = single(
         lambda x: layers.Activation("hard_sigmoid")(layers.ReLU()(layers.Conv2D(4, 3)(x)))
     )

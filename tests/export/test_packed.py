@@ -17,10 +17,18 @@ from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export import packed
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.runtime import library, tflite
-from tests.export.networks import MODELS, covering, samples, single
+from tests.export.networks import (
+    EACH_WIDTH,
+    FAST,
+    MODELS,
+    WIDTHS,
+    covering,
+    of_each_width,
+    samples,
+    single,
+)
 
 RESOLVERS = {"ai_edge_litert": litert.OpResolverType, "tensorflow": OpResolverType}
-WIDTHS = range(2, 9)
 # Largest relative difference of float32 sums that are added up in another order.
 FLOAT32 = 1e-5
 
@@ -73,9 +81,9 @@ def constants(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
 
 OPTIONS = {
     "w8-split": {"weight_bits": 8, "expand_ratio": 0.2},
-    "w4-split": {"weight_bits": 4, "expand_ratio": 0.3},
-    "w5-tensor": {"weight_bits": 5, "granularity": "tensor", "expand_ratio": 0.1},
-    "w3-unfolded": {"weight_bits": 3, "fold_batch_norm": False},
+    "w4-split": {"weight_bits": 4, "expand_ratio": 0.3, **FAST},
+    "w5-tensor": {"weight_bits": 5, "granularity": "tensor", "expand_ratio": 0.1, **FAST},
+    "w3-unfolded": {"weight_bits": 3, "fold_batch_norm": False, **FAST},
 }
 
 
@@ -135,14 +143,14 @@ def test_split_activations(name, weight_bits, scope, tmp_path):
     assert difference.max() < 0.1
 
 
-@pytest.mark.parametrize(
-    ("bits", "granularity"),
-    [*((bits, "channel") for bits in WIDTHS), (2, "tensor"), (5, "tensor"), (8, "tensor")],
-)
-def test_file_holds_the_codes_of_the_layers(bits, granularity, tmp_path):
-    options = {"granularity": granularity, "first_layer_bits": "same", "last_layer_bits": "same"}
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_file_holds_the_codes_of_the_layers(granularity, tmp_path):
     quantized = ocs_tf.convert(
-        MODELS["mobile"](), weight_bits=bits, expand_ratio=0.3, verbose=False, **options
+        of_each_width(),
+        granularity=granularity,
+        expand_ratio=0.3,
+        overrides=EACH_WIDTH,
+        verbose=False,
     )
     path = tmp_path / "model.tflite"
     export(quantized, path)
@@ -150,6 +158,7 @@ def test_file_holds_the_codes_of_the_layers(bits, granularity, tmp_path):
     kernels = [v for v in quantized.layers if isinstance(v, ocs_tf.layers.KernelLayer)]
     assert sorted(found) == sorted(layer.name for layer in kernels)
     for layer in kernels:
+        bits = EACH_WIDTH[layer.name]["weight_bits"]
         data, scale, meta, *copies = found[layer.name]
         kernel = layer.quantized_kernel()
         np.testing.assert_array_equal(scale, kernel.scale.reshape(-1))
@@ -173,15 +182,15 @@ def test_file_holds_the_codes_of_the_layers(bits, granularity, tmp_path):
             assert unpack(string, bits, len(row)) == row.tolist()
 
 
-@pytest.mark.parametrize("bits", [2, 5, 8])
-def test_size_is_that_of_the_codes(bits, tmp_path):
+def test_size_is_that_of_the_codes(tmp_path):
     def network(x):
-        for i in range(4):
-            x = layers.Conv2D(64, 3, activation="relu", name=f"conv{i}")(x)
+        for bits in (8, 2, 5, 3):
+            x = layers.Conv2D(64, 3, activation="relu", name=f"conv{bits}")(x)
         return layers.Dense(10, name="head")(layers.Flatten()(x))
 
     model = single(network, (12, 12, 3))
-    quantized = ocs_tf.convert(model, weight_bits=bits, expand_ratio=0.05, verbose=False)
+    widths = {f"conv{bits}": {"weight_bits": bits} for bits in (2, 3, 5)}
+    quantized = ocs_tf.convert(model, expand_ratio=0.05, overrides=widths, verbose=False)
     size = export(quantized, tmp_path / "packed.tflite").size
     rest = ocs_tf.export_tflite(quantized, tmp_path / "float.tflite", target="float").size
     packed_size = 0.0
@@ -214,23 +223,26 @@ def test_activations_are_rounded_where_the_model_does(bits, tmp_path):
     assert ocs_tf.numerics.sqnr_db(expected, got) > 35
 
 
-@pytest.mark.parametrize(
-    ("bits", "activation"),
-    [*((bits, "relu") for bits in WIDTHS), (3, None), (4, "relu6"), (5, "tanh")],
-)
-def test_fused_dense(bits, activation, tmp_path, monkeypatch):
+def test_fused_dense(tmp_path, monkeypatch):
+    """Each width and activation, side by side, and one layer that is too small."""
     monkeypatch.setattr(packed, "FUSED_CODES", 40 * 30)
+    large = [*((bits, "relu") for bits in WIDTHS), (3, None), (4, "relu6"), (5, "tanh")]
+    names = [f"bits{bits}_{activation}" for bits, activation in large]
 
     def network(x):
-        x = layers.Dense(30, activation=activation, name="large")(x)
-        return layers.Dense(7, use_bias=False, name="small")(x)
+        parts = [
+            layers.Dense(30, activation=activation, name=name)(x)
+            for name, (_, activation) in zip(names, large, strict=True)
+        ]
+        return layers.Concatenate()([*parts, layers.Dense(7, use_bias=False, name="small")(x)])
 
     model = single(network, (40,))
     data = samples(model, 3)
-    quantized = ocs_tf.convert(model, weight_bits=bits, expand_ratio=0.1, verbose=False)
+    widths = {name: {"weight_bits": bits} for name, (bits, _) in zip(names, large, strict=True)}
+    quantized = ocs_tf.convert(model, expand_ratio=0.1, overrides=widths, verbose=False)
     path = tmp_path / "model.tflite"
     export(quantized, path, fused_dense=True)
-    assert operators(path).count("OcsFullyConnected") == 1
+    assert operators(path).count("OcsFullyConnected") == len(large)
     assert operators(path).count("FULLY_CONNECTED") == 1
     expected = np.asarray(quantized(data["x"]))
     for runtime in RESOLVERS:

@@ -12,7 +12,7 @@ from keras import layers
 import ocs_tf
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.runtime import tflite
-from tests.export.networks import MODELS, covering, samples, single
+from tests.export.networks import FAST, MODELS, covering, samples, single
 
 OPTIONS = {
     "w4": {"weight_bits": 4, "last_layer_bits": "same"},
@@ -21,8 +21,9 @@ OPTIONS = {
         "granularity": "tensor",
         "expand_ratio": 0.2,
         "last_layer_bits": "same",
+        **FAST,
     },
-    "w3-last-at-3": {"weight_bits": 3, "expand_ratio": 0.3, "last_layer_bits": "same"},
+    "w3-last-at-3": {"weight_bits": 3, "expand_ratio": 0.3, "last_layer_bits": "same", **FAST},
 }
 INTERPRETERS = {
     "ai_edge_litert": "ai_edge_litert.interpreter",

@@ -15,7 +15,7 @@ TESTS = CHECKOUT / "tests" / "runtime" / "cc"
 FLAGS = [
     "-std=c++17",
     "-O1",
-    "-g",
+    "-g1",  # lines, which is all that stack traces show
     "-fPIC",
     "-fvisibility=hidden",
     "-ffp-contract=off",

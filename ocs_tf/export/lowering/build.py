@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -96,6 +97,16 @@ def lower(
             the form has no way to make the copies.
     """
     return _Lowering(model, form, merge_copies, batch_size).run()
+
+
+def _behind_barrier(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` of a layer, with its input behind a barrier."""
+    barrier = barrier_function()
+
+    def behind(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(barrier(inputs), *args, **kwargs)
+
+    return behind
 
 
 class _Lowering:
@@ -193,9 +204,12 @@ class _Lowering:
             if bias is not None:
                 holder.bias.assign(adapter.bias_to_keras(np.asarray(bias), holder))
             # Attention scales its query, or the scores.
-            scaled = path.endswith("query") or function_may_multiply(holder)
+            mixed = composites.mixes_kernels(layer)
+            scaled = mixed or path.endswith("query") or function_may_multiply(holder)
             if scaled and self.form.kernels != "float" and hasattr(holder, "activation"):
                 holder.activation = barrier_function(holder.activation)
+            if mixed and self.form.kernels != "float":
+                holder.call = _behind_barrier(holder.call)
             for columns in adapter.operands(holder):
                 scale = kernel.scale[columns] if kernel.scale.ndim else kernel.scale
                 piece = dataclasses.replace(kernel, codes=kernel.codes[..., columns], scale=scale)

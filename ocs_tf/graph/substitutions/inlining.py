@@ -10,15 +10,26 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 
+from ocs_tf.graph.adapters import adapter_for
 from ocs_tf.graph.cloning import shallow_copy
+from ocs_tf.graph.composites import parts
 from ocs_tf.graph.substitutions import scaled_sum, separable
 from ocs_tf.graph.substitutions.constants import rescaling
+from ocs_tf.graph.substitutions.reshaping import open_shape, settled
+from ocs_tf.graph.substitutions.reversible_embedding import (
+    is_product,
+    is_reversible,
+    lookup,
+    product,
+)
+from ocs_tf.graph.substitutions.sameness import computes_the_same
 from ocs_tf.graph.substitutions.tracing import (
     Trace,
     UntraceableError,
@@ -26,9 +37,18 @@ from ocs_tf.graph.substitutions.tracing import (
     inputs_of,
     nodes_behind,
     trace,
+    untraceable,
 )
-from ocs_tf.keras_internals import calls_in_order, context_arguments, layers_within, maker, mask_of
+from ocs_tf.keras_internals import (
+    calls_in_order,
+    context_arguments,
+    is_made,
+    layers_within,
+    maker,
+    mask_of,
+)
 from ocs_tf.layers import KernelLayer, QuantizedCell
+from ocs_tf.layers.structure import is_users
 
 Path = tuple[str, ...]  # names of the models that a layer is in, from the outside in
 
@@ -51,13 +71,21 @@ def flat(model: Any, open_quantized: bool = True, dtypes: Sequence[str] = ()) ->
     """
     check_model(model)
     if not has_graph(model):
-        return _Flattener(open_quantized).traced(model, dtypes)
+        result = _Flattener(open_quantized).traced(model, dtypes)
+        if not computes_the_same(model, result):
+            raise untraceable(model, "what was traced does not compute the same")
+        return result
     whole = _functional(model)
     if not any(_is_replaced(node) for node in calls_in_order(whole) if not node.is_input):
         return whole
-    flattener = _Flattener(open_quantized)
-    result = flattener.functional(whole)
-    return result if flattener.opened else whole
+    for open_traced in (True, False):
+        flattener = _Flattener(open_quantized, open_traced)
+        result = flattener.functional(whole)
+        if not flattener.opened:
+            return whole
+        if not flattener.has_traced or computes_the_same(whole, result):
+            break
+    return result
 
 
 def check_model(model: Any) -> None:
@@ -65,8 +93,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"
         hint = (
-            " It is a tf_keras (Keras 2) model: save it as .keras or .h5 and load it with"
-            " keras.models.load_model of Keras 3."
+            " It is a tf_keras (Keras 2) model: ocs_tf.load_model makes one of Keras 3 of it."
             if kind.startswith("tf_keras")
             else ""
         )
@@ -88,8 +115,9 @@ def _functional(model: keras.Model) -> keras.Model:
 def _is_replaced(node: Any) -> bool:
     """Whether something else comes in the place of what is called there."""
     operation, args = node.operation, node.arguments.args
-    parts = separable.is_separable(operation) or scaled_sum.is_scaled_sum(operation)
-    return parts or isinstance(operation, keras.Model) or rescaling(operation, args) is not None
+    consists_of = (separable.is_separable, scaled_sum.is_scaled_sum, is_reversible)
+    made_of = any(test(operation) for test in consists_of)
+    return made_of or _has_layers(operation) or rescaling(operation, args) is not None
 
 
 @dataclasses.dataclass
@@ -102,8 +130,10 @@ class _Made:
 
 
 class _Flattener:
-    def __init__(self, open_quantized: bool) -> None:
+    def __init__(self, open_quantized: bool, open_traced: bool = True) -> None:
         self.open_quantized = open_quantized
+        self.open_traced = open_traced  # what has a `call` of its own, too
+        self.has_traced = False
         self.opened = False  # whether anything was put in its place
         self.made: list[_Made] = []
         # By the id of the user's operation, which is kept, so that the id stays its own.
@@ -164,7 +194,7 @@ class _Flattener:
             if node.is_input:
                 continue
             takes = context_arguments(node.operation)
-            args, kwargs = node.arguments.fill_in(tensors)
+            args, kwargs = keras.tree.map_structure(_constant, node.arguments.fill_in(tensors))
             if isinstance(node.operation, keras.Model) and _is_own_mask(node.arguments):
                 del kwargs["mask"]
             kwargs |= {k: v for k, v in (override or {}).items() if k in takes}
@@ -183,16 +213,21 @@ class _Flattener:
         return keras.tree.map_structure(lambda t: tensors[id(t)], found.outputs)
 
     def _call(self, operation: Any, path: Path, args: Any, kwargs: dict[str, Any]) -> Any:
-        if isinstance(operation, keras.Model) and not self._is_kept(operation):
+        if _has_layers(operation) and not self._is_kept(operation):
             within = (*path, str(operation.name))
-            if has_graph(operation):
+            if isinstance(operation, keras.Model) and has_graph(operation):
                 return self._call_functional(operation, within, args, kwargs)
             try:
-                found = trace(operation, args, kwargs, self._is_own)
+                found = self._trace(operation, args, kwargs)
             except UntraceableError:
                 pass  # it stays in one piece
             else:
-                return self._replay_trace(found, within)
+                outputs = self._replay_trace(found, within)
+                return self._with_masks(operation, args, kwargs, outputs, within)
+        shape = settled(operation, args[0].shape) if open_shape(operation) else None
+        if shape is not None:
+            reshape = type(operation)(shape, name=operation.name)
+            return self._twin(operation, path, reshape)(*args, **kwargs)
         scaled = rescaling(operation, args)
         if scaled is not None:
             self.opened = True
@@ -200,7 +235,32 @@ class _Flattener:
             return self._twin(operation, path, layer)(tensor)
         return self._twin(operation, path)(*args, **kwargs)
 
-    def _is_kept(self, model: keras.Model) -> bool:
+    def _trace(self, layer: Any, args: Any, kwargs: Mapping[str, Any]) -> Trace:
+        if not self.open_traced:
+            raise untraceable(layer, "what was traced does not compute the same")
+        found = trace(layer, args, kwargs, self._is_own)
+        self.has_traced = True
+        return found
+
+    def _with_masks(
+        self, layer: Any, args: Any, kwargs: Mapping[str, Any], outputs: Any, path: Path
+    ) -> Any:
+        """The `outputs` of a traced `layer`, with the masks that Keras gives them after a call."""
+        first = next(iter(inspect.signature(layer.call).bind(*args, **kwargs).arguments.values()))
+        before = kwargs.get("mask")
+        before = keras.tree.map_structure(mask_of, first) if before is None else before
+        if not layer.supports_masking or all(mask is None for mask in keras.tree.flatten(before)):
+            return outputs
+        masks = keras.tree.flatten(layer.compute_mask(first, before))
+        flat_outputs = keras.tree.flatten(outputs)
+        masks += [None] * (len(flat_outputs) - len(masks))
+        masked = [
+            tensor if mask_of(tensor) is not None else self._masked(tensor, mask, path)
+            for tensor, mask in zip(flat_outputs, masks, strict=False)
+        ]
+        return keras.tree.pack_sequence_as(outputs, masked)
+
+    def _is_kept(self, model: keras.layers.Layer) -> bool:
         holders = (KernelLayer, QuantizedCell)
         quantized = any(isinstance(layer, holders) for layer in layers_within(model))
         return quantized and not self.open_quantized
@@ -283,10 +343,27 @@ class _Flattener:
             scale, add = scaled_sum.parts(operation)
             made = [self._add(part, str(part.name), path) for part in (scale, add)]
             return lambda inputs: add([inputs[0], scale(inputs[1])]), made
+        if is_reversible(operation):
+            self.opened = True
+            return self._both_ways(operation, path)
         twin = shallow_copy(operation) if layer is None else layer
         name = str(operation.name)
         name = _without_number(name) if id(operation) in self.created else name
         return twin, [self._add(twin, name, path)]
+
+    def _both_ways(self, layer: Any, path: Path) -> tuple[Callable[..., Any], list[_Made]]:
+        """What is in the place of a `ReversibleEmbedding`; only the ways that are called."""
+        parts: dict[Any, Any] = {}
+        made: list[_Made] = []
+
+        def call(inputs: Any, reverse: bool = False) -> Any:
+            make = (product if is_product(layer) else shallow_copy) if reverse else lookup
+            if make not in parts:
+                parts[make] = make(layer)
+                made.append(self._add(parts[make], str(parts[make].name), path))
+            return parts[make](inputs, **({"reverse": True} if make is shallow_copy else {}))
+
+        return call, made
 
     def _add(self, operation: Any, name: str, path: Path) -> _Made:
         made = _Made(operation, name, path)
@@ -311,6 +388,23 @@ class WithMask(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
+
+
+def _has_layers(operation: Any) -> bool:
+    """Whether it is a model, or a user's layer that kernels are inside of."""
+    if isinstance(operation, keras.Model):
+        return True
+    if not is_users(operation):
+        return False
+    inside = layers_within(operation, include_self=False)
+    return any(adapter_for(layer) or parts(layer) or is_reversible(layer) for layer in inside)
+
+
+def _constant(value: Any) -> Any:
+    """An array in place of a variable, or of a tensor that a traced `call` computed."""
+    if isinstance(value, keras.Variable) or (keras.ops.is_tensor(value) and not is_made(value)):
+        return keras.ops.convert_to_numpy(value)
+    return value
 
 
 def _is_input(operation: Any) -> bool:

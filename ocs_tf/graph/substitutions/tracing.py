@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
+from ocs_tf.graph.substitutions.reshaping import open_shape, settled
 from ocs_tf.keras_internals import (
     has_calls,
     has_input_structure,
@@ -25,12 +27,16 @@ from ocs_tf.keras_internals import (
     mask_of,
     records_of,
     shapes_built_on,
+    thread_state,
 )
 
 _REMEDY = (
     " In `call`, use Keras layers and keras.ops, neither functions of tf or numpy nor Python"
     " conditions on values; or build the model functionally: `keras.Model(inputs, outputs)`."
 )
+
+
+_FIXED = " Give inputs a fixed shape."
 
 
 class UntraceableError(ValueError):
@@ -76,24 +82,30 @@ def nodes_behind(tensors: Iterable[Any], stop: Callable[[Any], bool]) -> list[An
 
 
 def trace(
-    model: keras.Model, args: Any, kwargs: Mapping[str, Any], stop: Callable[[Any], bool]
+    model: keras.layers.Layer,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    stop: Callable[[Any], bool],
 ) -> Trace:
     """Call `model.call` on symbolic tensors; no layer keeps a record of it.
 
     Arguments:
+        model: or another layer that calls layers.
         args, kwargs: of the call.
         stop: whether an operation made tensors that were there before the call.
 
     Raises:
-        UntraceableError: `call` fails, returns something other than tensors, or makes new weights;
-            or it is to act as in training, which only Keras knows how to pass on.
+        UntraceableError: `call` fails, returns something other than tensors, makes new weights or
+            draws random numbers; or it is to act as in training, which only Keras knows how to
+            pass on.
     """
     if kwargs.get("training"):
-        raise _untraceable(model, "it is called with training=True", _REMEDY)
+        raise untraceable(model, "it is called with training=True")
     layers = layers_within(model)
     given = [t for t in keras.tree.flatten((args, dict(kwargs))) if is_made(t)]
     watched = [*layers, *map(maker, given)]
     weights = {id(weight) for weight in model.weights}
+    seeds = _seeds(model)
     with _untouched(watched):
         try:
             outputs = model.call(*args, **_all_arguments(model, args, kwargs))
@@ -101,13 +113,17 @@ def trace(
             if not flat or not all(isinstance(t, keras.KerasTensor) for t in flat):
                 raise TypeError("it returns something other than tensors")
         except Exception as error:
-            raise _untraceable(model, _first_line(error), _REMEDY) from error
+            raise untraceable(model, _first_line(error)) from error
         nodes = nodes_behind(flat, stop)
+    if any(_is_open(node) for node in nodes):
+        raise untraceable(model, "a shape in its `call` has open sizes", _FIXED)
     known = {id(layer) for layer in layers}
     made = [node.operation for node in nodes if id(node.operation) not in known]
     made_weights = [w for op in made for w in getattr(op, "weights", ())]
     if any(id(weight) not in weights for weight in (*model.weights, *made_weights)):
-        raise _untraceable(model, "its `call` makes layers with new weights", _REMEDY)
+        raise untraceable(model, "its `call` makes layers with new weights")
+    if _seeds(model) != seeds:
+        raise untraceable(model, "its `call` draws random numbers", " Use a Keras layer for them.")
     return Trace(nodes, outputs, {id(operation) for operation in made})
 
 
@@ -129,7 +145,7 @@ def inputs_of(model: keras.Model, dtypes: Sequence[str] = ()) -> Any:
     shapes = shapes_built_on(model)
     if not model.built or not shapes:
         reason = "it has not been called, so the shapes of its inputs are not known"
-        raise _untraceable(model, reason, " Call it on data once.")
+        raise untraceable(model, reason, " Call it on data once.")
     name = next(iter(inspect.signature(model.call).parameters), "inputs")
     inputs = _inputs_from(next(iter(shapes.values())), name)
     if not dtypes:
@@ -141,11 +157,28 @@ def inputs_of(model: keras.Model, dtypes: Sequence[str] = ()) -> Any:
     return keras.tree.pack_sequence_as(inputs, made)
 
 
-def _untraceable(model: keras.Model, reason: str, remedy: str) -> UntraceableError:
+def untraceable(model: keras.layers.Layer, reason: str, remedy: str = _REMEDY) -> UntraceableError:
+    """The error that says why `model` cannot be traced."""
     return UntraceableError(
         f"`model` {model.name!r} is a subclassed keras.Model ({type(model).__name__}) whose layers"
         f" cannot be traced: {reason}.{remedy}"
     )
+
+
+def _is_open(node: Any) -> bool:
+    """Whether a bare operation is called with a shape of which some sizes are not known."""
+    operation = node.operation
+    if open_shape(operation) is None:
+        return False
+    return settled(operation, node.input_tensors[0].shape) is None
+
+
+def _seeds(layer: keras.layers.Layer) -> list[int]:
+    """The states of the random number generators that a call of `layer` may use."""
+    states = [v for v in layer.non_trainable_variables if v.dtype == "uint32"]
+    if (shared := thread_state("global_seed_generator")) is not None:
+        states.append(shared.state)
+    return [int(seed) for state in states for seed in np.asarray(state).reshape(-1)]
 
 
 def _first_line(error: Exception) -> str:
@@ -153,16 +186,19 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
-def _all_arguments(model: keras.Model, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`kwargs` and what Keras would add: the mask of the input; training as undecided."""
-    parameters = inspect.signature(model.call).parameters
-    added: dict[str, Any] = {}
-    if "training" in parameters:
-        added["training"] = None  # a default of False would be recorded with every layer
-    if "mask" in parameters and args:
-        added["mask"] = keras.tree.map_structure(mask_of, args[0])
-    free = [name for name in added if name not in list(parameters)[: len(args)]]
-    return {**{name: added[name] for name in free}, **kwargs}
+def _all_arguments(
+    model: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`kwargs` and what Keras would add: the masks of the inputs; training as undecided."""
+    signature = inspect.signature(model.call)
+    given = signature.bind_partial(*args, **kwargs).arguments
+    tensors = {k: v for k, v in given.items() if any(map(is_made, keras.tree.flatten(v)))}
+    added: dict[str, Any] = {"training": None}  # a default of False would be recorded everywhere
+    for name, value in tensors.items():
+        mask = "mask" if len(tensors) == 1 else f"{name}_mask"
+        added[mask] = keras.tree.map_structure(mask_of, value)
+    new = {k: v for k, v in added.items() if k in signature.parameters and given.get(k) is None}
+    return {**kwargs, **new}
 
 
 _tracing = threading.RLock()
