@@ -127,9 +127,8 @@ def test_what_is_looked_up_ends_a_region(tmp_path, rng):
     quantized = ocs_tf.convert(model, activation_bits=8, **data)
     path = tmp_path / "model.tflite"
     result = ocs_tf.export_tflite(quantized, path, representative_dataset=ids)
-    assert result.notes == (
-        "1 layer is computed in float, since REDUCE_MAX has no int8 form: max.",
-    )
+    (note,) = result.notes
+    assert note == "1 layer is computed in float, since REDUCE_MAX has no int8 form: max."
     for closeness in compare(quantized, TFLiteModel(path), ids):
         assert closeness.max_difference < 1e-6
 
