@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from ocs_tf import data
 from ocs_tf.config import CALIBRATION_SAMPLES
@@ -24,7 +25,8 @@ from ocs_tf.numerics import ActivationGrid
 from ocs_tf.planning.calibration import calibrate, observe
 
 _SAMPLES = 3
-_OPEN_SIZES = (32, 64, 128, 256, 512, 1024)  # of drawn samples: the first that a model can read
+# Of drawn samples: the first that a model can read, which may have a table of few positions.
+_OPEN_SIZES = (32, 64, 128, 256, 512, 1024, 16, 8, 4, 2, 1)
 _BITS = 8
 _SMALLEST_STEP = SMALLEST_RANGE / (2**_BITS - 1)
 _SCALE_UP = (
@@ -248,22 +250,37 @@ def sample_inputs(lowered: Lowered, source: data.Source | None) -> dict[str, np.
 
 
 def _open_size(model: keras.Model) -> int:
-    """What the sizes are set to that a model leaves open, so that no layer lacks elements."""
+    """What the sizes are set to that a model leaves open: the first with which it can be run.
+
+    No layer lacks elements, and no table of positions is too short.
+    """
     if all(None not in tensor.shape[1:] for tensor in model.inputs):
         return _OPEN_SIZES[0]
-    for size in _OPEN_SIZES:
-        shapes = [(1, *(given or size for given in t.shape[1:])) for t in model.inputs]
-        specs = [
-            keras.KerasTensor(shape, tensor.dtype)
-            for shape, tensor in zip(shapes, model.inputs, strict=True)
-        ]
-        try:
-            outputs = keras.tree.flatten(model.compute_output_spec(specs))
-        except ValueError:
-            continue
-        if all(0 not in output.shape for output in outputs):
-            return size
-    return _OPEN_SIZES[-1]
+    fitting = [size for size in _OPEN_SIZES if _gives_outputs(model, size)]
+    return next((size for size in fitting if _runs(model, size)), max(_OPEN_SIZES))
+
+
+def _gives_outputs(model: keras.Model, size: int) -> bool:
+    """Whether inputs of this size leave something of each output."""
+    specs = [keras.KerasTensor(_with_size(t, size), t.dtype) for t in model.inputs]
+    try:
+        outputs = keras.tree.flatten(model.compute_output_spec(specs))
+    except ValueError:
+        return False
+    return all(0 not in output.shape for output in outputs)
+
+
+def _runs(model: keras.Model, size: int) -> bool:
+    zeros = [keras.ops.zeros(_with_size(t, size), t.dtype) for t in model.inputs]
+    try:
+        model(keras.tree.pack_sequence_as(model.input, zeros))
+    except (ValueError, tf.errors.OpError):
+        return False
+    return True
+
+
+def _with_size(tensor: Any, size: int) -> tuple[int, ...]:
+    return (1, *(given or size for given in tensor.shape[1:]))
 
 
 def _named_batches(

@@ -212,6 +212,21 @@ def test_open_sizes_are_large_enough(model: Callable[[], keras.Model], size: int
     assert _open_size(model()) == size
 
 
+class Positions(layers.Layer):
+    """Adds a row of a table for each step."""
+
+    def build(self, input_shape: Any) -> None:
+        self.table = self.add_weight(shape=(12, input_shape[-1]), name="table")
+
+    def call(self, x: Any) -> Any:
+        return x + keras.ops.slice(self.table, (0, 0), (keras.ops.shape(x)[1], x.shape[-1]))
+
+
+def test_open_sizes_are_small_enough_for_a_table_of_positions() -> None:
+    x = keras.Input((None, 3))
+    assert _open_size(keras.Model(x, layers.Dense(2)(Positions()(x)))) == 8  # 16 are too many
+
+
 def test_open_sizes_are_large_enough_for_what_cuts_inputs() -> None:
     x = keras.Input((None, 3))
     model = keras.Model(x, layers.Dense(2)(x[:, 100:]))
