@@ -1,9 +1,10 @@
 """One functional model without models inside, over the weights of a model of any kind.
 
 Models nested in a model are put in their places, to any depth, and so are users' layers that
-kernels are inside of; what has a `call` of its own is traced; separable convolutions become the two convolutions that they consist of, and products
-with constants a layer. The graph is made anew by calling shallow copies of the user's layers, which
-share their variables: nothing is copied but small objects, and the user's model is not touched.
+kernels are inside of; what has a `call` of its own is traced; separable convolutions become the two
+convolutions that they consist of, and products with constants a layer. The graph is made anew by
+calling shallow copies of the user's layers, which share their variables: nothing is copied but
+small objects, and the user's model is not touched.
 """
 
 from __future__ import annotations
