@@ -28,6 +28,7 @@ from ocs_tf.export.kernel_matching import ExportKernel
 from ocs_tf.export.lowering.apart import Apart, has_kernels
 from ocs_tf.export.lowering.checks import check
 from ocs_tf.export.lowering.decisions import decide
+from ocs_tf.export.lowering.functions import with_large_numbers
 from ocs_tf.export.lowering.kernels import (
     adapter_of,
     as_float,
@@ -143,7 +144,10 @@ class _Lowering:
     # Layers ---------------------------------------------------------------------------------
 
     def _replace(self, layer: Any) -> Any:
-        return in_float32(without_dropout(self._twin(layers.unwrapped(layer))))
+        return self._in_form(in_float32(without_dropout(self._twin(layers.unwrapped(layer)))))
+
+    def _in_form(self, twin: Any) -> Any:
+        return twin if self.form.integer else with_large_numbers(twin)
 
     def _twin(self, layer: Any) -> Any:
         if isinstance(layer, layers.KernelLayer):
@@ -324,7 +328,8 @@ class _Lowering:
         if function is not None:
             outputs = self._rounded(name, outputs, layer.preactivation_grid)
             name = f"{name}_activation"
-            outputs = self._once(keras.layers.Activation, function, name=name)(outputs)
+            activation = self._once(keras.layers.Activation, function, name=name)
+            outputs = self._in_form(activation)(outputs)
         grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
         if grid is None and args and moves_values(layer):
             self._note_grid(name, outputs, self.tensor_grids.get(id(args[0])))

@@ -1,0 +1,39 @@
+"""Activation functions that files compute otherwise than Keras where numbers are large.
+
+TensorFlow's converter makes log(exp(x) + 1) of a softplus, and exp(x) is beyond float32 above 88.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+_LARGE = 20.0  # from where on softplus(x) is x in float32: log(1 + exp(-20)) is 2e-9
+
+
+def _softplus(x: Any) -> Any:
+    return ops.maximum(x, ops.softplus(ops.minimum(x, _LARGE)))
+
+
+def _log_sigmoid(x: Any) -> Any:
+    return ops.negative(_softplus(ops.negative(x)))
+
+
+_FUNCTIONS = {
+    keras.activations.softplus: _softplus,
+    keras.activations.log_sigmoid: _log_sigmoid,
+}
+_OPERATIONS = {"Softplus": _softplus, "LogSigmoid": _log_sigmoid}  # they have no public classes
+
+
+def with_large_numbers(layer: Any) -> Any:
+    """`layer` (or operation), never called yet, in a form that files compute for all numbers."""
+    if not isinstance(layer, keras.layers.Layer):
+        function = _OPERATIONS.get(type(layer).__name__)
+        return layer if function is None else keras.layers.Activation(function, name=layer.name)
+    function = getattr(layer, "activation", None)
+    if callable(function) and function in _FUNCTIONS:
+        layer.activation = _FUNCTIONS[function]
+    return layer
