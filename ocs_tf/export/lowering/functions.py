@@ -23,7 +23,7 @@ def _log_sigmoid(x: Any) -> Any:
 
 _FUNCTIONS = {
     keras.activations.softplus: _softplus,
-    keras.activations.log_sigmoid: _log_sigmoid,
+    getattr(keras.activations, "log_sigmoid", None): _log_sigmoid,  # of newer versions of Keras
 }
 _OPERATIONS = {"Softplus": _softplus, "LogSigmoid": _log_sigmoid}  # they have no public classes
 
@@ -34,6 +34,7 @@ def with_large_numbers(layer: Any) -> Any:
         function = _OPERATIONS.get(type(layer).__name__)
         return layer if function is None else keras.layers.Activation(function, name=layer.name)
     function = getattr(layer, "activation", None)
-    if callable(function) and function in _FUNCTIONS:
-        layer.activation = _FUNCTIONS[function]
+    for known, made in _FUNCTIONS.items():
+        if function is known and function is not None:
+            layer.activation = made
     return layer
