@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src import backend
 from keras.src.backend.common import global_state
 from keras.src.utils import naming
 
@@ -136,10 +137,15 @@ def complete(layer: keras.layers.Layer) -> None:
     layer._lock_state()
 
 
+def is_variable(value: Any) -> bool:
+    """Whether it is a variable; those of older versions of Keras are no `keras.Variable`."""
+    return isinstance(value, backend.Variable)
+
+
 def variable_like(variable: keras.Variable) -> keras.Variable:
     """A variable of the same value and options."""
-    return keras.Variable(
-        np.asarray(variable),
+    return backend.Variable(
+        np.array(variable),  # a copy: a view would change with the variable
         dtype=variable.dtype,
         trainable=variable.trainable,
         name=variable.name,

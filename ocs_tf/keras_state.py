@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf.keras_internals import layers_within, set_thread_state, thread_state
+from ocs_tf.keras_internals import is_variable, layers_within, set_thread_state, thread_state
 from ocs_tf.process import Shared, ignored_warnings
 
 _COUNTERS = "object_name_uids"
@@ -65,7 +65,7 @@ def reset_recurrent(model: keras.Model) -> list[tuple[Any, NDArray[Any]]]:
     """
     layers = [layer for layer in layers_within(model) if getattr(layer, "stateful", False)]
     variables = keras.tree.flatten([getattr(layer, "states", None) for layer in layers])
-    held = [(v, np.array(v)) for v in variables if isinstance(v, keras.Variable)]
+    held = [(v, np.array(v)) for v in variables if is_variable(v)]
     for variable, values in held:
         variable.assign(np.zeros_like(values))
     return held

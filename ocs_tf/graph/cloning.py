@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from ocs_tf.graph import adapters
+from ocs_tf.keras_internals import is_variable
 from ocs_tf.layers import unwrapped
 from ocs_tf.layers.structure import copied, is_users, leaves, own_attributes
 
@@ -161,8 +162,9 @@ def _copy_attributes(old: Any, new: Any) -> None:
 
 def _belongs(layer: Any, value: Any) -> bool:
     """Whether `value` is a part of `layer` that its copy has to have one of its own of."""
-    parts = (keras.Variable, keras.layers.Layer, keras.random.SeedGenerator, keras.KerasTensor)
-    return isinstance(value, parts) or getattr(value, "__self__", None) is layer
+    parts = (keras.layers.Layer, keras.random.SeedGenerator, keras.KerasTensor)
+    bound = getattr(value, "__self__", None) is layer
+    return is_variable(value) or isinstance(value, parts) or bound
 
 
 def _layers(value: Any) -> list[Any]:

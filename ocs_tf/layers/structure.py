@@ -18,6 +18,7 @@ from ocs_tf.keras_internals import (
     automatic_names,
     complete,
     has_calls,
+    is_variable,
     track,
     tracked,
     unlocked,
@@ -144,7 +145,7 @@ def _twin(item: Any) -> Any:
         twin = keras.random.SeedGenerator.from_config(item.get_config())
         twin.state.assign(item.state)
         return twin
-    return variable_like(item) if isinstance(item, keras.Variable) else item  # a metric
+    return variable_like(item) if is_variable(item) else item  # a metric
 
 
 def _unique(name: str, taken: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ from ocs_tf.keras_internals import (
     calls_in_order,
     context_arguments,
     is_made,
+    is_variable,
     layers_within,
     maker,
     mask_of,
@@ -403,7 +404,7 @@ def _has_layers(operation: Any) -> bool:
 
 def _constant(value: Any) -> Any:
     """An array in place of a variable, or of a tensor that a traced `call` computed."""
-    if isinstance(value, keras.Variable) or (keras.ops.is_tensor(value) and not is_made(value)):
+    if is_variable(value) or (keras.ops.is_tensor(value) and not is_made(value)):
         return keras.ops.convert_to_numpy(value)
     return value
 
