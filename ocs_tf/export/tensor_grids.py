@@ -272,8 +272,9 @@ def _gives_outputs(model: keras.Model, size: int) -> bool:
 
 def _runs(model: keras.Model, size: int) -> bool:
     zeros = [keras.ops.zeros(_with_size(t, size), t.dtype) for t in model.inputs]
+    alone = isinstance(model, keras.Sequential)
     try:
-        model(keras.tree.pack_sequence_as(model.input, zeros))
+        model(zeros[0] if alone else keras.tree.pack_sequence_as(model.input, zeros))
     except (ValueError, tf.errors.OpError):
         return False
     return True
