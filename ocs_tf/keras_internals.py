@@ -23,7 +23,7 @@ def layers_within(layer: Any, include_self: bool = True) -> list[Any]:
     return list(layer._flatten_layers(include_self=include_self))
 
 
-def sublayers(layer: Any) -> list[Any]:
+def layers_right_within(layer: Any) -> list[Any]:
     """The layers right inside of a layer."""
     return list(layer._flatten_layers(recursive=False, include_self=False))
 

@@ -18,7 +18,7 @@ import numpy as np
 from ocs_tf.graph import adapters
 from ocs_tf.keras_internals import is_variable
 from ocs_tf.layers import unwrapped
-from ocs_tf.layers.structure import copied, is_users, leaves, own_attributes
+from ocs_tf.layers.structure import copied, is_users, leaves, mapped, own_attributes
 
 _GET_CONFIG = "Give the class a get_config() that returns every argument of __init__."
 
@@ -157,7 +157,7 @@ def _copy_attributes(old: Any, new: Any) -> None:
         return
     for name, value in own_attributes(old).items():
         if not any(_belongs(old, v) for v in leaves(value)):
-            setattr(new, name, _copied(value))
+            setattr(new, name, mapped(value, old, new, {}))
 
 
 def _belongs(layer: Any, value: Any) -> bool:
@@ -169,14 +169,3 @@ def _belongs(layer: Any, value: Any) -> bool:
 
 def _layers(value: Any) -> list[Any]:
     return [leaf for leaf in leaves(value) if isinstance(leaf, keras.layers.Layer)]
-
-
-def _copied(value: Any) -> Any:
-    """`value`, with containers and arrays of its own, which a call might change in place."""
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) for item in value]
-    if isinstance(value, set):
-        return set(value)
-    return value.copy() if isinstance(value, np.ndarray) else value

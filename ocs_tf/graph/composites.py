@@ -19,7 +19,7 @@ from ocs_tf.graph import adapters
 from ocs_tf.graph.adapters import KernelAdapter
 from ocs_tf.graph.cloning import check_copied, clone_layer, copy_weights
 from ocs_tf.keras_internals import layers_within
-from ocs_tf.layers.attention import PROJECTIONS
+from ocs_tf.layers.attention import projections
 from ocs_tf.layers.recurrent import CELL_KERNELS, UnrolledRNN
 from ocs_tf.layers.structure import copied, is_users, sublayers
 from ocs_tf.numerics import QuantizedKernel
@@ -272,19 +272,10 @@ def _children(layer: Any) -> dict[str, Any]:
     if type(layer) is _LAYERS.TimeDistributed:
         return {str(layer.layer.name): layer.layer}
     if type(layer) in _ATTENTION or isinstance(layer, layers.QuantizedAttention):
-        return _projections(layer)
+        return projections(layer)
     if isinstance(layer, layers.QuantizedInside):
         return _children(layer.layer)
     return sublayers(layer) if is_users(layer) or isinstance(layer, keras.Model) else {}
-
-
-def _projections(layer: Any) -> dict[str, Any]:
-    found = {name: getattr(layer, f"_{_attribute(name)}_dense", None) for name in PROJECTIONS}
-    return {name: projection for name, projection in found.items() if projection is not None}
-
-
-def _attribute(projection: str) -> str:
-    return "output" if projection == "attention_output" else projection
 
 
 def _rebuilt(

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from ocs_tf.keras2 import tf_keras_internals
-from ocs_tf.keras_internals import own_variables, sublayers
+from ocs_tf.keras_internals import layers_right_within, own_variables
 from ocs_tf.layers import keras2_hard_sigmoid
 
 Config = dict[str, Any]
@@ -106,7 +106,7 @@ def copy_weights(old: Any, new: Any) -> None:
 def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
     """Layers within `old` that have weights, with their counterparts: by name, else in order."""
     theirs = [layer for layer in tf_keras_internals.sublayers(old) if layer.weights]
-    ours = [layer for layer in sublayers(new) if layer.weights]
+    ours = [layer for layer in layers_right_within(new) if layer.weights]
     by_name = {layer.name: layer for layer in ours}
     names = [keras3_name(layer.name) for layer in theirs]
     if len(theirs) != len(ours):

@@ -42,8 +42,14 @@ class QuantizedAttention(FromConfig, keras.layers.Layer):
         super().__setattr__(name, value)
 
     def get_config(self) -> dict[str, Any]:
-        made = {name: getattr(self, _attribute(name), None) for name in self.kernel_options}
-        return {**super().get_config(), "kernels": as_stored(self.kernel_options, made)}
+        kernels = as_stored(self.kernel_options, projections(self))
+        return {**super().get_config(), "kernels": kernels}
+
+
+def projections(layer: Any) -> dict[str, Any]:
+    """The projections that an attention layer, float or quantized, has, by name."""
+    found = {name: getattr(layer, _attribute(name), None) for name in PROJECTIONS}
+    return {name: projection for name, projection in found.items() if projection is not None}
 
 
 def _attribute(projection: str) -> str:

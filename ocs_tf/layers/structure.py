@@ -95,7 +95,7 @@ def copied(layer: Any, remake: Callable[[str, Any], Any]) -> Any:
             track(new, store, twins[id(item)])
     vars(new).update({k: v for k, v in vars(layer).items() if k in PLAIN_ATTRIBUTES})
     for name, value in own_attributes(layer).items():
-        setattr(new, name, _mapped(value, layer, new, twins))
+        setattr(new, name, mapped(value, layer, new, twins))
     if layer.built:
         complete(new)
     return new
@@ -107,7 +107,7 @@ def put(layer: Any, old: Any, new: Any) -> None:
         untrack(layer, old)
         for name, value in own_attributes(layer).items():
             if any(leaf is old for leaf in leaves(value)):
-                setattr(layer, name, _mapped(value, layer, layer, {id(old): new}))
+                setattr(layer, name, mapped(value, layer, layer, {id(old): new}))
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -121,21 +121,21 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _mapped(value: Any, old: Any, new: Any, twins: Mapping[int, Any]) -> Any:
+def mapped(value: Any, old: Any, new: Any, twins: Mapping[int, Any]) -> Any:
     """`value`, in containers of its own, with the twins of what is in it."""
     if id(value) in twins:
         return twins[id(value)]
     if getattr(value, "__self__", None) is old:
         return getattr(new, value.__name__)
     if isinstance(value, dict):
-        return {key: _mapped(item, old, new, twins) for key, item in value.items()}
+        return {key: mapped(item, old, new, twins) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_mapped(item, old, new, twins) for item in value))
+        return type(value)(*(mapped(item, old, new, twins) for item in value))
     if isinstance(value, (list, tuple)):
-        items = [_mapped(item, old, new, twins) for item in value]
+        items = [mapped(item, old, new, twins) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, set):
-        return {_mapped(item, old, new, twins) for item in value}
+        return {mapped(item, old, new, twins) for item in value}
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
