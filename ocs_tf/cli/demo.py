@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import ocs_tf
 from ocs_tf._compare import TFLiteModel, compare
+from ocs_tf.process import no_tracing_warnings
 from ocs_tf.writing import replacing
 
 BITS = (8, 6, 5, 4, 3)
@@ -158,7 +159,8 @@ def build(shape: tuple[int, ...]) -> keras.Model:
 def evaluate(model: keras.Model | TFLiteModel, images: Images) -> float:
     """Share of test images classified right, in percent."""
     x, y = images.test
-    parts = [np.asarray(model.predict_on_batch(part)) for part in _batches(x)]
+    with no_tracing_warnings():  # there is a model for each row
+        parts = [np.asarray(model.predict_on_batch(part)) for part in _batches(x)]
     return float(100 * (np.concatenate(parts).argmax(-1) == y).mean())
 
 
