@@ -169,6 +169,14 @@ PLAIN_ATTRIBUTES = (
     *("activity_regularizer", "_called"),
 )
 
+# What TensorFlow keeps in a layer that a checkpoint or SavedModel has been made of.
+TENSORFLOW_ATTRIBUTES = (
+    *("_self_setattr_tracking", "_self_unconditional_checkpoint_dependencies"),
+    *("_self_unconditional_dependency_names", "_self_unconditional_deferred_dependencies"),
+    *("_self_update_uid", "_self_name_based_restores", "_self_saveable_object_factories"),
+    *("train_function", "test_function", "predict_function"),
+)
+
 
 @functools.cache
 def automatic_names() -> frozenset[str]:

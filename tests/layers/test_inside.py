@@ -13,7 +13,7 @@ from keras import layers, ops
 
 import ocs_tf
 from ocs_tf.layers import KernelLayer, QuantizedInside
-from tests.own_layers import TF_KERNELS, Block, NoConfig, TfBlock, model_of, samples
+from tests.own_layers import TF_KERNELS, Block, ClassToken, NoConfig, TfBlock, model_of, samples
 
 
 def sqnr_db(expected: np.ndarray, got: np.ndarray) -> float:
@@ -74,9 +74,12 @@ def test_without_a_configuration_it_works_but_cannot_be_loaded(randomize: Any) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["float", "packed", "int8"])
-def test_it_is_exported(target: Any, randomize: Any, tmp_path: pathlib.Path) -> None:
-    model, x = randomize(model_of(TfBlock(name="own"))), samples()
+@pytest.mark.parametrize(
+    ("layer", "target"),
+    [(TfBlock, "float"), (TfBlock, "packed"), (TfBlock, "int8"), (ClassToken, "packed")],
+)
+def test_it_is_exported(layer: Any, target: Any, randomize: Any, tmp_path: pathlib.Path) -> None:
+    model, x = randomize(model_of(layer(name="own"))), samples()
     quantized = ocs_tf.convert(model, representative_dataset=x, verbose=False)
     data = {"representative_dataset": x} if target == "int8" else {}
     path = tmp_path / "model.tflite"
