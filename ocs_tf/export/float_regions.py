@@ -109,6 +109,13 @@ def _border(model: Any, on_grids: set[str], unrounded: Collection[str]) -> set[i
     return border
 
 
+def touching(model: Any, names: Collection[str]) -> set[int]:
+    """Indices of the operators that compute or read activations of these names."""
+    chosen = {i for name, i in fb.float_activations(model).items() if name in names}
+    operators = enumerate(model.subgraphs[0].operators)
+    return {index for index, op in operators if chosen & {*op.inputs, *op.outputs}}
+
+
 def index_operators(model: Any, unrounded: Collection[str]) -> set[int]:
     """Indices of the operators that only compute row numbers from inputs that are not rounded."""
     graph = model.subgraphs[0]
