@@ -46,9 +46,13 @@ class EinsumSpec:
         free = (c for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in left)
         dots = "".join(next(free) for _ in range(rank - len(source.replace("...", ""))))
         source, result = (text.replace("...", dots) for text in (source, result))
-        output = layer.compute_output_shape(tuple(input_shape))
+        # The layer is told the sizes behind the batch, and not those of "...". Older versions of
+        # Keras do not tell the whole output's shape before the layer is built.
+        told = [c for c in result[0 if result[:1] in dots else 1 :] if c not in dots]
         sizes = dict(zip(source, input_shape, strict=True))
-        sizes |= {c: n for c, n in zip(result, output, strict=True) if n is not None}
+        sizes |= {
+            c: n for c, n in zip(told, layer.partial_output_shape, strict=True) if n is not None
+        }
         summed = [c for c in source if c in kernel and c not in result]
         outputs = [c for c in result if c in kernel]
         kept = [c for c in source if c not in kernel]
