@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from ocs_tf.export import failures, naming
+from ocs_tf.export.new_axes import expanded_new_axes
 from ocs_tf.process import quiet
 
 
@@ -36,5 +37,5 @@ def _converted(model: keras.Model) -> bytes:
     """What TensorFlow's converter makes of `model`."""
     import tensorflow as tf
 
-    with quiet():
+    with quiet(), expanded_new_axes():
         return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
