@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ocs_tf import data, layers
 from ocs_tf._plan import Plan
 from ocs_tf.compensation.calibrated import compensate
-from ocs_tf.compensation.data_free import compensate_data_free
+from ocs_tf.compensation.data_free import compensate_data_free, moments_of_calls
 from ocs_tf.config import Config, ConfigOptions, check_count
 from ocs_tf.data_checks import watched
 from ocs_tf.graph.analysis.activation_sites import Site, all_sites, input_sites
@@ -340,10 +340,11 @@ def _apply(
         check_kernel(kernel, f"kernel of layer {name}")
         if bias is not None:
             check_finite(bias, f"bias of layer {name}")
+        calls = [] if ref.part else graph.calls(ref.layer)
         quantized, bias = compensate_data_free(
             ref,
             layer_plan,
-            None if ref.part else moments.get(id(graph.calls(ref.layer)[0].inputs[0])),
+            moments_of_calls([moments.get(id(call.inputs[0])) for call in calls]),
             rounding=plan.rounding == "error_balanced",
             bias_correction=plan.bias_correction == "batch_norm",
         )
