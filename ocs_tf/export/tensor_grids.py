@@ -12,7 +12,14 @@ import tensorflow as tf
 
 from ocs_tf import data
 from ocs_tf.config import CALIBRATION_SAMPLES
-from ocs_tf.export import attention_scores, float_regions, integer_writer, tensor_matching
+from ocs_tf.export import (
+    attention_scores,
+    compositions,
+    float_regions,
+    integer_forms,
+    integer_writer,
+    tensor_matching,
+)
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.kernel_matching import SMALLEST_RANGE
 from ocs_tf.export.lowering import Lowered
@@ -42,6 +49,8 @@ _UNROUNDED = (
     "What these layers make is float32, since the model does not round it, and so is what is"
     " computed with it: {}."
 )
+_UNKNOWN = "the ranges inside of it are not known (pass representative_dataset)"
+_COARSE = f"8 bits inside of it leave less than {compositions.FLOOR_DB:.0f} dB"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +58,8 @@ class Activations:
     """Grids and ranges of activations, for `writer.write_int8`.
 
     Attributes:
-        content: the float file, its masks limited to what integers need.
+        content: the float file, its masks limited to what integers need, its operators in the form
+            that integers have.
         grids: by tensor of the file: those of the Keras model.
         ranges: `(min, max)` of the other tensors, inside of layers that Keras sees as one.
         left_float: indices of the operators that stay in float.
@@ -118,29 +128,65 @@ def find_activations(
     outputs = _names_of(model.subgraphs[0].outputs, model, graph.model.outputs, exact_ends)
     outputs |= float_tensors & _ends(model)
     unrounded = indices | outputs
-    regridding = float_regions.regridding_operators(model, grids)
-    asked = float_regions.touching(model, float_tensors)
-    left = float_regions.float_operators(model, grids, unrounded, regridding | asked)
-    lacking = float_regions.float_operators(model, {*grids, *outputs}, indices, regridding)
+    apart = float_regions.regridding_operators(model, grids)
+    lacking = float_regions.float_operators(model, {*grids, *outputs}, indices, apart)
     lacking -= float_regions.index_operators(model, indices)
     names = [layer.name for layer in layers_within(lowered.model, include_self=False)]
-    notes = [float_regions.describe(model, lacking, regridding, names, matches)]
+    notes = [float_regions.describe(model, lacking, apart, names, matches)]
     if in_float:
         notes.append(_UNROUNDED.format(", ".join(dict.fromkeys(site.layer for site in in_float))))
+        apart |= float_regions.touching(model, float_tensors)
     notes += [_EXACT.format(name) for name in sorted(exact)]
-    missing = integer_writer.needed_activations(limited) - set(grids)
-    missing -= float_regions.inside(model, left, grids, unrounded)
-    ranges = {name: masks[name] for name in missing & set(masks)}
-    missing -= set(ranges)
-    if missing:
-        ranges |= _measured(limited, sorted(missing), lowered, source)
+    left = float_regions.float_operators(model, grids, unrounded, apart)
+    border = float_regions.border(model, grids, unrounded)
+    groups = compositions.compositions(model, left, border)
+    if source is None and groups:
+        apart |= set().union(*groups)
+        where = float_regions.layer_names(model, set().union(*groups), names, matches)
+        notes.append(float_regions.in_float(where, _UNKNOWN))
+        left = float_regions.float_operators(model, grids, unrounded, apart)
+        groups = []
+    ranges = _ranges(limited, grids, masks, left, unrounded, lowered, source)
+    coarse = compositions.coarse(model, groups, sample, grids, ranges, border)
+    if coarse:
+        apart |= {index for group in coarse for index in group}
+        where = [
+            f"{name} ({close:.0f} dB)"
+            for group, close in coarse.items()
+            for name in float_regions.layer_names(model, group, names, matches)
+        ]
+        notes.append(float_regions.in_float(where, _COARSE))
+        left = float_regions.float_operators(model, grids, unrounded, apart)
+        inside = float_regions.inside(model, left, grids, unrounded)
+        ranges = {name: ends for name, ends in ranges.items() if name not in inside}
     for name in attention_scores.symmetric_factors(model) & set(ranges):
         ranges[name] = attention_scores.symmetric(*ranges[name])
     measured = {name: ActivationGrid.from_range(*ends, _BITS) for name, ends in ranges.items()}
     steps = {name: grid.scale for name, grid in (grids | measured).items()}
-    coarse = attention_scores.coarse_scores(model, steps, names)
+    scores = attention_scores.coarse_scores(model, steps, names)
     notes = [note for note in notes if note]
-    return Activations(limited, grids, ranges, left, unrounded, notes, coarse)
+    grids = integer_forms.in_integer_forms(model, grids, left)
+    return Activations(fb.write(model), grids, ranges, left, unrounded, notes, scores)
+
+
+def _ranges(
+    content: bytes,
+    grids: Mapping[str, ActivationGrid],
+    masks: Mapping[str, tuple[float, float]],
+    left: Collection[int],
+    unrounded: Collection[str],
+    lowered: Lowered,
+    source: data.Source | None,
+) -> dict[str, tuple[float, float]]:
+    """Ranges of the tensors inside of layers: of masks as they must be, of others as measured."""
+    model = fb.read_straight(content)
+    missing = integer_writer.needed_activations(content) - set(grids)
+    missing -= float_regions.inside(model, left, grids, unrounded)
+    ranges = {name: masks[name] for name in missing & set(masks)}
+    missing -= set(ranges)
+    if missing:
+        ranges |= _measured(content, sorted(missing), lowered, source)
+    return ranges
 
 
 def _is_unrounded(site: Site, sites: Sequence[Site], lowered: Lowered) -> bool:

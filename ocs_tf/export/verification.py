@@ -32,7 +32,7 @@ def verify(
     unrounded: Collection[str] = (),
 ) -> None:
     """Raise VerificationError unless `result` is the float `model` in integers, as was given."""
-    float_ops = model.subgraphs[0].operators
+    float_ops = computing_operators(model.subgraphs[0], model)
     _verify_operators(model, result)
     computing = computing_operators(result.subgraphs[0], result)
     for index, (float_op, op) in enumerate(zip(float_ops, computing, strict=True)):
@@ -47,7 +47,7 @@ def verify(
     fixed = _fixed(model)
     producers = {
         fb.name(model.subgraphs[0].tensors[i]): fb.op_name(model, op)
-        for op in float_ops
+        for op in model.subgraphs[0].operators
         for i in op.outputs
     }
     for name, grid in grids.items():
@@ -81,7 +81,7 @@ def verify_weights(
 
 def _verify_operators(model: Any, result: Any) -> None:
     for before, after in zip(model.subgraphs, result.subgraphs, strict=True):
-        names = [fb.op_name(model, op) for op in before.operators]
+        names = [fb.op_name(model, op) for op in computing_operators(before, model)]
         if names != [fb.op_name(result, op) for op in computing_operators(after, result)]:
             raise VerificationError(
                 "the written operators are not those of the float model, in order"
