@@ -131,7 +131,7 @@ class _Part:
         self.tally = Tally("")
         self._grids = [grids.get(i) for i in self.inputs], [grids.get(i) for i in outputs]
         self._float = _opened(fb.write(part))
-        own = integer_forms.in_integer_forms(part, own, ())
+        own, spans = integer_forms.in_integer_forms(part, own, spans, ())
         written = integer_writer.write_int8(fb.write(part), (), own, spans, float_io=False)
         self._integer = _opened(written)
 

@@ -8,7 +8,7 @@ behind a DEQUANTIZE, to the next one, in front of a QUANTIZE.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ai_edge_litert import schema_py_generated as schema
@@ -118,47 +118,24 @@ def index_operators(model: Any, unrounded: Collection[str]) -> set[int]:
 
 
 def regridding_operators(model: Any, grids: Mapping[str, Grid]) -> set[int]:
-    """Indices of the operators between different grids that stay in float; see `regridded`.
+    """Indices of the operators between different grids, of which TFLite's have one, left in float.
 
-    What others move is rounded to the other grid afterwards. These would round twice: means
-    of numbers (Keras' `ops.average_pool` is rounded to a grid of its own), and lookups in a
-    constant table, whose grid comes of its own numbers.
-    """
-    graph = model.subgraphs[0]
-    known = {i for name, i in fb.float_activations(model).items() if name in grids}
-    mixing = {index for index, _ in regridded(model, grids) if mixes(_kind(model, index))}
-    tables = {
-        index
-        for index, op in enumerate(graph.operators)
-        if grid_rule(fb.op_name(model, op)) == "input"
-        and op.outputs[0] in known
-        and fb.is_constant(model, graph.tensors[op.inputs[data_input(fb.op_name(model, op))]])
-    }
-    return mixing | tables
-
-
-def regridded(model: Any, grids: Mapping[str, Grid]) -> Iterator[tuple[int, int]]:
-    """Operators, of which TFLite's have one grid, with the tensors that have another in `grids`.
-
-    By their indices: the output where it has the grid of the input, and inputs where they have that
-    of the output.
+    What others move is rounded to the other grid afterwards (see `integer_forms`). These would
+    round twice: means of numbers (Keras' `ops.average_pool` is rounded to a grid of its own), and
+    lookups in a constant table, whose grid comes of its own numbers.
     """
     graph = model.subgraphs[0]
     known = known_grids(model, grids)
+    found = set()
     for index, op in enumerate(graph.operators):
-        kind = fb.op_name(model, op)
-        rule = grid_rule(kind)
-        if rule == "input":
-            kept = known.get(op.inputs[data_input(kind)])
-            tensors = list(op.outputs)
-        elif rule == "output":
-            kept = known.get(op.outputs[0])
-            tensors = [i for i in dict.fromkeys(op.inputs) if _follows(model, i)]
-        else:
+        kind, output = fb.op_name(model, op), op.outputs[0]
+        if grid_rule(kind) != "input" or output not in known:
             continue
-        for i in tensors:
-            if kept is not None and i in known and _differ(known[i], kept):
-                yield index, i
+        data = op.inputs[data_input(kind)]
+        differs = data in known and differ(known[data], known[output])
+        if fb.is_constant(model, graph.tensors[data]) or (mixes(kind) and differs):
+            found.add(index)
+    return found
 
 
 def known_grids(model: Any, grids: Mapping[str, AnyGrid]) -> dict[int, AnyGrid]:
@@ -173,21 +150,8 @@ def known_grids(model: Any, grids: Mapping[str, AnyGrid]) -> dict[int, AnyGrid]:
     return known
 
 
-def _kind(model: Any, index: int) -> str:
-    return fb.op_name(model, model.subgraphs[0].operators[index])
-
-
-def _follows(model: Any, index: int) -> bool:
-    """Whether a tensor gets the grid of the one operator that reads it; see `grid_rule`."""
-    operators = model.subgraphs[0].operators
-    readers = [op for op in operators if index in list(op.inputs)]
-    makers = [op for op in operators if index in list(op.outputs)]
-    own = all(grid_rule(fb.op_name(model, op)) == "own" for op in makers)
-    is_output = index in list(model.subgraphs[0].outputs)
-    return len(readers) == 1 and bool(makers) and own and not is_output
-
-
-def _differ(one: Grid, other: Grid) -> bool:
+def differ(one: Grid, other: Grid) -> bool:
+    """Whether two grids are not the same."""
     return (one.scale, one.zero_point) != (other.scale, other.zero_point)
 
 

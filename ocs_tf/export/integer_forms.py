@@ -8,7 +8,7 @@ some of the operators only. To it, the others go by the name of one with the sam
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,18 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer.utils.tfl_flatbuffer_utils import TFL_OP_CODE_TO_NAME
 
 from ocs_tf.export import flatbuffer as fb
-from ocs_tf.export.float_regions import AnyGrid, border_operator, regridded, twin
-from ocs_tf.export.grid_rules import INTEGER_FORMS, PRODUCTS, fixed_output_grid, grid_rule
+from ocs_tf.export.float_regions import border_operator, differ, known_grids, twin
+from ocs_tf.export.grid_rules import (
+    INTEGER_FORMS,
+    PRODUCTS,
+    Grid,
+    data_input,
+    fixed_output_grid,
+    grid_rule,
+)
+from ocs_tf.numerics import ActivationGrid
+
+Range = tuple[float, float]
 
 _BUILTIN = schema.BuiltinOperator
 _STAND_INS = {
@@ -29,8 +39,11 @@ _STAND_INS = {
 
 
 def in_integer_forms(
-    model: Any, grids: Mapping[str, AnyGrid], left_float: Collection[int]
-) -> dict[str, AnyGrid]:
+    model: Any,
+    grids: Mapping[str, Grid],
+    ranges: Mapping[str, Range],
+    left_float: Collection[int],
+) -> tuple[dict[str, Grid], dict[str, Range]]:
     """Give the operators of a float model, which is changed, the forms that they have in integers.
 
     NEG and SQUARE become products: LiteRT's int8 NEG ignores zero points, and there is no SQUARE.
@@ -40,20 +53,60 @@ def in_integer_forms(
     Arguments:
         model: as `flatbuffer.read` returns it.
         grids: of activations, by name.
+        ranges: of other activations.
         left_float: indices of the operators that stay in float, and as they are.
 
     Returns:
-        `grids`, with those of new tensors.
+        `grids` and `ranges`, with those of new tensors.
     """
     operators = list(model.subgraphs[0].operators)
     for index, op in enumerate(operators):
         if index not in left_float and fb.op_name(model, op) in PRODUCTS:
             _multiply(model, op)
-    grids = dict(grids)
-    for index, tensor in list(regridded(model, grids)):
-        if index not in left_float:
-            _requantize(model, operators[index], tensor, grids)
-    return grids
+    grids, ranges = dict(grids), dict(ranges)
+    for index, tensor in list(_regridded(model, grids, ranges)):
+        if index in left_float:
+            continue
+        kept, output = _requantize(model, operators[index], tensor)
+        if output in grids:
+            grids[kept] = grids[output]
+        elif output in ranges:
+            ranges[kept] = ranges[output]
+    return grids, ranges
+
+
+def _regridded(
+    model: Any, grids: Mapping[str, Grid], ranges: Mapping[str, Range]
+) -> Iterator[tuple[int, int]]:
+    """Operators, of which TFLite's have one grid, with the tensors that have another in `grids`.
+
+    By their indices: the output where it has the grid of the input, and inputs where they have that
+    of the output.
+    """
+    measured = {name: ActivationGrid.from_range(*ends, 8) for name, ends in ranges.items()}
+    given, known = known_grids(model, grids), known_grids(model, {**measured, **grids})
+    for index, op in enumerate(model.subgraphs[0].operators):
+        kind = fb.op_name(model, op)
+        kept, unlike, tensors = None, False, []
+        if grid_rule(kind) == "input":
+            kept, tensors = known.get(op.inputs[data_input(kind)]), list(op.outputs)
+            unlike = kept is None and _lacks(kind)  # fixed, or that of a table
+        elif grid_rule(kind) == "output":
+            kept = known.get(op.outputs[0])
+            tensors = [i for i in dict.fromkeys(op.inputs) if _follows(model, i)]
+        for i in tensors:
+            if i in given and (unlike or (kept is not None and differ(given[i], kept))):
+                yield index, i
+
+
+def _follows(model: Any, index: int) -> bool:
+    """Whether a tensor gets the grid of the one operator that reads it; see `grid_rule`."""
+    operators = model.subgraphs[0].operators
+    readers = [op for op in operators if index in list(op.inputs)]
+    makers = [op for op in operators if index in list(op.outputs)]
+    own = all(grid_rule(fb.op_name(model, op)) == "own" for op in makers)
+    is_output = index in list(model.subgraphs[0].outputs)
+    return len(readers) == 1 and bool(makers) and own and not is_output
 
 
 def _multiply(model: Any, op: Any) -> None:
@@ -79,18 +132,22 @@ def _constant(model: Any, beside: int, value: float) -> int:
     return len(graph.tensors) - 1
 
 
-def _requantize(model: Any, op: Any, tensor: int, grids: dict[str, AnyGrid]) -> None:
-    """Let `op` make, or read, a tensor on its own grid in the place of `tensor`."""
+def _requantize(model: Any, op: Any, tensor: int) -> tuple[str, str]:
+    """Let `op` make, or read, a tensor on its own grid in the place of `tensor`.
+
+    Returns the name of the new tensor, and that of the one whose grid it has.
+    """
     graph = model.subgraphs[0]
     twin(graph, tensor, "kept")
     kept = len(graph.tensors) - 1
     if tensor in list(op.outputs):
         op.outputs = [kept if i == tensor else i for i in op.outputs]
-        graph.operators.append(border_operator(model, "QUANTIZE", kept, tensor))
+        ends, like = (kept, tensor), ""
     else:
         op.inputs = [kept if i == tensor else i for i in op.inputs]
-        graph.operators.append(border_operator(model, "QUANTIZE", tensor, kept))
-        grids[fb.name(graph.tensors[kept])] = grids[fb.name(graph.tensors[op.outputs[0]])]
+        ends, like = (tensor, kept), fb.name(graph.tensors[op.outputs[0]])
+    graph.operators.append(border_operator(model, "QUANTIZE", *ends))
+    return fb.name(graph.tensors[kept]), like
 
 
 def known_to_quantizer(model: Any) -> Any:

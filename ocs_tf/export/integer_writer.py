@@ -43,7 +43,7 @@ from ocs_tf.export.kernel_matching import (
 from ocs_tf.export.verification import verify, verify_weights
 from ocs_tf.process import one_quantizer, quiet
 
-_CUTS = ("SPLIT", "SPLIT_V", "UNPACK")  # into parts
+_PARTS = ("SPLIT", "SPLIT_V", "TOPK_V2", "UNPACK")  # operators that make parts of their input
 # Operator versions that brought the integer kernels (tensorflow/lite/tools/versioning/
 # op_version.cc; those of other operators are in `grid_rules`). ai-edge-quantizer leaves the float
 # versions in place: too low for a strict compiler.
@@ -419,9 +419,9 @@ def _type_unread_parts(model: Any) -> None:
     tensors = model.subgraphs[0].tensors
     for op in model.subgraphs[0].operators:
         kind = fb.op_name(model, op)
-        whole = tensors[op.inputs[data_input(kind)]] if kind in _CUTS else None
+        whole = tensors[op.inputs[data_input(kind)]] if kind in _PARTS else None
         if whole is not None and fb.type_name(whole) == "int8":
-            for part in (tensors[i] for i in op.outputs):
+            for part in (tensors[i] for i in op.outputs if tensors[i].type == fb.FLOAT32):
                 part.type, part.quantization = whole.type, whole.quantization
 
 

@@ -21,6 +21,7 @@ from ocs_tf.export import (
     tensor_matching,
 )
 from ocs_tf.export import flatbuffer as fb
+from ocs_tf.export.grid_rules import Grid
 from ocs_tf.export.kernel_matching import SMALLEST_RANGE
 from ocs_tf.export.lowering import Lowered
 from ocs_tf.graph.analysis.activation_sites import Site, all_sites, moves_values
@@ -49,8 +50,8 @@ _UNROUNDED = (
     "What these layers make is float32, since the model does not round it, and so is what is"
     " computed with it: {}."
 )
-_UNKNOWN = "the ranges inside of it are not known (pass representative_dataset)"
-_COARSE = f"8 bits inside of it leave less than {compositions.FLOOR_DB:.0f} dB"
+_UNKNOWN = "ranges inside are not known (pass representative_dataset)"
+_COARSE = f"8 bits inside leave less than {compositions.FLOOR_DB:.0f} dB"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Activations:
     """
 
     content: bytes
-    grids: dict[str, ActivationGrid]
+    grids: dict[str, Grid]
     ranges: dict[str, tuple[float, float]]
     left_float: set[int]
     unrounded: set[str]
@@ -165,8 +166,8 @@ def find_activations(
     steps = {name: grid.scale for name, grid in (grids | measured).items()}
     scores = attention_scores.coarse_scores(model, steps, names)
     notes = [note for note in notes if note]
-    grids = integer_forms.in_integer_forms(model, grids, left)
-    return Activations(fb.write(model), grids, ranges, left, unrounded, notes, scores)
+    all_grids, ranges = integer_forms.in_integer_forms(model, grids, ranges, left)
+    return Activations(fb.write(model), all_grids, ranges, left, unrounded, notes, scores)
 
 
 def _ranges(
