@@ -74,6 +74,11 @@ def calls_in_order(model: keras.Model) -> Iterator[Any]:
         yield from by_depth[depth]
 
 
+def operations_of(layer: Any) -> list[Any]:
+    """The layers and bare operations that a functional model is made of; none of other layers."""
+    return list(getattr(getattr(layer, "_functional", None) or layer, "operations", ()))
+
+
 def has_input_structure(model: keras.Model) -> bool:
     """Whether `model.input` has the structure in which the model takes its inputs."""
     return hasattr(model, "_inputs_struct")
