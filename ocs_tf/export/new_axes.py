@@ -7,39 +7,40 @@ more than one size of `x` is open, since the new shape is not known then.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-_lock = threading.RLock()
+from ocs_tf.process import Shared
 
 
 @contextlib.contextmanager
-def expanded_new_axes() -> Iterator[None]:
-    """While functions are traced: a slice, and the new axes apart, where several sizes are open."""
+def _expanded() -> Iterator[None]:
     import tensorflow as tf
 
-    with _lock:
-        original = tf.Tensor.__getitem__
+    original = tf.Tensor.__getitem__
 
-        def getitem(tensor: Any, key: Any, var: Any = None) -> Any:
-            keys = key if isinstance(key, tuple) else (key,)
-            rank = tensor.shape.rank
-            if rank is None or not any(item is None for item in keys):
-                return original(tensor, key, var)
-            if list(tensor.shape).count(None) < 2:
-                return original(tensor, key, var)
-            sliced = tuple(item for item in keys if item is not None)
-            result = original(tensor, sliced, var) if sliced else tensor
-            for axis in _new_axes(keys, rank):
-                result = tf.expand_dims(result, axis)
-            return result
+    def getitem(tensor: Any, key: Any, var: Any = None) -> Any:
+        keys = key if isinstance(key, tuple) else (key,)
+        rank = tensor.shape.rank
+        if rank is None or not any(item is None for item in keys):
+            return original(tensor, key, var)
+        if list(tensor.shape).count(None) < 2:
+            return original(tensor, key, var)
+        sliced = tuple(item for item in keys if item is not None)
+        result = original(tensor, sliced, var) if sliced else tensor
+        for axis in _new_axes(keys, rank):
+            result = tf.expand_dims(result, axis)
+        return result
 
-        tf.Tensor.__getitem__ = getitem
-        try:
-            yield
-        finally:
-            tf.Tensor.__getitem__ = original
+    tf.Tensor.__getitem__ = getitem
+    try:
+        yield
+    finally:
+        tf.Tensor.__getitem__ = original
+
+
+# While functions are traced: a slice, and the new axes apart, where several sizes are open.
+expanded_new_axes = Shared(_expanded)
 
 
 def _new_axes(keys: tuple[Any, ...], rank: int) -> list[int]:

@@ -19,6 +19,7 @@ class EinsumSpec:
         kernel_shape: in the layout of the Keras layer.
         axes: of the Keras kernel, those that are summed over first.
         summed: how many of them are.
+        full_output_shape: the output's, `None` where it is open.
         output_shape: to broadcast `[F]` against the output, 1 where it has an axis that the kernel
             lacks.
         bias_shape: of a bias in the Keras layer.
@@ -31,6 +32,7 @@ class EinsumSpec:
     kernel_shape: tuple[int, ...]
     axes: tuple[int, ...]
     summed: int
+    full_output_shape: tuple[int | None, ...]
     output_shape: tuple[int, ...]
     bias_shape: tuple[int, ...]
     input_axes: tuple[int, ...]
@@ -64,6 +66,7 @@ class EinsumSpec:
             kernel_shape=tuple(int(sizes[c] or 0) for c in kernel),
             axes=tuple(kernel.index(c) for c in order),
             summed=len(summed),
+            full_output_shape=tuple(sizes[c] for c in result),
             output_shape=output_shape,
             bias_shape=output_shape[result.index(outputs[0]) if outputs else len(result) :],
             input_axes=tuple(source.index(c) for c in (*kept, *summed)),

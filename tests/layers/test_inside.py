@@ -58,6 +58,9 @@ def test_it_is_saved_and_loaded(with_data: bool, randomize: Any, tmp_path: pathl
     model, x = randomize(model_of(TfBlock(name="own"))), samples()
     data = x if with_data else None
     quantized = ocs_tf.convert(model, weight_bits=4, representative_dataset=data, verbose=False)
+    model.save(tmp_path / "float.keras")
+    if np.any(predict(keras.models.load_model(tmp_path / "float.keras"), x) != predict(model, x)):
+        pytest.skip(f"Keras {keras.__version__} does not save layers in a dict in a list")
     quantized.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(predict(loaded, x), predict(quantized, x))
