@@ -93,14 +93,21 @@ def _border_grids(
     ranges: Mapping[str, tuple[float, float]],
     border: Collection[int],
 ) -> dict[int, Grid]:
-    """Grids of tensors between compositions: given, of ranges, fixed, or kept by operators."""
+    """Grids of tensors between compositions: given, of ranges, fixed, or kept by operators.
+
+    Those of tables are near to what the file has, which is written with other codes.
+    """
     tensors = model.subgraphs[0].tensors
     ends = {fb.name(tensors[i]) for i in border} & set(ranges)
     known = {name: ActivationGrid.from_range(*ranges[name], 8) for name in ends} | dict(grids)
     for op in model.subgraphs[0].operators:
-        fixed = fixed_output_grid(fb.op_name(model, op))
+        fixed, output = fixed_output_grid(fb.op_name(model, op)), fb.name(tensors[op.outputs[0]])
+        first = tensors[op.inputs[0]]
         if fixed is not None:
-            known[fb.name(tensors[op.outputs[0]])] = ActivationGrid(8, *fixed)
+            known[output] = ActivationGrid(8, *fixed)
+        elif fb.op_name(model, op) == "GATHER" and fb.is_constant(model, first):
+            table = fb.constant(model, first)
+            known[output] = ActivationGrid.from_range(float(table.min()), float(table.max()), 8)
     return float_regions.known_grids(model, known)
 
 

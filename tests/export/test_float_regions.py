@@ -33,9 +33,7 @@ def test_nothing_stays_in_float_where_all_have_integer_forms():
 
 
 def test_a_layer_is_in_float_from_grid_to_grid():
-    model, names = read(
-        lambda x: layers.Conv2D(2, 1)(ops.sin(ops.exp(layers.Conv2D(3, 3)(x))))
-    )
+    model, names = read(lambda x: layers.Conv2D(2, 1)(ops.sin(ops.exp(layers.Conv2D(3, 3)(x)))))
     on_grids = [names[0], names[-2]]
     left = float_regions.float_operators(model, on_grids)
     assert left == set(range(1, len(names) - 1))
