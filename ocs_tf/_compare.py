@@ -196,10 +196,16 @@ def _number_last(name: str) -> tuple[str, int]:
 
 
 def _order(names: list[str], wanted: list[str]) -> list[int]:
-    """Positions in `names` of the `wanted` ones; just `0..n-1` if the names differ."""
-    if set(names) == set(wanted):
-        return [names.index(name) for name in wanted]
-    return list(range(len(names)))
+    """Positions in `names` of the `wanted` ones; just `0..n-1` if the names differ.
+
+    Several outputs of one layer have its name; they keep their order.
+    """
+    if sorted(names) != sorted(wanted):
+        return list(range(len(names)))
+    positions: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        positions.setdefault(name, []).append(index)
+    return [positions[name].pop(0) for name in wanted]
 
 
 def _float_tensor(name: str, detail: dict[str, Any]) -> keras.KerasTensor:

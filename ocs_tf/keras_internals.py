@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
@@ -72,6 +72,11 @@ def calls_in_order(model: keras.Model) -> Iterator[Any]:
     by_depth = model._nodes_by_depth
     for depth in sorted(by_depth, reverse=True):
         yield from by_depth[depth]
+
+
+def operations_of(layer: Any) -> list[Any]:
+    """The layers and bare operations that a functional model is made of; none of other layers."""
+    return list(getattr(getattr(layer, "_functional", None) or layer, "operations", ()))
 
 
 def has_input_structure(model: keras.Model) -> bool:
@@ -169,12 +174,31 @@ PLAIN_ATTRIBUTES = (
     *("activity_regularizer", "_called"),
 )
 
+# What TensorFlow keeps in a layer that a checkpoint or SavedModel has been made of.
+TENSORFLOW_ATTRIBUTES = (
+    *("_self_setattr_tracking", "_self_unconditional_checkpoint_dependencies"),
+    *("_self_unconditional_dependency_names", "_self_unconditional_deferred_dependencies"),
+    *("_self_update_uid", "_self_name_based_restores", "_self_saveable_object_factories"),
+    *("train_function", "test_function", "predict_function"),
+)
+
 
 @functools.cache
 def automatic_names() -> frozenset[str]:
     """The names that Keras gives layers of its own classes, without numbers."""
     classes = [c for c in vars(keras.layers).values() if isinstance(c, type)]
     return frozenset(naming.to_snake_case(c.__name__) for c in classes)
+
+
+@contextlib.contextmanager
+def adding_by(made: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Within this context, Keras adds tensors by `made(add)`, where `add` is what it does else."""
+    add = backend.numpy.add
+    backend.numpy.add = made(add)
+    try:
+        yield
+    finally:
+        backend.numpy.add = add
 
 
 def thread_state(name: str) -> Any:

@@ -13,7 +13,13 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf.keras_internals import is_variable, layers_within, set_thread_state, thread_state
+from ocs_tf.keras_internals import (
+    is_variable,
+    layers_within,
+    operations_of,
+    set_thread_state,
+    thread_state,
+)
 from ocs_tf.process import Shared, ignored_warnings
 
 _COUNTERS = "object_name_uids"
@@ -135,5 +141,5 @@ def _counters(models: Iterable[keras.Model]) -> dict[str, int]:
 def _names(model: keras.Model) -> Iterator[str]:
     for layer in layers_within(model):
         yield layer.name
-        for operation in getattr(layer, "operations", ()):
+        for operation in operations_of(layer):
             yield operation.name

@@ -426,12 +426,15 @@ class Files:
             with tempfile.TemporaryDirectory() as folder:
                 path = pathlib.Path(folder) / "model.keras"
                 path.write_bytes(content)
+                keras.config.disable_traceback_filtering()  # it is asked who raised an exception
                 try:
                     model = keras.models.load_model(path)
                 except Exception as error:
                     if isinstance(error, ValueError) or not raised_here(error):
                         raise Refused(type(error).__name__) from error
                     raise
+                finally:
+                    keras.config.enable_traceback_filtering()
             layer = next((la for la in model.layers if isinstance(la, layers.KernelLayer)), None)
             if layer is not None:
                 layer.check_state()

@@ -43,7 +43,7 @@ class TfBlock(layers.Layer):
         self._first = layers.Dense(UNITS, activation="relu")
         self.rest = [layers.Dense(UNITS), {"norm": layers.LayerNormalization()}]
         self.model = keras.Sequential([layers.Dense(UNITS), layers.ReLU(), layers.Dense(UNITS)])
-        self.attention = layers.MultiHeadAttention(2, 4)
+        self._self_attention = layers.MultiHeadAttention(2, 4)
 
     def build(self, input_shape: Any) -> None:
         self._first.build(input_shape)
@@ -52,13 +52,33 @@ class TfBlock(layers.Layer):
     def call(self, x: Any, training: bool = False) -> Any:
         x = self._first(x, training=training) * self.gain
         x = self.rest[1]["norm"](tf.nn.relu(self.rest[0](x)))
-        return self.model(self.attention(x, x)) + tf.square(x)
+        return self.model(self._self_attention(x, x)) + tf.square(x)
 
 
 TF_KERNELS = {
     *("own/first", "own/rest_0", "own/model/dense", "own/model/dense_1"),
-    *(f"own/attention/{name}" for name in ("query", "key", "value", "attention_output")),
+    *(f"own/self_attention/{name}" for name in ("query", "key", "value", "attention_output")),
 }
+
+
+@registered
+class ClassToken(layers.Layer):
+    """One more step for each sample: it cannot be traced while the batch size is open."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(UNITS)
+        self.positions = layers.Embedding(SHAPE[0] + 1, UNITS)
+
+    def build(self, input_shape: Any) -> None:
+        self.positions.build()
+        self.dense.build(input_shape)
+        self.token = self.add_weight(shape=(1, 1, UNITS), name="token")
+
+    def call(self, x: Any) -> Any:
+        token = ops.broadcast_to(self.token, (ops.shape(x)[0], 1, UNITS))
+        steps = ops.concatenate([token, self.dense(x)], axis=1)
+        return steps + self.positions(np.arange(SHAPE[0] + 1))
 
 
 class NoConfig(layers.Layer):

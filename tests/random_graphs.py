@@ -404,7 +404,7 @@ class _Body:
             )
             weights = s.let(form.format(scores, s.let(kept)))
             return s.let(f"ops.matmul({weights}, {x})")
-        layer = s.layer(_attention_layer(s))
+        layer = s.layer(_attention_layer(s, s.shape(x)[0]))
         mask = f", attention_mask={padding}[:, None, :]" if padding else ", use_causal_mask=True"
         return s.let(f"{layer}({x}, {x}{mask})")
 
@@ -711,15 +711,18 @@ def _distributed(s: _Source, x: str) -> str:
 
 def _attention(s: _Source, x: str) -> str:
     mask = s.one_of("", "", ", use_causal_mask=True")
-    return s.let(f"{s.layer(_attention_layer(s))}({x}, {x}{mask})")
+    return s.let(f"{s.layer(_attention_layer(s, s.shape(x)[0]))}({x}, {x}{mask})")
 
 
-def _attention_layer(s: _Source) -> str:
+def _attention_layer(s: _Source, steps: int) -> str:
     if s.number(0, 3) == 3:
         options = s.one_of("", ", dropout=0.5", ", use_bias=False")
         return f"layers.GroupQueryAttention({s.number(1, 3)}, 2, {s.number(1, 2)}{options})"
     options = s.one_of("", ", dropout=0.5", ", value_dim=3", ", use_bias=False", ", output_shape=3")
-    return f"layers.MultiHeadAttention({s.number(1, 2)}, {s.number(1, 3)}{options})"
+    heads = s.number(1, 2)
+    # Keras 3.15 adds a bias of the shape (2, 1) along the steps if there are two of them.
+    size = s.number(2 if heads == steps == 2 else 1, 3)
+    return f"layers.MultiHeadAttention({heads}, {size}{options})"
 
 
 def _repeat(s: _Source, x: str) -> str:

@@ -95,6 +95,14 @@ def test_inputs_and_outputs_are_paired_by_name():
     assert [(r.name, r.sqnr_db) for r in results] == [("a_out", math.inf), ("b_out", math.inf)]
 
 
+def test_outputs_of_one_layer_keep_their_order():
+    inputs = keras.Input((2,))
+    double = keras.layers.Rescaling(2.0, name="double")
+    model = keras.Model(inputs, [double(inputs), double(double(inputs))])
+    results = compare(model, model, np.ones((4, 2), np.float32))
+    assert [(r.max_difference, r.max_magnitude) for r in results] == [(0, 2), (0, 4)]
+
+
 @pytest.mark.filterwarnings("error:The structure of")
 @pytest.mark.parametrize("form", [list, lambda inputs: {x.name: x for x in inputs}])
 def test_inputs_of_any_structure_and_layers_of_any_name(form):

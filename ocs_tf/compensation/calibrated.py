@@ -15,14 +15,15 @@ the second and later calls read is taken from the float model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ocs_tf._plan import LayerPlan
 from ocs_tf.compensation.statistics import call_weights, mean_outputs, weighted
 from ocs_tf.compensation.weights import compensated_kernel
 from ocs_tf.graph import composites
-from ocs_tf.graph.execution import Batches, inputs_by_name, inputs_of_calls, run_by_layer
+from ocs_tf.graph.execution import Batches, calls_by_layer, calls_by_name, run_by_layer
 from ocs_tf.graph.reader import Graph, KernelRef, Node
 from ocs_tf.graph.rewrite import Rewritten
 from ocs_tf.layers import unwrapped
@@ -53,14 +54,19 @@ def compensate(
         progress: wraps the calls that are gone through.
     """
     owners = {graph.kernels[name].owner.name for name in plans}
-    of_float = inputs_by_name(inputs_of_calls(graph, owners & set(plans), batches))
-    for layer, inputs, run in run_by_layer(graph, owners, batches, progress, quantized):
+    shared = {name for name in owners if len(graph.calls_of(name)) > 1}
+    measured = (owners & set(plans)) | (shared if rounding else set())
+    of_float = calls_by_name(calls_by_layer(graph, measured, batches))
+    for layer, call in run_by_layer(graph, owners, batches, progress, quantized):
+        # What later calls read is still to be computed.
+        float_calls = of_float(layer.name) if layer.name in measured else []
+        calls = [call, *float_calls[1:]]
         if layer.name not in plans:
             if rounding:
-                _compensate_parts(graph.kernels_of[layer.name], unwrapped(layer), plans, run)
+                runs = [functools.partial(each.run, quantized) for each in calls]
+                _compensate_parts(graph.kernels_of[layer.name], unwrapped(layer), plans, runs)
             continue
-        exact = of_float(layer.name)
-        reads = [inputs, *exact[1:]]  # what later calls read is still to be computed
+        reads, exact = ([each.inputs for each in made] for made in (calls, float_calls))
         weights = call_weights(exact)
         ref = graph.kernels[layer.name]
         kernel, bias = ref.weights()
@@ -82,7 +88,7 @@ def _compensate_parts(
     refs: Iterable[KernelRef],
     layer: Any,
     plans: Mapping[str, LayerPlan],
-    run: Callable[[], object],
+    runs: Sequence[Callable[[], object]],
 ) -> None:
     """Choose the codes of the kernels inside of a composite, one after the other.
 
@@ -91,14 +97,21 @@ def _compensate_parts(
 
     Arguments:
         layer: the quantized composite.
-        run: calls it on all data.
+        runs: each makes one of its calls, on all data.
     """
     for ref in refs:
         if ref.name not in plans or ref.adapter.is_lookup:
             continue
-        with composites.recorded(layer, ref.part) as inputs:
-            run()
+        reads = []
+        for run in runs:
+            with composites.recorded(layer, ref.part) as inputs:
+                run()
+            if inputs:
+                reads.append(inputs)
+        if not reads:
+            continue  # no call of the layer reads it
         kernel, bias = ref.weights()
+        inputs = weighted(reads, call_weights(reads))
         quantized = compensated_kernel(ref, kernel, plans[ref.name], inputs)
         composites.assign(layer, {ref.part: (quantized, bias)})
         composites.stored_parts(layer)[ref.part].kernel_sqnr_db = quantized.sqnr_db(kernel)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf._plan import LayerPlan
+from ocs_tf.compensation.statistics import relative_weights
 from ocs_tf.compensation.weights import encoded
 from ocs_tf.graph.analysis.batch_norm_moments import Moments, weighted_sums
 from ocs_tf.graph.reader import KernelRef
@@ -53,3 +56,21 @@ def compensate_data_free(
         error = kernel - quantized.effective_kernel()
         bias = (bias + weighted_sums(error, of_channels[0], groups)).astype(np.float32)
     return quantized, bias
+
+
+def moments_of_calls(calls: Sequence[Moments | None]) -> Moments | None:
+    """Of what all calls of a layer read; `None` if those of a call are not known.
+
+    Each call counts by its errors relative to what it reads, as on data.
+    """
+    if len(calls) == 1:
+        return calls[0]
+    known = [moments for moments in calls if moments is not None]
+    if not calls or len(known) < len(calls):
+        return None
+    means, variances = (np.stack(values) for values in zip(*known, strict=True))
+    squares = np.square(means) + variances
+    shares = np.square(relative_weights([float(power) for power in squares.mean(1)]))
+    shares = shares / (shares.sum() or 1)
+    mean = shares @ means
+    return mean, np.maximum(shares @ squares - np.square(mean), 0)

@@ -24,14 +24,20 @@ Calls = list[list[NDArray[Any]]]  # of each call of a layer: of each batch what 
 
 
 def call_weights(calls: Calls) -> list[float]:
-    """Factors that make the inputs of all calls of a shared layer equally large; 1 for one call.
+    """Factors that make the inputs of all calls of a shared layer equally large; 1 for one call."""
+    if len(calls) == 1:
+        return [1.0]
+    return relative_weights(
+        [float(np.mean([np.square(b, dtype=np.float64).mean() for b in call])) for call in calls]
+    )
+
+
+def relative_weights(powers: list[float]) -> list[float]:
+    """The factors for calls whose inputs have these mean squares.
 
     So a call counts by its errors relative to what it reads, not by how large that is. The factors
     are at most `_LARGEST_WEIGHT`.
     """
-    if len(calls) == 1:
-        return [1.0]
-    powers = [np.mean([np.square(b, dtype=np.float64).mean() for b in call]) for call in calls]
     largest = max(powers)
     least = largest / _LARGEST_WEIGHT**2
     return [math.sqrt(largest / max(power, least)) if power else 0.0 for power in powers]

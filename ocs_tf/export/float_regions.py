@@ -96,6 +96,13 @@ def border(model: Any, on_grids: Iterable[str], unrounded: Collection[str]) -> s
     return found
 
 
+def touching(model: Any, names: Collection[str]) -> set[int]:
+    """Indices of the operators that compute or read activations of these names."""
+    chosen = {i for name, i in fb.float_activations(model).items() if name in names}
+    operators = enumerate(model.subgraphs[0].operators)
+    return {index for index, op in operators if chosen & {*op.inputs, *op.outputs}}
+
+
 def index_operators(model: Any, unrounded: Collection[str]) -> set[int]:
     """Indices of the operators that only compute row numbers from inputs that are not rounded."""
     graph = model.subgraphs[0]

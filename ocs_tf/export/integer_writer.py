@@ -100,10 +100,15 @@ def write_int8(
     model = fb.read_straight(float_model)
     _check_activations(model, grids, ranges, left_float, unrounded)
     assigned = _assign(model, kernels, "int8")
-    # Operators without an integer form read floats, which are codes times steps all the same.
-    assigned = {place: kernel for place, kernel in assigned.items() if place[1] not in left_float}
+    # The others of `left_float` read floats, which are codes times steps all the same.
+    assigned = {
+        (subgraph, index): kernel
+        for (subgraph, index), kernel in assigned.items()
+        if index not in left_float or _dequantizes_kernel(model, index)
+    }
     quantized = _integers(model, assigned, grids, ranges, left_float, float_io)
-    wider = wider_steps(model, quantized, assigned)
+    in_integers = {place: k for place, k in assigned.items() if place[1] not in left_float}
+    wider = wider_steps(model, quantized, in_integers)
     if wider:
         assigned |= wider
         quantized = _integers(model, assigned, grids, ranges, left_float, float_io)
@@ -229,9 +234,11 @@ def _integers(
     engine.update_quantization_recipe(
         ".*", qtyping.TFLOperationName.ALL_SUPPORTED, _recipe("int8", per_channel=True)
     )
-    statistics = _kernel_recipes(engine, model, assigned, "int8")
-    statistics |= _activation_statistics(model, grids, ranges)
-    _leave_float(engine, known, left_float)
+    statistics = _activation_statistics(model, grids, ranges)
+    _leave_float(engine, known, set(left_float) - {index for _, index in assigned})
+    for activations, in_float in (("int8", False), ("float", True)):
+        chosen = {p: k for p, k in assigned.items() if (p[1] in left_float) == in_float}
+        statistics |= _kernel_recipes(engine, model, chosen, activations)
     if float_io:
         engine.update_quantization_recipe(
             ".*",
@@ -241,6 +248,12 @@ def _integers(
     quantized = _quantize(engine, statistics)
     integer_forms.restore(quantized, model)
     return quantized
+
+
+def _dequantizes_kernel(model: Any, index: int) -> bool:
+    """Whether the kernel of an operator in float can be codes, with a DEQUANTIZE behind them."""
+    graph = model.subgraphs[0]
+    return fb.op_name(model, graph.operators[index]) in _KERNEL_VERSION
 
 
 def needed_activations(float_model: bytes) -> set[str]:

@@ -301,8 +301,8 @@ def _rebuilt(
     if type(layer) is _LAYERS.TimeDistributed:
         (child,) = inside.values()
         return _LAYERS.TimeDistributed(child, name=layer.name, dtype=layer.dtype_policy)
-    if isinstance(layer, layers.QuantizedInside):
-        return _rebuilt(layer.layer, remake, recurrent, unroll)
+    if isinstance(layer, layers.QuantizedInside):  # in one piece: a graph would be opened
+        return layers.QuantizedInside(_rebuilt(layer.layer, remake, recurrent, unroll))
     if is_users(layer):
         return copied(layer, lambda name, child: _built(child, inside[name]))
     if isinstance(layer, keras.Model):

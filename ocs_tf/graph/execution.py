@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,19 @@ _SAMPLES = 1024
 _BYTES = 1 << 31  # of activations of both models
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """A call of a layer, with what it reads.
+
+    Attributes:
+        inputs: of each batch the first input.
+        run: `run(rewritten)`: of each batch the outputs of the layer, or of what takes its place.
+    """
+
+    inputs: list[NDArray[Any]]
+    run: Callable[[Rewritten | None], list[list[Any]]]
+
+
 def run_by_layer(
     graph: Graph,
     names: set[str],
@@ -28,15 +42,13 @@ def run_by_layer(
     rewritten: Rewritten | None = None,
     *,
     every_call: bool = False,
-) -> Iterator[tuple[Any, list[NDArray[Any]], Callable[[], list[list[Any]]]]]:
-    """Run a model call by call; yield each layer of `names` before its first call.
-
-    With it come its first inputs, and a function that calls it: of each batch its outputs.
+) -> Iterator[tuple[Any, Call]]:
+    """Run a model call by call; yield each layer of `names` before its first call, with that call.
 
     Arguments:
         progress: wraps the calls that are gone through.
         rewritten: what was made of the model; its layers are run and yielded.
-        every_call: yield shared layers before each of their calls, with what that call reads.
+        every_call: yield shared layers before each of their calls.
     """
     inputs = {id(tensor): index for index, tensor in enumerate(graph.model.inputs)}
     last_reads = _last_reads(graph)
@@ -45,22 +57,23 @@ def run_by_layer(
     for node in progress(graph.nodes):
         if node.arguments is None:
             (tensor,) = node.outputs
-            given = [batch[inputs[id(tensor)]] for batch in batches]
+            arrays = [batch[inputs[id(tensor)]] for batch in batches]
             if rewritten is not None:
-                given = [np.asarray(rewritten.call(node.layer, x)) for x in given]
-            values[id(tensor)] = given
+                arrays = [np.asarray(rewritten.call(node.layer, x)) for x in arrays]
+            values[id(tensor)] = arrays
             continue
-        run = functools.partial(_run, node, values, len(batches), rewritten)
+        given = {id(tensor): values[id(tensor)] for tensor in node.inputs}
+        run = functools.partial(_run, node, given, len(batches))
         if left.get(node.layer.name):
             left[node.layer.name] -= 1
             layer, read = node.layer, values[id(node.inputs[0])]
             if rewritten is not None:
                 read = [rewritten.read(layer, x) for x in read]
                 layer = rewritten.layers[layer.name]
-            yield layer, [np.asarray(x) for x in read], run
+            yield layer, Call([np.asarray(x) for x in read], run)
         if not any(left.values()):
             return
-        for tensor, made in zip(node.outputs, zip(*run(), strict=True), strict=True):
+        for tensor, made in zip(node.outputs, zip(*run(rewritten), strict=True), strict=True):
             values[id(tensor)] = list(made)
         for key in last_reads[id(node)]:
             del values[key]
@@ -69,7 +82,7 @@ def run_by_layer(
 def _run(
     node: Node, values: Mapping[int, Sequence[Any]], batches: int, rewritten: Rewritten | None
 ) -> list[list[Any]]:
-    """The outputs of a call for each batch, given the values of all tensors."""
+    """The outputs of a call for each batch, given the values of what it reads."""
     outputs = []
     for index in range(batches):
         args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.inputs})
@@ -100,35 +113,33 @@ def _last_reads(graph: Graph, *, whole_layers: bool = False) -> dict[int, list[i
     return reads
 
 
-def inputs_of_calls(
+def calls_by_layer(
     graph: Graph, names: set[str], *options: Any
-) -> Iterator[tuple[Any, list[list[NDArray[Any]]]]]:
+) -> Iterator[tuple[Any, list[Call]]]:
     """Run a model as `run_by_layer` does; yield each layer of `names` before its last call.
 
-    With it come the first inputs of all its calls: of each call those of each batch.
+    With it come all its calls.
     """
     left = {name: len(graph.calls_of(name)) for name in names}
-    calls: dict[str, list[list[NDArray[Any]]]] = {name: [] for name in names}
-    for layer, inputs, _ in run_by_layer(graph, names, *options, every_call=True):
-        calls[layer.name].append(inputs)
+    calls: dict[str, list[Call]] = {name: [] for name in names}
+    for layer, call in run_by_layer(graph, names, *options, every_call=True):
+        calls[layer.name].append(call)
         left[layer.name] -= 1
         if not left[layer.name]:
             yield layer, calls.pop(layer.name)
 
 
-def inputs_by_name(
-    walked: Iterator[tuple[Any, list[list[NDArray[Any]]]]],
-) -> Callable[[str], list[list[NDArray[Any]]]]:
-    """What `inputs_of_calls` yields, asked for by name, in about the same order."""
-    passed: dict[str, list[list[NDArray[Any]]]] = {}
+def calls_by_name(walked: Iterator[tuple[Any, list[Call]]]) -> Callable[[str], list[Call]]:
+    """What `calls_by_layer` yields, asked for by name, in about the same order."""
+    passed: dict[str, list[Call]] = {}
 
-    def inputs_of(name: str) -> list[list[NDArray[Any]]]:
+    def calls_of(name: str) -> list[Call]:
         while name not in passed:
-            layer, inputs = next(walked)
-            passed[layer.name] = inputs
+            layer, calls = next(walked)
+            passed[layer.name] = calls
         return passed.pop(name)
 
-    return inputs_of
+    return calls_of
 
 
 def sample_limit(graph: Graph) -> int:

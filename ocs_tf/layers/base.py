@@ -152,14 +152,14 @@ class KernelLayer(FromConfig, keras.layers.Layer):
         """How many output channels there are, which may each have a scale."""
         return kernel_shape[-1]
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Any = None) -> None:
         try:
             shape = self.kernel_shape(input_shape)
             self.output_channels = self.count_outputs(shape)
         except Exception as error:  # options that Keras looks at later, or not at all
             raise ValueError(
                 f"layer {self.name!r}: its options give no kernel for inputs of shape"
-                f" {tuple(input_shape)}: {error}"
+                f" {tuple(input_shape or ())}: {error}"
             ) from error
         add_kernel(self, shape, self.output_channels)
         has_bias = self.use_bias

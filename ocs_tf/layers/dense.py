@@ -39,6 +39,10 @@ class QuantizedEinsumDense(KernelLayer, keras.layers.EinsumDense):
         self.spec = EinsumSpec.of(self, input_shape)
         return self.spec.channels, self.spec.outputs
 
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """As newer versions of Keras do it; older ones need what their own `build` leaves."""
+        return EinsumSpec.of(self, input_shape).full_output_shape
+
     def keras_layout(self, kernel: Any) -> Any:
         return ops.transpose(ops.reshape(kernel, self.spec.ordered_shape), self.spec.keras_order)
 

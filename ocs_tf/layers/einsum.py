@@ -19,6 +19,7 @@ class EinsumSpec:
         kernel_shape: in the layout of the Keras layer.
         axes: of the Keras kernel, those that are summed over first.
         summed: how many of them are.
+        full_output_shape: the output's, `None` where it is open.
         output_shape: to broadcast `[F]` against the output, 1 where it has an axis that the kernel
             lacks.
         bias_shape: of a bias in the Keras layer.
@@ -31,6 +32,7 @@ class EinsumSpec:
     kernel_shape: tuple[int, ...]
     axes: tuple[int, ...]
     summed: int
+    full_output_shape: tuple[int | None, ...]
     output_shape: tuple[int, ...]
     bias_shape: tuple[int, ...]
     input_axes: tuple[int, ...]
@@ -46,9 +48,13 @@ class EinsumSpec:
         free = (c for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in left)
         dots = "".join(next(free) for _ in range(rank - len(source.replace("...", ""))))
         source, result = (text.replace("...", dots) for text in (source, result))
-        output = layer.compute_output_shape(tuple(input_shape))
+        # The layer is told the sizes behind the batch, and not those of "...". Older versions of
+        # Keras do not tell the whole output's shape before the layer is built.
+        told = [c for c in result[0 if result[:1] in dots else 1 :] if c not in dots]
         sizes = dict(zip(source, input_shape, strict=True))
-        sizes |= {c: n for c, n in zip(result, output, strict=True) if n is not None}
+        sizes |= {
+            c: n for c, n in zip(told, layer.partial_output_shape, strict=True) if n is not None
+        }
         summed = [c for c in source if c in kernel and c not in result]
         outputs = [c for c in result if c in kernel]
         kept = [c for c in source if c not in kernel]
@@ -60,6 +66,7 @@ class EinsumSpec:
             kernel_shape=tuple(int(sizes[c] or 0) for c in kernel),
             axes=tuple(kernel.index(c) for c in order),
             summed=len(summed),
+            full_output_shape=tuple(sizes[c] for c in result),
             output_shape=output_shape,
             bias_shape=output_shape[result.index(outputs[0]) if outputs else len(result) :],
             input_axes=tuple(source.index(c) for c in (*kept, *summed)),

@@ -15,6 +15,7 @@ import numpy as np
 
 from ocs_tf.keras_internals import (
     PLAIN_ATTRIBUTES,
+    TENSORFLOW_ATTRIBUTES,
     automatic_names,
     complete,
     has_calls,
@@ -175,11 +176,7 @@ class _PlainModel(keras.Model):
 def own_attributes(layer: Any) -> dict[str, Any]:
     """The attributes of `layer` but for those that Keras and TensorFlow keep in every layer."""
     others = _keras_attributes(isinstance(layer, keras.Model))
-    return {
-        name: value
-        for name, value in vars(layer).items()
-        if name not in others and not name.startswith("_self_")
-    }
+    return {name: value for name, value in vars(layer).items() if name not in others}
 
 
 @functools.cache
@@ -187,4 +184,5 @@ def _keras_attributes(of_model: bool) -> frozenset[str]:
     """The names of what Keras and TensorFlow keep in a layer of any class that was called."""
     layer = _PlainModel(name="plain") if of_model else _Plain(name="plain")
     layer(keras.KerasTensor((1, 1)))
-    return frozenset(vars(layer)) | {"_build_shapes_dict", "_path", "_initial_weights"}
+    others = "_build_shapes_dict", "_path", "_initial_weights", *TENSORFLOW_ATTRIBUTES
+    return frozenset((*vars(layer), *others))

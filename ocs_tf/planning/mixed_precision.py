@@ -23,7 +23,7 @@ from ocs_tf.compensation.weights import compensated_kernel
 from ocs_tf.config import Config
 from ocs_tf.graph import composites
 from ocs_tf.graph.analysis.activation_sites import activation_function
-from ocs_tf.graph.execution import Batches, inputs_of_calls
+from ocs_tf.graph.execution import Batches, calls_by_layer
 from ocs_tf.graph.reader import Graph, KernelRef
 from ocs_tf.graph.rewrite import rewrite
 from ocs_tf.numerics.bit_allocation import allocate, closed_form_bits, share_copies
@@ -227,8 +227,9 @@ def _measured(
     ]
     found = {}
     owners = {layer.ref.owner.name for layer in layers.values()}
-    calls = inputs_of_calls(graph, owners, fitted, lambda nodes: progress(nodes, "Measuring"), copy)
-    for layer, inputs in calls:
+    walked = calls_by_layer(graph, owners, fitted, lambda nodes: progress(nodes, "Measuring"), copy)
+    for layer, calls in walked:
+        inputs = [call.inputs for call in calls]
         for ref in graph.kernels_of[layer.name]:
             if ref.name not in layers:
                 continue

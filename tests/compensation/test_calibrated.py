@@ -455,3 +455,64 @@ def test_a_shared_layer_is_measured_on_all_its_calls(rounding: str) -> None:
         wanted = wanted - layer.bias  # of the small call it is most
         error = np.square(found - layer.bias - wanted).sum()
         assert np.square(wanted).sum() > 10**3 * error  # 30 dB
+
+
+def shared(layer: Any) -> tuple[keras.Model, np.ndarray]:
+    """`layer`, called on the first half of the channels, and on ten times the other half."""
+    inputs = keras.Input((9, 8), name="x")
+    pick = np.repeat([1.0, 0.0], 4)
+    reads = [layers.Rescaling(list(pick))(inputs), layers.Rescaling(list(10 - 10 * pick))(inputs)]
+    model = randomize(keras.Model(inputs, [layer(x) for x in reads]))
+    return model, correlated(model, 50)
+
+
+def codes_of(model: keras.Model, x: np.ndarray, rounding: str) -> list[np.ndarray]:
+    options = {"weight_bits": 4, "expand_ratio": 0.0, "equalization": False, **WEIGHTS_ONLY}
+    quantized = ocs_tf.convert(
+        model,
+        rounding=rounding,
+        bias_correction=False,
+        representative_dataset=x,
+        verbose=False,
+        **options,
+    )
+    return [np.asarray(w) for w in quantized.weights if w.path.endswith("codes")]
+
+
+def test_so_are_kernels_inside_of_shared_layers() -> None:
+    """Those of one that is called at each step are those of the layer by itself."""
+    plain, x = shared(layers.Dense(5, name="layer"))
+    wrapped, _ = shared(layers.TimeDistributed(layers.Dense(5), name="layer"))
+    wrapped.set_weights(plain.get_weights())
+    (wanted,), (found,) = (codes_of(m, x, "error_compensated") for m in (plain, wrapped))
+    np.testing.assert_array_equal(found, wanted)
+    (nearest,) = codes_of(plain, x, "nearest")
+    for half in (slice(0, 4), slice(4, 8)):  # of channels, each of which one call reads
+        assert np.any(wanted[half] != nearest[half])
+
+
+@keras.saving.register_keras_serializable("test_calibrated")
+class Either(layers.Layer):
+    """One of two kernels, as the call says; a layer that is not traced, for its open batch size."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.one, self.other = layers.Dense(4), layers.Dense(4)
+
+    def build(self, input_shape: Any) -> None:
+        self.one.build(input_shape)
+        self.other.build(input_shape)
+
+    def call(self, x: Any, swap: bool = False) -> Any:
+        x = keras.ops.concatenate([keras.ops.zeros((keras.ops.shape(x)[0], 1, 8)), x], axis=1)
+        return self.other(x) if swap else self.one(x)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_kernels_that_not_every_call_reads(second: bool) -> None:
+    inputs, layer = keras.Input((9, 8), name="x"), Either(name="layer")
+    model = randomize(keras.Model(inputs, [layer(inputs), layer(inputs, swap=second)]))
+    x = correlated(model, 20)
+    chosen, nearest = (codes_of(model, x, r) for r in ("error_compensated", "nearest"))
+    differ = [bool(np.any(a != b)) for a, b in zip(chosen, nearest, strict=True)]
+    assert differ == [True, second]

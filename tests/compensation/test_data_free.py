@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf.compensation.data_free import compensate_data_free
+from ocs_tf.compensation.data_free import compensate_data_free, moments_of_calls
 from ocs_tf.graph.analysis.batch_norm_moments import channel_moments
 from ocs_tf.graph.reader import Graph
 
@@ -60,3 +60,27 @@ def test_biases_take_the_error_of_the_mean(
     quantized = ocs_tf.convert(model, weight_bits=8, verbose=False)
     x = np.random.default_rng(0).normal(size=(8, 3, last)).astype(np.float32)
     np.testing.assert_allclose(quantized(x), model(x), atol=0.05)
+
+
+def test_a_shared_layer_minds_what_all_its_calls_read(randomize: Any) -> None:
+    """Each counts by its error relative to what it reads: by one over the mean square of that."""
+    inputs, layer = keras.Input((6,)), layers.Dense(5, name="layer")
+    norms = [layers.BatchNormalization(name=name) for name in ("small", "large")]
+    model = randomize(keras.Model(inputs, [layer(norm(inputs)) for norm in norms]))
+    norms[1].gamma.assign(norms[1].gamma * 30)
+    norms[1].beta.assign(norms[1].beta * 20)
+    quantized = ocs_tf.convert(model, weight_bits=3, last_layer_bits="same", verbose=False)
+    error = layer.kernel - quantized.get_layer("layer").kernel
+    betas, gammas = (np.stack([getattr(n, name) for n in norms]) for name in ("beta", "gamma"))
+    shares = 1 / (np.square(betas) + np.square(gammas)).mean(1)
+    wanted = shares @ (betas @ np.asarray(error)) / shares.sum()
+    found = quantized.get_layer("layer").bias - layer.bias
+    np.testing.assert_allclose(found, wanted, rtol=0.02, atol=1e-4)
+
+
+def test_what_one_call_reads_is_not_what_all_do() -> None:
+    known = np.zeros(2), np.ones(2)
+    assert moments_of_calls([known, None]) is None
+    assert moments_of_calls([known]) is known
+    mean, variance = moments_of_calls([(np.ones(2), np.zeros(2)), (-np.ones(2), np.zeros(2))])
+    np.testing.assert_allclose((mean, variance), ([0, 0], [1, 1]))

@@ -206,3 +206,25 @@ def test_masked_scores_keep_their_steps(tmp_path: pathlib.Path) -> None:
     want = np.asarray(quantized(x), np.float64)
     noise = np.square(run(path, x, "ai_edge_litert") - want).sum()
     assert 10 * np.log10(np.square(want).sum() / noise) > 30
+
+
+@pytest.mark.parametrize("target", ["int8", "packed"])
+def test_a_bias_for_each_step(target: str, tmp_path: pathlib.Path) -> None:
+    """Of `[B, T, C]`, not for each channel, as other operators in one dimension read it."""
+    inputs = keras.Input((5, 4))
+    x = layers.EinsumDense("abc,bd->adc", (3, 4), bias_axes="d")(inputs)
+    x = layers.DepthwiseConv1D(2)(layers.MaxPooling1D(2, strides=1)(x))
+    model = keras.Model(inputs, x)
+    rng = np.random.default_rng(3)
+    model.set_weights([rng.normal(size=w.shape).astype(np.float32) for w in model.weights])
+    data = rng.normal(size=(16, 5, 4)).astype(np.float32)
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, target=target, representative_dataset=data)
+    file = tflite.Interpreter(path)
+    (given,), (made,) = file.get_input_details(), file.get_output_details()
+    wanted = np.asarray(quantized(data[:1]))
+    file.set_tensor(given["index"], tflite.to_codes(data[:1], given))
+    file.invoke()
+    found = tflite.to_floats(file.get_tensor(made["index"]), made)
+    np.testing.assert_allclose(found, wanted, atol=np.abs(wanted).max() / 60)

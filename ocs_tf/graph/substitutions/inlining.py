@@ -228,8 +228,7 @@ class _Flattener:
                 return self._with_masks(operation, args, kwargs, outputs, within)
         shape = settled(operation, args[0].shape) if open_shape(operation) else None
         if shape is not None:
-            reshape = type(operation)(shape, name=operation.name)
-            return self._twin(operation, path, reshape)(*args, **kwargs)
+            return self._twin(operation, path, type(operation)(shape))(*args, **kwargs)
         scaled = rescaling(operation, args)
         if scaled is not None:
             self.opened = True
