@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from keras import layers
 
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.errors import VerificationError
