@@ -96,7 +96,7 @@ def _verify_integer(result: Any, op: Any) -> None:
     if any(i >= 0 and tensors[i].type == fb.FLOAT32 for i in (*op.inputs, *op.outputs)):
         raise VerificationError(
             f"operator {fb.op_name(result, op)} computing {fb.name(tensors[op.outputs[0]])!r} is"
-            " left in float: ai-edge-quantizer has no int8 form of it"
+            " left in float: it has no int8 form"
         )
 
 

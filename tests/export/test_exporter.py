@@ -64,8 +64,14 @@ def _to_values(x: np.ndarray, detail: dict) -> np.ndarray:
 
 
 # Output steps, and share of outputs that differ, where the simulation is not exact: a shared layer
-# whose calls have inputs on different grids, and what the runtime rounds inside of a silu.
-LOOSER = {"shared-layer": (3, 0.7), "swish": (2, 0.2)}
+# whose calls have inputs on different grids, what the runtime rounds inside of a silu and of a
+# layer normalization, and what two operators in a row round by factors of their own.
+LOOSER = {
+    "shared-layer": (3, 0.7),
+    "swish": (2, 0.2),
+    "layer-norm": (8, 0.9),
+    "float-between": (1, 0.06),
+}
 
 
 def worst_step(expected: np.ndarray, got: np.ndarray, step: float) -> tuple[float, float]:
