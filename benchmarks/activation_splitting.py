@@ -115,6 +115,8 @@ def config(case: Case) -> ocs_tf.Config:
     options: dict[str, Any] = {
         "weight_bits": 8,
         "activation_bits": case.activation_bits,
+        "first_activation_bits": "same",
+        "last_activation_bits": "same",
         "activation_clip": case.clip,
         "activation_expand_ratio": case.ratio,
         "calibration_samples": CALIBRATION,

@@ -13,18 +13,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pathlib
-import tempfile
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from absl import flags
 
-import ocs_tf
-from benchmarks import common
-from ocs_tf import layers
+from benchmarks import common, steps
 
 COMMAND = "python -m benchmarks.backbones"
 QUICK = "ViT"
@@ -125,25 +120,8 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row(Case):
-    """What came out of each step; its error, where it has one.
-
-    Attributes:
-        kernels: how many are quantized.
-        in_place: how many of keras-hub's layers are quantized in place, not opened.
-        weights, both: outputs of the Keras model against the float one's, dB: with 8-bit weights,
-            and with 8-bit activations, too.
-        reloaded: largest difference of outputs after saving and loading.
-        packed, int8: outputs of the file against the Keras model's, dB.
-    """
-
-    kernels: int
-    in_place: int
-    weights: str
-    both: str
-    reloaded: str
-    packed: str
-    int8: str
+class Row(steps.Steps, Case):
+    """What came out of each step."""
 
 
 def model_of(name: str) -> keras.Model:
@@ -193,64 +171,15 @@ def inputs_of(model: keras.Model) -> Any:
 def measure(name: str) -> Row:
     """All steps for one backbone."""
     model = model_of(name)
-    x = inputs_of(model)
-    options: dict[str, Any] = {"weight_bits": 8, "verbose": False}
-    made: dict[str, keras.Model] = {}
-
-    def converted(key: str, **more: Any) -> str:
-        made[key] = ocs_tf.convert(model, **options, **more)
-        return _decibels(ocs_tf.compare(model, made[key], x))
-
-    def exported(path: pathlib.Path, target: Any, **more: Any) -> str:
-        result = ocs_tf.export_tflite(made["both"], path, target=target, **more)
-        return _decibels(result.closeness)
-
-    def reloaded(path: pathlib.Path) -> str:
-        made["both"].save(path)
-        found = ocs_tf.compare(made["both"], keras.models.load_model(path), x)
-        return f"{max(one.max_difference for one in found):g}"
-
-    with tempfile.TemporaryDirectory() as text, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        folder = pathlib.Path(text)
-        weights = _tried(lambda: converted("weights"))
-        both = _tried(lambda: converted("both", representative_dataset=x))
-        saved = _tried(lambda: reloaded(folder / "model.keras"))
-        packed = _tried(lambda: exported(folder / "packed.tflite", "packed"))
-        int8 = _tried(lambda: exported(folder / "int8.tflite", "int8", representative_dataset=x))
-    found = made.get("both")
-    rows = [] if found is None else ocs_tf.report(found).layers
-    kernels = sum(row.bits is not None for row in rows)
-    inside = [] if found is None else [layers.unwrapped(layer) for layer in found.layers]
-    in_place = sum(isinstance(layer, layers.QuantizedInside) for layer in inside)
-    return Row(name, kernels, in_place, weights, both, saved, packed, int8)
-
-
-def _tried(step: Callable[[], str]) -> str:
-    """What a step gives, or the first line of its error."""
-    try:
-        return step()
-    except Exception as error:
-        return str(error).strip().splitlines()[0][:160]
-
-
-def _decibels(closeness: Any) -> str:
-    return f"{min(one.sqnr_db for one in closeness):.1f} dB"
+    return Row(name, **dataclasses.asdict(steps.measured(model, inputs_of(model))))
 
 
 def markdown(rows: list[Row]) -> str:
     """The table, with the command that makes it."""
-    names = [field.name for field in dataclasses.fields(Row)]
-    headers = ["backbone", "kernels", "layers in place", "W8", "W8A8", "reloaded", "packed", "int8"]
-    table = [[str(getattr(row, name)) for name in names] for row in rows]
     return (
         "# Backbones of keras-hub\n\n"
-        f"`{COMMAND}`: small configurations, random weights. *Layers in place*: those of keras-hub"
-        " that cannot be traced; others are opened. *W8*, *W8A8*: the outputs of the quantized"
-        " Keras model against the float one's, the worst of them; *reloaded*: the largest"
-        " difference after saving and loading; *packed*, *int8*: the outputs of the W8A8 file"
-        " against the Keras model's.\n\n"
-        f"{common.markdown_table(headers, table)}"
+        f"`{COMMAND}`: small configurations, random weights. {steps.LEGEND}\n\n"
+        f"{steps.table('backbone', [(row.backbone, row) for row in rows])}"
     )
 
 

@@ -43,6 +43,7 @@ from ocs_tf.numerics import ActivationGrid, OracleGrid
 from ocs_tf.numerics.checks import check_switch
 from ocs_tf.numerics.quantized_kernel import check_kernel
 from ocs_tf.numerics.splitting import check_finite
+from ocs_tf.planning.activation_bits import activation_bits, check_overrides, table_bits
 from ocs_tf.planning.activation_grids import activation_grids
 from ocs_tf.planning.calibration import (
     Statistics,
@@ -153,18 +154,17 @@ def _plan(
     With `runs`, the model or what becomes of it must be computable on this machine.
     """
     config = config.resolve(with_data=source is not None)
-    bits = config.activation_bits
-    assert bits != "auto"
     if runs:
         check_layouts(graph)
     stream: Iterator[data.Batch] = iter(())
     if source is not None:
         # Before the slow part, so that data that do not fit fail at once.
         limit = config.calibration_samples
-        limit = limit if bits is not None else _at_most(_CHECKED_SAMPLES, limit)
+        limit = limit if config.rounds_activations else _at_most(_CHECKED_SAMPLES, limit)
         stream = watched(graph, source.batches(graph.model, limit=limit), source.name)
     scales = _scales(graph, config, source, verbose)
     selected = select(graph, config)
+    check_overrides(graph, config, set(selected.options))
     graph = _scaled(graph, scales, config.fold_batch_norm)
     options, widths = _all_options(graph, config, selected, source, verbose)
     result = Plan(
@@ -175,33 +175,35 @@ def _plan(
         bias_correction=config.bias_correction,
         equalization={name: values.tolist() for name, values in scales.items()},
     )
-    if bits is None:
+    if not config.rounds_activations:
         collections.deque(stream, maxlen=0)  # to its end, for the warnings
         return result, graph
-    return _plan_activations(graph, result, config, bits, stream, verbose), graph
+    return _plan_activations(graph, result, config, stream, verbose), graph
 
 
 def _plan_activations(
     graph: Graph,
     result: Plan,
     config: Config,
-    bits: int,
     stream: Iterator[data.Batch],
     verbose: bool,
 ) -> Plan:
     """The plan of kernels `result`, with grids of activations, measured on `stream`."""
-    tables = _table_grids(graph, result, bits)
+    quantized = set(result.layers)
+    tables = _table_grids(graph, result, config)
     if config.activation_scope == "all":
-        sites = all_sites(graph, set(result.layers), tables)
+        sites = all_sites(graph, quantized, tables)
     else:
-        sites = input_sites(graph, set(result.layers))
+        sites = input_sites(graph, quantized)
+    bits = activation_bits(graph, sites, config)
+    sites = [site for site in sites if site.key in bits]
     observed = {site.key: site.tensors for site in sites if not site.fixed}
     through = {site.key: site.through for site in sites if site.through is not None}
     spans = {site.key: site.span for site in sites if site.span is not None}
 
     split: set[str] = set()
     if config.activation_expand_ratio:
-        split, unsplit = splittable_sites(graph, sites, set(result.layers))
+        split, unsplit = splittable_sites(graph, sites, quantized)
         result = dataclasses.replace(result, unsplit_activations=unsplit)
     bar = progress_bar(stream, "Calibrating", verbose, unit="batch")
     histogram = config.activation_clip != "none"
@@ -220,15 +222,18 @@ def _plan_activations(
     coarse = coarse_parts(graph, _ranges(sites, measured, grids), grids)
     exact = set(coarse) & output_concatenations(graph) if config.exact_outputs else set()
     if exact and config.activation_scope == "all":
-        sites = _rounded(all_sites(graph, set(result.layers), tables, exact), statistics)
+        sites = all_sites(graph, quantized, tables, exact)
+        bits = activation_bits(graph, sites, config)
+        sites = _rounded([site for site in sites if site.key in bits], statistics)
         grids = activation_grids(sites, statistics, config, bits, split, tables)
         coarse = {site: parts for site, parts in coarse.items() if site not in exact}
     ranges = {key: [(s.minimum, s.maximum) for s in each] for key, each in measured.items()}
     calls = coarse_calls(graph, sites, ranges, grids)
     for site, parts in coarse.items():
-        warnings.warn(f"{describe(site, parts, 2**bits)}. {_COARSE}", stacklevel=2)
-    if calls:
-        warnings.warn(f"{describe_all(calls, 2**bits)}. {_COARSE_CALLS}", stacklevel=2)
+        warnings.warn(f"{describe(site, parts, 2 ** grids[site].bits)}. {_COARSE}", stacklevel=2)
+    for width in sorted({grids[site].bits for site in calls}):
+        alike = {site: parts for site, parts in calls.items() if grids[site].bits == width}
+        warnings.warn(f"{describe_all(alike, 2**width)}. {_COARSE_CALLS}", stacklevel=2)
     both = {site: coarse.get(site, {}) | calls.get(site, {}) for site in coarse | calls}
     return dataclasses.replace(result, activations=grids, coarse_parts=both)
 
@@ -377,14 +382,14 @@ def _compiles(model: keras.Model) -> bool:
     return isinstance(model, keras.Model) and model.compiled and bool(model.jit_compile)
 
 
-def _table_grids(graph: Graph, plan: Plan, bits: int) -> dict[str, ActivationGrid]:
+def _table_grids(graph: Graph, plan: Plan, config: Config) -> dict[str, ActivationGrid]:
     """Grids of lookups in per-tensor tables: the output is on the table's grid, as in a runtime."""
     return {
-        name: ActivationGrid(bits, float(layer_plan.step()))
+        name: ActivationGrid(_TABLE_BITS, float(layer_plan.step()))
         for name, layer_plan in plan.layers.items()
         if graph.kernels[name].adapter.is_lookup
         and layer_plan.granularity == "tensor"
-        and bits == _TABLE_BITS
+        and table_bits(graph, name, config) == _TABLE_BITS
     }
 
 

@@ -131,6 +131,16 @@ class Override:
         default=None, metadata=_AS_IN_CONFIG
     )
     weight_clip: WeightClip | None = dataclasses.field(default=None, metadata=_AS_IN_CONFIG)
+    activation_bits: int | Literal["unset"] | None = dataclasses.field(
+        default="unset",
+        metadata=option(
+            "",
+            "Bit width of the activations that these layers make; with"
+            ' `activation_scope="inputs"`, of those that they read. Tensors that share a grid get'
+            " the most bits that one of them is given.",
+            {"2..8": "", "16": "", "None": "leave them in float32", '"unset"': "as in `Config`"},
+        ),
+    )
 
     def __post_init__(self) -> None:
         of_bytes = isinstance(self.select, re.Pattern) and not isinstance(self.select.pattern, str)
@@ -141,6 +151,7 @@ class Override:
             )
         if self.weight_bits is not None and not _is_text(self.weight_bits, "unset"):
             _keep(self, "weight_bits", _check_weight_bits("weight_bits", self.weight_bits))
+        _keep_activation_bits(self, "activation_bits", "unset")
         if self.granularity is not None:
             _keep_choice(self, "granularity", _CHOICES["granularity"])
         if self.weight_clip is not None:
@@ -253,6 +264,8 @@ class ConfigOptions(TypedDict, total=False):
     percentile: float
     first_layer_bits: int | Literal["auto", "same"] | None
     last_layer_bits: int | Literal["auto", "same"] | None
+    first_activation_bits: int | Literal["auto", "same"] | None
+    last_activation_bits: int | Literal["auto", "same"] | None
     average_bits: float | None
     weight_bytes: int | None
     allocation: Allocation
@@ -285,6 +298,13 @@ _END_BITS = {
     "None": "float32",
     '"same"': "as the other layers",
     '"auto"': '8, or `"same"` with mixed precision',
+}
+_END_ACTIVATION_BITS = {
+    "2..8": "",
+    "16": "",
+    "None": "float32",
+    '"same"': "as the other activations",
+    '"auto"': '8 if the others have fewer bits, else `"same"`',
 }
 
 
@@ -457,6 +477,23 @@ class Config:
             _WIDTHS,
             "Weight bits of the layers next to the model's outputs.",
             _END_BITS,
+        ),
+    )
+    first_activation_bits: int | Literal["auto", "same"] | None = dataclasses.field(
+        default="auto",
+        metadata=option(
+            _WIDTHS,
+            "Bit width of the model's inputs, and of what is computed of them in front of the first"
+            " layers with weights.",
+            _END_ACTIVATION_BITS,
+        ),
+    )
+    last_activation_bits: int | Literal["auto", "same"] | None = dataclasses.field(
+        default="auto",
+        metadata=option(
+            _WIDTHS,
+            "Bit width of the model's outputs, and of what the last layers with weights make.",
+            _END_ACTIVATION_BITS,
         ),
     )
     average_bits: float | None = dataclasses.field(
@@ -636,11 +673,9 @@ class Config:
             words = () if name == "weight_bits" else ("auto", "same")
             if value is not None and not _is_text(value, *words):
                 _keep(self, name, _check_weight_bits(name, value))
-        bits = self.activation_bits
-        if bits is not None and not _is_text(bits, "auto"):
-            if not is_number(bits) or bits not in ACTIVATION_BITS:
-                refuse("activation_bits", bits, (None, "auto", *ACTIVATION_BITS))
-            _keep(self, "activation_bits", int(bits))
+        _keep_activation_bits(self, "activation_bits", "auto")
+        for name in ("first_activation_bits", "last_activation_bits"):
+            _keep_activation_bits(self, name, "auto", "same")
         for name in SWITCHES:
             _keep(self, name, check_switch(name, getattr(self, name)))
         for name, choices in _CHOICES.items():
@@ -651,11 +686,6 @@ class Config:
                 " copies of quantization_aware=True add up to."
             )
         self._check_budget()
-        if self.activation_clip == "aciq" and self.activation_bits == 16:
-            raise ValueError(
-                "`activation_clip` (='aciq') is defined for activation_bits 2..8, not 16; choose"
-                " another method."
-            )
         _keep(self, "expand_ratio", _check_ratio(self.expand_ratio))
         self._check_activation_split()
         if not (is_number(self.percentile) and 0 <= self.percentile <= 100):
@@ -667,6 +697,17 @@ class Config:
         if samples is not None:
             _keep(self, "calibration_samples", check_count("calibration_samples", samples))
         _keep(self, "overrides", _as_overrides(self.overrides))
+        if self.activation_clip == "aciq" and 16 in self._activation_widths():
+            raise ValueError(
+                "`activation_clip` (='aciq') is defined for activation_bits 2..8, not 16; choose"
+                " another method."
+            )
+
+    def _activation_widths(self) -> list[Any]:
+        """All values that options give for bits of activations."""
+        ends = self.first_activation_bits, self.last_activation_bits
+        overrides = (o.activation_bits for o in _as_overrides(self.overrides))
+        return [self.activation_bits, *ends, *overrides]
 
     def _check_budget(self) -> None:
         average, size = self.average_bits, self.weight_bytes
@@ -697,6 +738,11 @@ class Config:
         """Whether concatenated channels are rescaled."""
         rounded = self.activation_bits is not None and self.activation_scope == "all"
         return self.activation_equalization and rounded
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether any activations are rounded, once `resolve` has said what `"auto"` is."""
+        return any(isinstance(bits, int) for bits in self._activation_widths())
 
     def _check_activation_split(self) -> None:
         ratio = self.activation_expand_ratio
@@ -730,8 +776,13 @@ class Config:
                 " 0."
             )
         values: dict[str, Any] = {}
-        if self.activation_bits == "auto":
-            values["activation_bits"] = 8 if with_data else None
+        bits = self.activation_bits
+        if bits == "auto":
+            bits = values["activation_bits"] = 8 if with_data else None
+        ends = 8 if bits is not None and bits < 8 else "same"
+        for name in ("first_activation_bits", "last_activation_bits"):
+            if getattr(self, name) == "auto":
+                values[name] = ends
         if self.rounding == "auto":
             careful = "error_compensated" if with_data else "error_balanced"
             values["rounding"] = careful if self.quantization_aware else "nearest"
@@ -748,9 +799,10 @@ class Config:
         config = dataclasses.replace(self, **values)
         if with_data:
             return config
-        if config.activation_bits is not None:
+        if config.rounds_activations:
+            given = next(b for b in config._activation_widths() if isinstance(b, int))
             raise ValueError(
-                f"`activation_bits` (={config.activation_bits}) needs `representative_dataset`, to"
+                f"`activation_bits` (={given}) needs `representative_dataset`, to"
                 " measure the ranges of activations. Give some inputs, or set activation_bits=None"
                 " to leave activations in float."
             )
@@ -801,6 +853,11 @@ class Config:
         )
         given: dict[str, Any] = {**options, "overrides": (*extra, *floats)}
         return cls(**{**fixed, **defaults, **given})
+
+    @property
+    def checked_overrides(self) -> tuple[Override, ...]:
+        """`overrides` as `Override`s."""
+        return _as_overrides(self.overrides)
 
     def override_for(self, layer: Any, kernel: str = "") -> Override | None:
         """The first override that selects `layer`, or its kernel of this name; or `None`."""
@@ -903,6 +960,16 @@ def _check_weight_bits(name: str, value: Any) -> int:
     except ValueError as error:
         choices = "None for float" if name == "weight_bits" else "None for float, 'same'"
         raise ValueError(f"{str(error)[:-1]} ({choices}).") from None
+
+
+def _keep_activation_bits(target: Any, name: str, *words: str) -> None:
+    """Check a bit width of activations, and keep it as a Python integer."""
+    value = getattr(target, name)
+    if value is None or _is_text(value, *words):
+        return
+    if not is_number(value) or value not in ACTIVATION_BITS:
+        refuse(name, value, (None, *words, *ACTIVATION_BITS))
+    _keep(target, name, int(value))
 
 
 def check_count(name: str, value: Any) -> int:

@@ -84,6 +84,8 @@ def test_equals_integer_arithmetic_by_hand(
         activation_bits=bits,
         expand_ratio=0.1,
         last_layer_bits="same",
+        first_activation_bits="same",
+        last_activation_bits="same",
         activation_symmetric=symmetric,
         representative_dataset=x,
     )

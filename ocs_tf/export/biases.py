@@ -30,7 +30,7 @@ def wider_steps(
     """
     changed = {}
     before, after = model.subgraphs[0], result.subgraphs[0]
-    pairs = zip(before.operators, computing_operators(after, result), strict=True)
+    pairs = zip(computing_operators(before, model), computing_operators(after, result), strict=True)
     for index, (float_op, op) in enumerate(pairs):
         kernel = assigned.get((0, index))
         bias = None if kernel is None else bias_input(model, float_op)

@@ -101,8 +101,9 @@ def export_tflite(
     layers (one byte each at any bit width), int8 activations on exactly
     the grids of the Keras model, int32 biases. The file is read back, and a difference is an
     error. Layers that were left in float32 get ordinary 8-bit kernels. Layers that need an operator
-    without an int8 form (layer normalization, for example) are computed in float32, between a
-    DEQUANTIZE and a QUANTIZE; `notes` of the result names them.
+    without an int8 form (`keras.ops.cumsum`, for example), and those inside of which 8 bits are too
+    few, are computed in float32, between a DEQUANTIZE and a QUANTIZE; `notes` of the result names
+    them.
 
     Target `"int4"` is the same, except that kernels of up to 4 bits are INT4 tensors, two codes
     in a byte, and activations may stay float32.

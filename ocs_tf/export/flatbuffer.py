@@ -6,9 +6,10 @@ https://github.com/tensorflow/tensorflow/blob/master/tensorflow/compiler/mlir/li
 
 from __future__ import annotations
 
+import copy
 import keyword
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,47 @@ def replace_output(model: Any, old: int, new: int, subgraph: int = 0) -> None:
             output.tensorIndex = new if output.tensorIndex == old else output.tensorIndex
 
 
+def sort(graph: Any) -> None:
+    """Put operators behind those that make what they read; others keep their order."""
+    makers = {i: op for op in graph.operators for i in op.outputs}
+    placed: dict[int, Any] = {}
+    for last in graph.operators:
+        waiting = [last]
+        while waiting:
+            op = waiting[-1]
+            before = [makers[i] for i in op.inputs if i in makers and id(makers[i]) not in placed]
+            waiting.extend(before)
+            if not before:
+                placed[id(waiting.pop())] = op
+    graph.operators = list(placed.values())
+
+
+def extracted(
+    model: Any, operators: Sequence[Any], inputs: Sequence[int], outputs: Sequence[int]
+) -> Any:
+    """A model of some operators of the first graph alone, with these tensors as its ends."""
+    given = model.subgraphs[0]
+    used = dict.fromkeys((*inputs, *(i for op in operators for i in (*op.inputs, *op.outputs))))
+    used.pop(-1, None)
+    places = {old: new for new, old in enumerate(used)} | {-1: -1}
+    part, graph = copy.copy(model), copy.copy(given)
+    part.subgraphs, part.signatureDefs, part.buffers = [graph], None, [schema.BufferT()]
+    part.operatorCodes = [copy.copy(code) for code in model.operatorCodes]
+    part.metadata = part.metadataBuffer = None
+    graph.tensors = [copy.copy(given.tensors[i]) for i in used]
+    for tensor in graph.tensors:
+        if is_constant(model, tensor):
+            part.buffers.append(model.buffers[tensor.buffer])
+            tensor.buffer = len(part.buffers) - 1
+        else:
+            tensor.buffer = 0
+    graph.operators = [copy.copy(op) for op in operators]
+    for op in graph.operators:
+        op.inputs, op.outputs = ([places[i] for i in ends] for ends in (op.inputs, op.outputs))
+    graph.inputs, graph.outputs = ([places[i] for i in ends] for ends in (inputs, outputs))
+    return part
+
+
 def operators(model: Any) -> Iterator[tuple[Place, Any]]:
     """All operators, those of loops and branches included, and where they are."""
     for subgraph, graph in enumerate(model.subgraphs):
@@ -77,7 +119,11 @@ def write(model: Any) -> bytes:
 
 def op_name(model: Any, op: Any) -> str:
     """Name of an operator as the schema spells it, for example `"CONV_2D"`."""
-    code = model.operatorCodes[op.opcodeIndex]
+    return code_name(model.operatorCodes[op.opcodeIndex])
+
+
+def code_name(code: Any) -> str:
+    """Name of the operators of a code."""
     # Files older than schema 3a keep the code in the deprecated field; the larger one is in use.
     return _OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
 

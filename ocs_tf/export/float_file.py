@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from ocs_tf.export import failures, naming
+from ocs_tf.export.new_axes import expanded_new_axes
 from ocs_tf.keras_internals import adding_by
 from ocs_tf.process import Shared, quiet
 
@@ -40,7 +41,7 @@ def _converted(model: keras.Model) -> bytes:
     """What TensorFlow's converter makes of `model`."""
     import tensorflow as tf
 
-    with quiet(), _plain_sums():
+    with quiet(), _plain_sums(), expanded_new_axes():
         return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
 
 

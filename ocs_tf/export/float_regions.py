@@ -8,27 +8,15 @@ behind a DEQUANTIZE, to the next one, in front of a QUANTIZE.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ai_edge_litert import schema_py_generated as schema
 
 from ocs_tf.export import flatbuffer as fb
-from ocs_tf.export.grid_rules import Grid, grid_rule
+from ocs_tf.export.grid_rules import INTEGER_FORMS, Grid, data_input, grid_rule, mixes
 
-# Operators that ai-edge-quantizer writes with int8 activations: "static_wi8_ai8" in its
-# default_policy.py, by their names in the schema.
-_INTEGER_FORMS = """
-    ADD AVERAGE_POOL_2D BATCH_MATMUL BROADCAST_TO CONCATENATION CONV_2D DEPTHWISE_CONV_2D DIV
-    DYNAMIC_UPDATE_SLICE EQUAL FULLY_CONNECTED GATHER GATHER_ND GELU HARD_SWISH LOGISTIC MAXIMUM
-    MAX_POOL_2D MEAN MIRROR_PAD MUL NOT_EQUAL PACK PAD PADV2 REDUCE_MIN RELU RESHAPE
-    RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SELECT SELECT_V2 SLICE SOFTMAX SPACE_TO_DEPTH
-    SPLIT SQRT SQUARED_DIFFERENCE STABLEHLO_COMPOSITE STRIDED_SLICE SUB SUM TANH TRANSPOSE
-    TRANSPOSE_CONV UNPACK
-"""
-INTEGER_FORMS = frozenset(_INTEGER_FORMS.split())
 _READS_NO_NUMBERS = ("SHAPE",)
-_MOVES_NUMBERS = ("REVERSE_V2", "TILE")  # it does not matter whether before or behind it is rounded
 
 AnyGrid = TypeVar("AnyGrid", bound=Grid)
 
@@ -49,15 +37,15 @@ def float_operators(
     """
     graph = model.subgraphs[0]
     activations = set(fb.float_activations(model).values())
-    border = _border(model, set(on_grids), unrounded)
+    ends = border(model, on_grids, unrounded)
     left = {
         index
         for index, op in enumerate(graph.operators)
         if (index in others or fb.op_name(model, op) not in (*INTEGER_FORMS, *_READS_NO_NUMBERS))
         and any(i in activations for i in (*op.inputs, *op.outputs))
     }
-    ends = {i for i in graph.outputs if fb.name(graph.tensors[i]) in unrounded}
-    left |= {index for index, op in enumerate(graph.operators) if ends & set(op.outputs)}
+    exact = {i for i in graph.outputs if fb.name(graph.tensors[i]) in unrounded}
+    left |= {index for index, op in enumerate(graph.operators) if exact & set(op.outputs)}
     touching: dict[int, list[int]] = {}
     for index, op in enumerate(graph.operators):
         for i in (*op.inputs, *op.outputs):
@@ -65,7 +53,7 @@ def float_operators(
     waiting = list(left)
     while waiting:
         op = graph.operators[waiting.pop()]
-        inside = {i for i in (*op.inputs, *op.outputs) if i in activations and i not in border}
+        inside = {i for i in (*op.inputs, *op.outputs) if i in activations and i not in ends}
         found = {index for i in inside for index in touching[i]} - left
         left |= found
         waiting.extend(found)
@@ -77,36 +65,42 @@ def inside(
 ) -> set[str]:
     """Names of the tensors that only operators in float compute and read."""
     graph = model.subgraphs[0]
-    border = _border(model, set(on_grids), unrounded)
+    ends = border(model, on_grids, unrounded)
     touched = {
         i
         for index in left
         for i in (*graph.operators[index].inputs, *graph.operators[index].outputs)
     }
     return {
-        name for name, i in fb.float_activations(model).items() if i in touched and i not in border
+        name for name, i in fb.float_activations(model).items() if i in touched and i not in ends
     }
 
 
-def _border(model: Any, on_grids: set[str], unrounded: Collection[str]) -> set[int]:
+def border(model: Any, on_grids: Iterable[str], unrounded: Collection[str]) -> set[int]:
     """Indices of tensors that are rounded: as given, or as operators make them from such ones."""
     graph = model.subgraphs[0]
     activations = fb.float_activations(model)
-    ends = {*graph.inputs, *graph.outputs}
-    border = {
+    ends, on_grids = {*graph.inputs, *graph.outputs}, set(on_grids)
+    found = {
         i
         for name, i in activations.items()
         if name in on_grids or (i in ends and name not in unrounded)
     }
     for op in graph.operators:
-        if fb.op_name(model, op) in _MOVES_NUMBERS:
-            border.update(i for i in (*op.inputs, *op.outputs) if i in activations.values())
-        if grid_rule(fb.op_name(model, op)) in ("input", "fixed") and op.inputs[0] in border:
-            border.update(op.outputs)
-        if fb.op_name(model, op) == "GATHER" and fb.is_constant(model, graph.tensors[op.inputs[0]]):
+        kind = fb.op_name(model, op)
+        if grid_rule(kind) in ("input", "fixed") and op.inputs[data_input(kind)] in found:
+            found.update(op.outputs)
+        if kind == "GATHER" and fb.is_constant(model, graph.tensors[op.inputs[0]]):
             looked_up = (i for i in op.outputs if i in activations.values())  # on the table's grid
-            border.update(i for i in looked_up if fb.name(graph.tensors[i]) not in unrounded)
-    return border
+            found.update(i for i in looked_up if fb.name(graph.tensors[i]) not in unrounded)
+    return found
+
+
+def touching(model: Any, names: Collection[str]) -> set[int]:
+    """Indices of the operators that compute or read activations of these names."""
+    chosen = {i for name, i in fb.float_activations(model).items() if name in names}
+    operators = enumerate(model.subgraphs[0].operators)
+    return {index for index, op in operators if chosen & {*op.inputs, *op.outputs}}
 
 
 def index_operators(model: Any, unrounded: Collection[str]) -> set[int]:
@@ -124,62 +118,52 @@ def index_operators(model: Any, unrounded: Collection[str]) -> set[int]:
 
 
 def regridding_operators(model: Any, grids: Mapping[str, Grid]) -> set[int]:
-    """Indices of the operators between different grids, of which TFLite's have one grid.
+    """Indices of the operators between different grids, of which TFLite's have one, left in float.
 
-    Keras' `ops.max_pool` is one: it is rounded to a grid of its own, behind that of its input.
+    What others move is rounded to the other grid afterwards (see `integer_forms`). These would
+    round twice: means of numbers (Keras' `ops.average_pool` is rounded to a grid of its own), and
+    lookups in a constant table, whose grid comes of its own numbers.
     """
     graph = model.subgraphs[0]
-    known = {i: grids[name] for name, i in fb.float_activations(model).items() if name in grids}
+    known = known_grids(model, grids)
     found = set()
     for index, op in enumerate(graph.operators):
         kind, output = fb.op_name(model, op), op.outputs[0]
-        rule = grid_rule(kind)
-        if rule == "input" and op.inputs[0] in known:
-            for i in op.outputs:
-                known.setdefault(i, known[op.inputs[0]])
-        if rule not in ("input", "output") or output not in known:
+        if grid_rule(kind) != "input" or output not in known:
             continue
-        read = [i for i in op.inputs if i in known]
-        if rule == "output":
-            read = [i for i in read if _follows(model, i)]
-        elif fb.is_constant(model, graph.tensors[op.inputs[0]]):
-            found.add(index)  # a table, whose grid comes of its own numbers
-        if any(_differ(known[i], known[output]) for i in read):
+        data = op.inputs[data_input(kind)]
+        differs = data in known and differ(known[data], known[output])
+        if fb.is_constant(model, graph.tensors[data]) or (mixes(kind) and differs):
             found.add(index)
     return found
 
 
-def _follows(model: Any, index: int) -> bool:
-    """Whether a tensor gets the grid of the one operator that reads it; see `grid_rule`."""
-    operators = model.subgraphs[0].operators
-    readers = [op for op in operators if index in list(op.inputs)]
-    makers = [op for op in operators if index in list(op.outputs)]
-    own = all(grid_rule(fb.op_name(model, op)) == "own" for op in makers)
-    is_output = index in list(model.subgraphs[0].outputs)
-    return len(readers) == 1 and bool(makers) and own and not is_output
+def known_grids(model: Any, grids: Mapping[str, AnyGrid]) -> dict[int, AnyGrid]:
+    """Grids by index of the tensor: of those in `grids`, and those that operators keep."""
+    known = {i: grids[name] for name, i in fb.float_activations(model).items() if name in grids}
+    for op in model.subgraphs[0].operators:
+        kind = fb.op_name(model, op)
+        kept = known.get(op.inputs[data_input(kind)]) if grid_rule(kind) == "input" else None
+        if kept is not None:
+            for i in op.outputs:
+                known.setdefault(i, kept)
+    return known
 
 
-def _differ(one: Grid, other: Grid) -> bool:
+def differ(one: Grid, other: Grid) -> bool:
+    """Whether two grids are not the same."""
     return (one.scale, one.zero_point) != (other.scale, other.zero_point)
 
 
 def moved(model: Any, grids: Mapping[str, AnyGrid]) -> dict[str, AnyGrid]:
     """The grids of tensors that are not in `grids` but hold the numbers of such as are.
 
-    What an operator without an integer form moves is on the grid that it came from; what is resized
-    inside of a layer (an image that was padded, say) is on that of the result.
+    What is resized inside of a layer (an image that was padded, say) is on the grid of the result.
     """
     graph = model.subgraphs[0]
     names = {i: name for name, i in fb.float_activations(model).items()}
-    known = {i: grids[name] for i, name in names.items() if name in grids}
+    known = known_grids(model, grids)
     found: dict[str, AnyGrid] = {}
-    for op in graph.operators:
-        kind = fb.op_name(model, op)
-        moves = kind in _MOVES_NUMBERS
-        for i in op.outputs if moves or grid_rule(kind) == "input" else ():
-            if op.inputs[0] in known and i not in known and i in names:
-                known[i] = known[op.inputs[0]]
-                found |= {names[i]: known[i]} if moves else {}
     resized: set[int] = set()
     for op in reversed(graph.operators):
         kind = fb.op_name(model, op)
@@ -208,14 +192,8 @@ def describe(
         matches: the layers that are known to make tensors, by the tensors' names.
     """
     graph = model.subgraphs[0]
-    names: dict[str, None] = {}  # in order
-    left = [i for i in sorted(left) if fb.op_name(model, graph.operators[i]) not in _MOVES_NUMBERS]
     if not left:
         return ""
-    for index in left:
-        tensor = fb.name(graph.tensors[graph.operators[index].outputs[0]])
-        clear = max(layers, key=lambda layer: fb.name_affinity(tensor, layer))
-        names[clear if fb.name_affinity(tensor, clear) else matches.get(tensor, tensor)] = None
     kinds = {fb.op_name(model, graph.operators[index]) for index in left} - INTEGER_FORMS
     one_grid = {fb.op_name(model, graph.operators[index]) for index in left if index in regridding}
     reasons = []
@@ -224,10 +202,26 @@ def describe(
     if one_grid:
         reasons.append(f"inputs and output of {_listed(one_grid)} would have to share a grid")
     reason = " and ".join(reasons) or "they read indices, which are not rounded"
-    return (
-        f"{len(names)} {'layer is' if len(names) == 1 else 'layers are'} computed in float, since"
-        f" {reason}: {', '.join(names)}."
-    )
+    return in_float(layer_names(model, left, layers, matches), reason)
+
+
+def in_float(names: Sequence[str], reason: str) -> str:
+    """A note that these layers are computed in float."""
+    count = "1 layer is" if len(names) == 1 else f"{len(names)} layers are"
+    return f"{count} computed in float, since {reason}: {', '.join(names)}."
+
+
+def layer_names(
+    model: Any, indices: Collection[int], layers: Collection[str], matches: Mapping[str, str]
+) -> list[str]:
+    """Names of the layers that have these operators; arguments as of `describe`."""
+    graph = model.subgraphs[0]
+    names: dict[str, None] = {}  # in order
+    for index in sorted(indices):
+        tensor = fb.name(graph.tensors[graph.operators[index].outputs[0]])
+        clear = max(layers, key=lambda layer: fb.name_affinity(tensor, layer))
+        names[clear if fb.name_affinity(tensor, clear) else matches.get(tensor, tensor)] = None
+    return list(names)
 
 
 def _listed(kinds: Iterable[str]) -> str:

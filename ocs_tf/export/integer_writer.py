@@ -22,9 +22,16 @@ import numpy as np
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 
 from ocs_tf.export import flatbuffer as fb
-from ocs_tf.export import float_regions, int4, signature
+from ocs_tf.export import float_regions, int4, integer_forms, signature
 from ocs_tf.export.biases import wider_steps
-from ocs_tf.export.grid_rules import ACTIVATION_MAX, ACTIVATION_MIN, Grid, grid_rule
+from ocs_tf.export.grid_rules import (
+    ACTIVATION_MAX,
+    ACTIVATION_MIN,
+    Grid,
+    data_input,
+    grid_rule,
+    int8_version,
+)
 from ocs_tf.export.kernel_matching import (
     CODE_MAX,
     SMALLEST_RANGE,
@@ -36,15 +43,10 @@ from ocs_tf.export.kernel_matching import (
 from ocs_tf.export.verification import verify, verify_weights
 from ocs_tf.process import one_quantizer, quiet
 
-_CUT = {"SPLIT": 1, "UNPACK": 0}  # what they cut, of their inputs
+_PARTS = ("SPLIT", "SPLIT_V", "TOPK_V2", "UNPACK")  # operators that make parts of their input
 # Operator versions that brought the integer kernels (tensorflow/lite/tools/versioning/
-# op_version.cc). ai-edge-quantizer leaves the float versions in place: too low for a strict
-# compiler.
-_INT8_VERSION_2 = """
-    ADD AVERAGE_POOL_2D CONCATENATION LOGISTIC MAX_POOL_2D MEAN MUL PAD RELU SLICE SOFTMAX SPLIT
-    STRIDED_SLICE SUB SUM TANH TRANSPOSE
-"""
-_INT8_VERSION = dict.fromkeys(_INT8_VERSION_2.split(), 2)
+# op_version.cc; those of other operators are in `grid_rules`). ai-edge-quantizer leaves the float
+# versions in place: too low for a strict compiler.
 # By types of activations and weights. op_version.cc names no version for float32 with int4: it is
 # the one that brought int4.
 _KERNEL_VERSION = {
@@ -98,10 +100,15 @@ def write_int8(
     model = fb.read_straight(float_model)
     _check_activations(model, grids, ranges, left_float, unrounded)
     assigned = _assign(model, kernels, "int8")
-    # Operators without an integer form read floats, which are codes times steps all the same.
-    assigned = {place: kernel for place, kernel in assigned.items() if place[1] not in left_float}
+    # The others of `left_float` read floats, which are codes times steps all the same.
+    assigned = {
+        (subgraph, index): kernel
+        for (subgraph, index), kernel in assigned.items()
+        if index not in left_float or _dequantizes_kernel(model, index)
+    }
     quantized = _integers(model, assigned, grids, ranges, left_float, float_io)
-    wider = wider_steps(model, quantized, assigned)
+    in_integers = {place: k for place, k in assigned.items() if place[1] not in left_float}
+    wider = wider_steps(model, quantized, in_integers)
     if wider:
         assigned |= wider
         quantized = _integers(model, assigned, grids, ranges, left_float, float_io)
@@ -206,6 +213,13 @@ def _check_activations(
         raise ValueError(f"activation tensors {missing} are in neither grids nor ranges")
 
 
+class _Quantizer(quantizer.Quantizer):
+    """One that does not prepare the model, whose operators may have the names of others."""
+
+    def _ensure_model_qsv_sufficient(self, calibration_result: Any) -> None:
+        """Every tensor has a range; see `_check_activations`."""
+
+
 def _integers(
     model: Any,
     assigned: Mapping[fb.Place, ExportKernel],
@@ -215,20 +229,31 @@ def _integers(
     float_io: bool,
 ) -> Any:
     """What ai-edge-quantizer makes of `model`, with kernels `assigned`."""
-    engine = quantizer.Quantizer(fb.write(model))
+    known = integer_forms.known_to_quantizer(model)
+    engine = _Quantizer(fb.write(known))
     engine.update_quantization_recipe(
         ".*", qtyping.TFLOperationName.ALL_SUPPORTED, _recipe("int8", per_channel=True)
     )
-    statistics = _kernel_recipes(engine, model, assigned, "int8")
-    statistics |= _activation_statistics(model, grids, ranges)
-    _leave_float(engine, model, left_float)
+    statistics = _activation_statistics(model, grids, ranges)
+    _leave_float(engine, known, set(left_float) - {index for _, index in assigned})
+    for activations, in_float in (("int8", False), ("float", True)):
+        chosen = {p: k for p, k in assigned.items() if (p[1] in left_float) == in_float}
+        statistics |= _kernel_recipes(engine, model, chosen, activations)
     if float_io:
         engine.update_quantization_recipe(
             ".*",
             qtyping.TFLOperationName.INPUT,
             algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE,
         )
-    return _quantize(engine, statistics)
+    quantized = _quantize(engine, statistics)
+    integer_forms.restore(quantized, model)
+    return quantized
+
+
+def _dequantizes_kernel(model: Any, index: int) -> bool:
+    """Whether the kernel of an operator in float can be codes, with a DEQUANTIZE behind them."""
+    graph = model.subgraphs[0]
+    return fb.op_name(model, graph.operators[index]) in _KERNEL_VERSION
 
 
 def needed_activations(float_model: bytes) -> set[str]:
@@ -281,8 +306,11 @@ def _activation_statistics(
 ) -> dict[str, dict[str, np.ndarray]]:
     """The ranges of activations, as ai-edge-quantizer wants them."""
     statistics = {}
+    fixed = integer_forms.fixed_grids(model)
     for name, index in fb.float_activations(model).items():
         low, high = _activation_range(name, grids, ranges)
+        if name in fixed:
+            low, high = _ends(*fixed[name])
         ones = [1] * len(fb.shape(model.subgraphs[0].tensors[index]))
         statistics[name] = {"min": np.full(ones, low), "max": np.full(ones, high)}
     return statistics
@@ -346,10 +374,13 @@ def _activation_range(
 ) -> tuple[float, float]:
     """Range whose division into 255 steps is the grid. A derived tensor's is never looked at."""
     if name in grids:
-        grid = grids[name]
-        zero = grid.zero_point
-        return (ACTIVATION_MIN - zero) * grid.scale, (ACTIVATION_MAX - zero) * grid.scale
+        return _ends(grids[name].scale, grids[name].zero_point)
     return ranges.get(name, (0.0, 0.0))
+
+
+def _ends(scale: float, zero_point: int) -> tuple[float, float]:
+    """The smallest and the largest number of a grid."""
+    return (ACTIVATION_MIN - zero_point) * scale, (ACTIVATION_MAX - zero_point) * scale
 
 
 def _kernel_bound(kernel: ExportKernel, op_name: str, rank: int) -> np.ndarray:
@@ -387,11 +418,11 @@ def _type_unread_parts(model: Any) -> None:
     """Give those parts that nobody reads, which were left in float, the others' type."""
     tensors = model.subgraphs[0].tensors
     for op in model.subgraphs[0].operators:
-        data = _CUT.get(fb.op_name(model, op))
-        if data is not None and fb.type_name(tensors[op.inputs[data]]) == "int8":
-            for part in (tensors[i] for i in op.outputs):
-                part.type = tensors[op.inputs[data]].type
-                part.quantization = tensors[op.inputs[data]].quantization
+        kind = fb.op_name(model, op)
+        whole = tensors[op.inputs[data_input(kind)]] if kind in _PARTS else None
+        if whole is not None and fb.type_name(whole) == "int8":
+            for part in (tensors[i] for i in op.outputs if tensors[i].type == fb.FLOAT32):
+                part.type, part.quantization = whole.type, whole.quantization
 
 
 def _raise_versions(model: Any) -> None:
@@ -409,7 +440,7 @@ def _version(model: Any, graph: Any, op: Any) -> int:
     if kind == "DEQUANTIZE":
         return 6 if types[0] == "int4" else 5 if _per_channel(tensors[0]) else 2
     if kind not in _KERNEL_VERSION:
-        return _INT8_VERSION.get(kind, 1) if "int8" in types else 1
+        return int8_version(kind) if "int8" in types else 1
     if kind == "FULLY_CONNECTED" and types[0] == "float32" and _per_channel(tensors[1]):
         return _DYNAMIC_DENSE_PER_CHANNEL
     return _KERNEL_VERSION[kind].get(" ".join(types[:2]), 1)

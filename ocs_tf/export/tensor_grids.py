@@ -12,13 +12,22 @@ import tensorflow as tf
 
 from ocs_tf import data
 from ocs_tf.config import CALIBRATION_SAMPLES
-from ocs_tf.export import attention_scores, float_regions, integer_writer, tensor_matching
+from ocs_tf.export import (
+    attention_scores,
+    compositions,
+    float_regions,
+    integer_forms,
+    integer_writer,
+    tensor_matching,
+)
 from ocs_tf.export import flatbuffer as fb
+from ocs_tf.export.grid_rules import Grid
 from ocs_tf.export.kernel_matching import SMALLEST_RANGE
 from ocs_tf.export.lowering import Lowered
 from ocs_tf.graph.analysis.activation_sites import Site, all_sites, moves_values
 from ocs_tf.graph.analysis.concatenations import ends_of, exact_concatenations
 from ocs_tf.graph.analysis.indices import index_tensors, table_rows
+from ocs_tf.graph.layer_traits import holds
 from ocs_tf.graph.reader import Graph
 from ocs_tf.keras_internals import layers_within, maker
 from ocs_tf.numerics import ActivationGrid
@@ -37,6 +46,12 @@ _EXACT = (
     "Output {!r} is float32: the parts that it concatenates have grids of their own. Convert with"
     " exact_outputs=False for one grid."
 )
+_UNROUNDED = (
+    "What these layers make is float32, since the model does not round it, and so is what is"
+    " computed with it: {}."
+)
+_UNKNOWN = "ranges inside are not known (pass representative_dataset)"
+_COARSE = f"8 bits inside leave less than {compositions.FLOOR_DB:.0f} dB"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +59,8 @@ class Activations:
     """Grids and ranges of activations, for `writer.write_int8`.
 
     Attributes:
-        content: the float file, its masks limited to what integers need.
+        content: the float file, its masks limited to what integers need, its operators in the form
+            that integers have.
         grids: by tensor of the file: those of the Keras model.
         ranges: `(min, max)` of the other tensors, inside of layers that Keras sees as one.
         left_float: indices of the operators that stay in float.
@@ -54,7 +70,7 @@ class Activations:
     """
 
     content: bytes
-    grids: dict[str, ActivationGrid]
+    grids: dict[str, Grid]
     ranges: dict[str, tuple[float, float]]
     left_float: set[int]
     unrounded: set[str]
@@ -81,17 +97,25 @@ def find_activations(
     tables = [kernel.layer for kernel in lowered.kernels if kernel.kind == "lookup"]
     graph = Graph(lowered.model)
     exact = exact_concatenations(graph, lowered.grids)
-    sites = all_sites(graph, quantized=set(), tables=tables, exact=exact)
+    free = _unrounded_joins(graph, lowered) - exact
+    sites = all_sites(graph, quantized=set(), tables=tables, exact=exact | free)
+    in_float = [site for site in sites if _is_unrounded(site, sites, lowered)]
+    sites = [site for site in sites if site not in in_float]
     by_group = _grids_by_group([site for site in sites if not site.fixed], lowered, source)
-    known = _known_tensors(graph, sites)
+    for name in free:
+        joined = tuple(call.outputs[0] for call in graph.calls_of(name))
+        in_float.append(Site(name, joined, name))
+    known = _known_tensors(graph, [*sites, *in_float])
     tensors = [tensor for _, tensor in known.values()]
     (values,) = observe(lowered.model, tensors, [list(sample.values())]) if known else ([],)
     arrays = {key: np.asarray(value) for key, value in zip(known, values, strict=True)}
     matches = tensor_matching.match_tensors(content, sample, arrays)
+    site_of = {name: known[key][0] for name, key in matches.items()}
+    float_tensors = {name for name, site in site_of.items() if site in in_float}
     grids = {
-        name: by_group[known[key][0].group]
-        for name, key in matches.items()
-        if not known[key][0].fixed
+        name: by_group[site.group]
+        for name, site in site_of.items()
+        if not site.fixed and site not in in_float
     }
     largest = tensor_matching.largest_score(content, sample)
     limited = attention_scores.limit_masks(content, largest)
@@ -103,27 +127,94 @@ def find_activations(
     indices = _names_of(model.subgraphs[0].inputs, model, graph.model.inputs, index_tensors(graph))
     exact_ends = ends_of(graph, exact)
     outputs = _names_of(model.subgraphs[0].outputs, model, graph.model.outputs, exact_ends)
+    outputs |= float_tensors & _ends(model)
     unrounded = indices | outputs
-    regridding = float_regions.regridding_operators(model, grids)
-    left = float_regions.float_operators(model, grids, unrounded, regridding)
-    lacking = float_regions.float_operators(model, {*grids, *outputs}, indices, regridding)
+    apart = float_regions.regridding_operators(model, grids)
+    lacking = float_regions.float_operators(model, {*grids, *outputs}, indices, apart)
     lacking -= float_regions.index_operators(model, indices)
     names = [layer.name for layer in layers_within(lowered.model, include_self=False)]
-    notes = [float_regions.describe(model, lacking, regridding, names, matches)]
+    notes = [float_regions.describe(model, lacking, apart, names, matches)]
+    if in_float:
+        notes.append(_UNROUNDED.format(", ".join(dict.fromkeys(site.layer for site in in_float))))
+        apart |= float_regions.touching(model, float_tensors)
     notes += [_EXACT.format(name) for name in sorted(exact)]
-    missing = integer_writer.needed_activations(limited) - set(grids)
-    missing -= float_regions.inside(model, left, grids, unrounded)
-    ranges = {name: masks[name] for name in missing & set(masks)}
-    missing -= set(ranges)
-    if missing:
-        ranges |= _measured(limited, sorted(missing), lowered, source)
+    left = float_regions.float_operators(model, grids, unrounded, apart)
+    border = float_regions.border(model, grids, unrounded)
+    groups = compositions.compositions(model, left, border)
+    if source is None and groups:
+        apart |= set().union(*groups)
+        where = float_regions.layer_names(model, set().union(*groups), names, matches)
+        notes.append(float_regions.in_float(where, _UNKNOWN))
+        left = float_regions.float_operators(model, grids, unrounded, apart)
+        groups = []
+    ranges = _ranges(limited, grids, masks, left, unrounded, lowered, source)
+    coarse = compositions.coarse(model, groups, sample, grids, ranges, border)
+    if coarse:
+        apart |= {index for group in coarse for index in group}
+        where = [
+            f"{name} ({close:.0f} dB)"
+            for group, close in coarse.items()
+            for name in float_regions.layer_names(model, group, names, matches)
+        ]
+        notes.append(float_regions.in_float(where, _COARSE))
+        left = float_regions.float_operators(model, grids, unrounded, apart)
+        inside = float_regions.inside(model, left, grids, unrounded)
+        ranges = {name: ends for name, ends in ranges.items() if name not in inside}
     for name in attention_scores.symmetric_factors(model) & set(ranges):
         ranges[name] = attention_scores.symmetric(*ranges[name])
     measured = {name: ActivationGrid.from_range(*ends, _BITS) for name, ends in ranges.items()}
     steps = {name: grid.scale for name, grid in (grids | measured).items()}
-    coarse = attention_scores.coarse_scores(model, steps, names)
+    scores = attention_scores.coarse_scores(model, steps, names)
     notes = [note for note in notes if note]
-    return Activations(limited, grids, ranges, left, unrounded, notes, coarse)
+    all_grids, ranges = integer_forms.in_integer_forms(model, grids, ranges, left)
+    return Activations(fb.write(model), all_grids, ranges, left, unrounded, notes, scores)
+
+
+def _ranges(
+    content: bytes,
+    grids: Mapping[str, ActivationGrid],
+    masks: Mapping[str, tuple[float, float]],
+    left: Collection[int],
+    unrounded: Collection[str],
+    lowered: Lowered,
+    source: data.Source | None,
+) -> dict[str, tuple[float, float]]:
+    """Ranges of the tensors inside of layers: of masks as they must be, of others as measured."""
+    model = fb.read_straight(content)
+    missing = integer_writer.needed_activations(content) - set(grids)
+    missing -= float_regions.inside(model, left, grids, unrounded)
+    ranges = {name: masks[name] for name in missing & set(masks)}
+    missing -= set(ranges)
+    if missing:
+        ranges |= _measured(content, sorted(missing), lowered, source)
+    return ranges
+
+
+def _is_unrounded(site: Site, sites: Sequence[Site], lowered: Lowered) -> bool:
+    """Whether the quantized model, which rounds other activations, leaves a site in float."""
+    if not lowered.rounds_outputs:
+        return False
+    members = [other for other in sites if other.group == site.group]
+    return not any(name in lowered.grids for other in members for name in _names(other))
+
+
+def _unrounded_joins(graph: Graph, lowered: Lowered) -> set[str]:
+    """Names of layers that would have one grid with all that they read, but that have none."""
+    if not lowered.rounds_outputs:
+        return set()
+    joins = {node.layer.name for node in graph.nodes if holds(node.layer, "one_grid")}
+    return joins - set(lowered.grids)
+
+
+def _names(site: Site) -> list[str]:
+    """The names under which the grid of a site may be known."""
+    return [site.key, *(maker(tensor).name for tensor in site.tensors)]
+
+
+def _ends(model: Any) -> set[str]:
+    """Names of the inputs and outputs of a file."""
+    graph = model.subgraphs[0]
+    return {fb.name(graph.tensors[i]) for i in (*graph.inputs, *graph.outputs)}
 
 
 def _names_of(
@@ -176,8 +267,7 @@ def _grids_by_group(
     """One grid per group of sites: the model's own, or a measured one where it has none."""
     grids: dict[str, ActivationGrid] = {}
     for site in sites:
-        names = [site.key, *(maker(t).name for t in site.tensors)]
-        for name in names:
+        for name in _names(site):
             given = lowered.grids.get(name)
             known = grids.get(site.group)
             if given and (known is None or given.scale > known.scale):

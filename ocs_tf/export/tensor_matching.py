@@ -6,7 +6,7 @@ its tensors are told apart by content.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -126,15 +126,29 @@ def largest_score(float_model: bytes, inputs: Sample) -> float:
     return max(score.largest(values) for values in runs for score in masked.values())
 
 
-class _Runner:
-    """An interpreter that keeps every intermediate tensor."""
+def tensor_values(
+    float_model: bytes, inputs: Sample, tensors: Collection[int]
+) -> Iterator[dict[int, np.ndarray]]:
+    """What a float .tflite file computes for some of its tensors, by their indices, run by run.
 
-    def __init__(self, float_model: bytes) -> None:
+    Arguments:
+        float_model, inputs: as of `match_tensors`.
+        tensors: indices of tensors that an operator reads or the file returns, of any type.
+    """
+    for values in _Runner(float_model, {str(i): i for i in tensors}).run(inputs):
+        yield {int(name): np.array(value) for name, value in values.items()}
+
+
+class _Runner:
+    """An interpreter that keeps every intermediate tensor: all float ones, or those given."""
+
+    def __init__(self, float_model: bytes, names: Mapping[str, int] | None = None) -> None:
         model = fb.read(float_model)
         graph = model.subgraphs[0]
         read = {i for op in graph.operators for i in op.inputs} | set(graph.outputs)
         # What nobody reads, a part of a SPLIT say, runtimes may not keep.
-        self._names = {name: i for name, i in fb.float_activations(model).items() if i in read}
+        known = fb.float_activations(model) if names is None else names
+        self._names = {name: i for name, i in known.items() if i in read}
         with quiet():
             # The default delegate keeps intermediate tensors too, once asked to, and is 4 times as
             # fast as going without.

@@ -32,7 +32,7 @@ def verify(
     unrounded: Collection[str] = (),
 ) -> None:
     """Raise VerificationError unless `result` is the float `model` in integers, as was given."""
-    float_ops = model.subgraphs[0].operators
+    float_ops = computing_operators(model.subgraphs[0], model)
     _verify_operators(model, result)
     computing = computing_operators(result.subgraphs[0], result)
     for index, (float_op, op) in enumerate(zip(float_ops, computing, strict=True)):
@@ -47,7 +47,7 @@ def verify(
     fixed = _fixed(model)
     producers = {
         fb.name(model.subgraphs[0].tensors[i]): fb.op_name(model, op)
-        for op in float_ops
+        for op in model.subgraphs[0].operators
         for i in op.outputs
     }
     for name, grid in grids.items():
@@ -81,7 +81,7 @@ def verify_weights(
 
 def _verify_operators(model: Any, result: Any) -> None:
     for before, after in zip(model.subgraphs, result.subgraphs, strict=True):
-        names = [fb.op_name(model, op) for op in before.operators]
+        names = [fb.op_name(model, op) for op in computing_operators(before, model)]
         if names != [fb.op_name(result, op) for op in computing_operators(after, result)]:
             raise VerificationError(
                 "the written operators are not those of the float model, in order"
@@ -101,11 +101,11 @@ def _verify_integer(result: Any, op: Any) -> None:
 
 
 def _verify_float(result: Any, op: Any, kernel: ExportKernel | None) -> None:
-    """No integer kernel may have been left in float, and nothing else be in integers."""
+    """All that it reads and makes is float, a dequantized kernel, too."""
     tensors = result.subgraphs[0].tensors
     where = f"operator {fb.op_name(result, op)} computing {fb.name(tensors[op.outputs[0]])!r}"
     if kernel is not None:
-        raise VerificationError(f"{where} is left in float, with the kernel of {kernel.layer!r}")
+        _verify_reading(result, op, tensors[kernel_input(result, op)], dynamic=False)
     touched = [tensors[i] for i in (*op.inputs, *op.outputs) if i >= 0]
     if any(fb.type_name(tensor) == "int8" and fb.grid(tensor) for tensor in touched):
         raise VerificationError(f"{where} is to be left in float, but reads or makes int8")

@@ -134,31 +134,33 @@ class Graph:
         readers = self.consumers[id(tensor)]
         return readers[0] if len(readers) == 1 and id(tensor) not in self.output_ids else None
 
+    def tensors_before_kernels(self) -> set[int]:
+        """Ids of the tensors that depend on no kernel, the model's inputs first."""
+        before: set[int] = set()
+        for node in self.nodes:
+            if not self.kernels_of[node.layer.name] and _all_in(node.inputs, before):
+                before.update(id(t) for t in node.outputs)
+        return before
+
+    def tensors_behind_kernels(self) -> set[int]:
+        """Ids of the tensors that no kernel depends on, such as the model's outputs."""
+        ahead: set[int] = set()  # tensors that a kernel reads, sooner or later
+        for node in reversed(self.nodes):
+            if self.kernels_of[node.layer.name] or any(id(t) in ahead for t in node.outputs):
+                ahead.update(id(t) for t in node.inputs)
+        return {id(t) for node in self.nodes for t in node.outputs} - ahead
+
     def first_kernels(self) -> set[str]:
         """Names of the kernel layers with no kernel layer between them and the model's inputs."""
-        reached: set[int] = set()  # outputs that depend on a kernel
-        first: set[str] = set()
-        for node in self.nodes:
-            behind = any(id(t) in reached for t in node.inputs)
-            refs = self.kernels_of[node.layer.name]
-            if not behind:
-                first.update(ref.name for ref in refs)
-            if behind or refs:
-                reached.update(id(t) for t in node.outputs)
-        return first
+        before = self.tensors_before_kernels()
+        calls = (node for node in self.nodes if _all_in(node.inputs, before))
+        return {ref.name for node in calls for ref in self.kernels_of[node.layer.name]}
 
     def last_kernels(self) -> set[str]:
         """Names of the kernel layers with no kernel layer between them and the model's outputs."""
-        ahead: set[int] = set()  # tensors that a kernel reads, sooner or later
-        last: set[str] = set()
-        for node in reversed(self.nodes):
-            later = any(id(t) in ahead for t in node.outputs)
-            refs = self.kernels_of[node.layer.name]
-            if not later:
-                last.update(ref.name for ref in refs)
-            if later or refs:
-                ahead.update(id(t) for t in node.inputs)
-        return last
+        behind = self.tensors_behind_kernels()
+        calls = (node for node in self.nodes if _all_in(node.outputs, behind))
+        return {ref.name for node in calls for ref in self.kernels_of[node.layer.name]}
 
     def foldable_norm(
         self, layer: Any, *, may_be_output: bool = False
@@ -186,6 +188,10 @@ class Graph:
         rank = len(reader.outputs[0].shape)
         on_channels = axis % rank == adapters.channel_axis(layer) % rank
         return reader.layer if on_channels else None
+
+
+def _all_in(tensors: Sequence[Any], ids: set[int]) -> bool:
+    return all(id(tensor) in ids for tensor in tensors)
 
 
 def is_chain(model: keras.Model) -> bool:

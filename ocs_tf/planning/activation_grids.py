@@ -21,7 +21,7 @@ def activation_grids(
     sites: Sequence[Site],
     statistics: Mapping[str, Statistics],
     config: Config,
-    bits: int,
+    bits: Mapping[str, int],
     split: Collection[str] = (),
     tables: Mapping[str, ActivationGrid] | None = None,
 ) -> dict[str, ActivationGrid | OracleGrid]:
@@ -34,16 +34,19 @@ def activation_grids(
         tables: grids of the lookups whose output is on that of their table.
     """
     by_group: dict[str, Statistics] = {}
+    widths = {site.group: bits[site.key] for site in sites}
     for site in sites:
         if not site.fixed:
             by_group = merge(by_group, {site.group: statistics[site.key]})
     groups = {site.group for site in sites if site.key in split}
     grids = {
-        group: (_split_grid if group in groups else _grid)(seen, config, bits)
+        group: (_split_grid if group in groups else _grid)(seen, config, widths[group])
         for group, seen in by_group.items()
     }
     prescribed = {
-        s.key: fixed_grid(s.fixed, bits) for s in sites if s.fixed not in (None, "lookup")
+        site.key: fixed_grid(site.fixed, bits[site.key])
+        for site in sites
+        if site.fixed not in (None, "lookup")
     }
     prescribed |= {s.key: tables[s.key] for s in sites if tables and s.key in tables}
     return {s.key: prescribed.get(s.key) or grids[s.group] for s in sites}

@@ -8,7 +8,7 @@ import sys
 import keras
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-from benchmarks import backbones
+from benchmarks import backbones, steps
 from tests.own_layers import SHAPE, Block
 
 
@@ -25,4 +25,4 @@ def test_steps_and_errors_are_told(monkeypatch, tmp_path):
 
 
 def test_a_step_that_fails_is_told():
-    assert backbones._tried(lambda: {}["absent"]) == "'absent'"
+    assert steps._tried(lambda: {}["absent"]) == "'absent'"

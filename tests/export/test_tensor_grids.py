@@ -231,3 +231,45 @@ def test_open_sizes_are_large_enough_for_what_cuts_inputs() -> None:
     x = keras.Input((None, 3))
     model = keras.Model(x, layers.Dense(2)(x[:, 100:]))
     assert _open_size(model) == 128  # 64 would leave nothing
+
+
+@pytest.fixture(scope="module")
+def residual() -> tuple[keras.Model, np.ndarray]:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3), name="picture")
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="c1")(inputs)
+    y = layers.Conv2D(4, 3, padding="same", name="c2")(x)
+    x = layers.Concatenate(name="joined")([layers.Add(name="sum")([x, y]), y])
+    x = layers.Dense(5, name="logits")(layers.GlobalAveragePooling2D(name="mean")(x))
+    model = keras.Model(inputs, layers.Softmax(name="softmax")(x))
+    return model, np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "in_float"),
+    [
+        ({"overrides": {"c1": {"activation_bits": None}}}, "c1"),
+        ({"overrides": {"sum": {"activation_bits": None}}}, "c2, sum, joined"),
+        ({"first_activation_bits": None}, "picture"),
+        ({"last_activation_bits": None}, "logits, softmax"),
+        (
+            {"activation_bits": None, "overrides": {"c1": {"activation_bits": 8}}},
+            "picture, c2, sum, mean, logits, softmax, joined",
+        ),
+    ],
+)
+def test_what_the_model_does_not_round_is_float(
+    options: Any, in_float: str, residual: tuple[keras.Model, np.ndarray], tmp_path: pathlib.Path
+) -> None:
+    model, x = residual
+    quantized = ocs_tf.convert(model, representative_dataset=x, verbose=False, **options)
+    result = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite")
+    (note,) = result.notes
+    assert note.endswith(f"so is what is computed with it: {in_float}.")
+    found = compare(quantized, TFLiteModel(result.path), x)
+    assert min(closeness.sqnr_db for closeness in found) > 100
+    codes = sum(np.asarray(layer.kernel).size for layer in model.layers if hasattr(layer, "kernel"))
+    tensors = tflite.Interpreter(str(result.path)).get_tensor_details()
+    per_channel = [t for t in tensors if t["quantization_parameters"]["scales"].size > 1]
+    stored = sum(np.prod(t["shape"]) for t in per_channel if t["dtype"] == np.int8)
+    assert stored == codes  # kernels are codes, whatever reads them

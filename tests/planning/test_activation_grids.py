@@ -30,7 +30,8 @@ def grids(values: np.ndarray, split: Any = ("a",), **options: Any) -> dict[str, 
     config = Config(activation_expand_ratio=0.2, activation_bits=4, **options)
     a = Statistics.of(values, channels=True)
     statistics = {"a": a, "b": Statistics.of(values * 2), "c": Statistics.of(-values)}
-    return activation_grids(SITES, statistics, config, 4, split)
+    bits = dict.fromkeys("abcp", 4)
+    return activation_grids(SITES, statistics, config, bits, split)
 
 
 def error(grid: ActivationGrid, values: np.ndarray) -> float:
@@ -106,7 +107,7 @@ def test_powers_of_two_and_16_bits(rule: str, values: np.ndarray) -> None:
     assert np.frexp(grid.scale)[0] == 0.5
     config = Config(activation_expand_ratio=0.2, activation_bits=16, activation_split=rule)
     statistics = {"a": Statistics.of(values, channels=True)}
-    (wide,) = activation_grids(SITES[:1], statistics, config, 16, {"a"}).values()
+    (wide,) = activation_grids(SITES[:1], statistics, config, {"a": 16}, {"a"}).values()
     assert isinstance(wide, ActivationGrid)
     assert wide.symmetric
     assert np.abs(wide.fake_quantize(values) - values).max() <= wide.scale

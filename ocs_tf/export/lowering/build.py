@@ -68,12 +68,15 @@ class Lowered:
         kernels: the integer kernels of `model`'s layers: `ExportKernel`s, `PackedKernel`s for form
             `PACKED`, none for `FLOAT`.
         grids: activation grid by layer name in `model`, in topological order.
+        rounds_outputs: whether the quantized model rounds what layers make. What it does not
+            round then is float32 on purpose.
         notes: what a user should know, in plain words.
     """
 
     model: keras.Model
     kernels: list[Any]
     grids: dict[str, ActivationGrid]
+    rounds_outputs: bool
     notes: list[str]
 
 
@@ -122,6 +125,7 @@ class _Lowering:
         self.apart = Apart(self.graph, form)
         self.kernels: list[Any] = []
         self.grids: dict[str, ActivationGrid] = {}
+        self.rounds_outputs = False
         self.weights: dict[str, list[np.ndarray]] = {}  # of the new layers
         self.tensor_grids: dict[int, ActivationGrid | None] = {}  # of the new graph
         self.composed: set[str] = set()  # composites that have their weights
@@ -139,7 +143,8 @@ class _Lowering:
                 self.composed.add(layer.name)
                 self._fill(layer, twins[layer.name])
         # A constant that is float32 by now may be a layer, as it is where a graph is read.
-        return Lowered(flat(model), self.kernels, self.grids, self.decided.notes)
+        notes = self.decided.notes
+        return Lowered(flat(model), self.kernels, self.grids, self.rounds_outputs, notes)
 
     # Layers ---------------------------------------------------------------------------------
 
@@ -328,6 +333,8 @@ class _Lowering:
             args, kwargs = constants_in_float32((args, kwargs))
             outputs = twin(*args, **kwargs)
         function = separable_activation(layer) if isinstance(layer, layers.KernelLayer) else None
+        own_grids = "grid", "output_grid", "preactivation_grid"
+        self.rounds_outputs |= any(getattr(layer, name, None) is not None for name in own_grids)
         outputs = self.apart.from_readers(layer, outputs, function)
         if function is not None:
             outputs = self._rounded(name, outputs, layer.preactivation_grid)
