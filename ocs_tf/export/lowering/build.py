@@ -28,7 +28,7 @@ from ocs_tf.export.kernel_matching import ExportKernel
 from ocs_tf.export.lowering.apart import Apart, has_kernels
 from ocs_tf.export.lowering.checks import check
 from ocs_tf.export.lowering.decisions import decide
-from ocs_tf.export.lowering.functions import with_large_numbers
+from ocs_tf.export.lowering.functions import may_be_large, with_large_numbers
 from ocs_tf.export.lowering.kernels import (
     adapter_of,
     as_float,
@@ -149,10 +149,14 @@ class _Lowering:
     # Layers ---------------------------------------------------------------------------------
 
     def _replace(self, layer: Any) -> Any:
-        return self._in_form(in_float32(without_dropout(self._twin(layers.unwrapped(layer)))))
+        twin = in_float32(without_dropout(self._twin(layers.unwrapped(layer))))
+        grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
+        return self._in_form(twin, grid)
 
-    def _in_form(self, twin: Any) -> Any:
-        return twin if self.form.integer else with_large_numbers(twin)
+    def _in_form(self, twin: Any, grid: ActivationGrid | None) -> Any:
+        """`twin`, whose output is on `grid`, if on any, for all numbers that it may be given."""
+        small = self.form.integer and grid is not None and not may_be_large(grid)
+        return twin if small else with_large_numbers(twin)
 
     def _twin(self, layer: Any) -> Any:
         if isinstance(layer, layers.KernelLayer):
@@ -336,7 +340,7 @@ class _Lowering:
             outputs = self._rounded(name, outputs, layer.preactivation_grid)
             name = f"{name}_activation"
             activation = self._once(keras.layers.Activation, function, name=name)
-            outputs = self._in_form(activation)(outputs)
+            outputs = self._in_form(activation, layer.output_grid)(outputs)
         grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
         if grid is None and args and moves_values(layer):
             self._note_grid(name, outputs, self.tensor_grids.get(id(args[0])))

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from ocs_tf.numerics import ActivationGrid
+
 _LARGE = 20.0  # from where on softplus(x) is x in float32: log(1 + exp(-20)) is 2e-9
 
 
@@ -26,6 +28,14 @@ _FUNCTIONS = {
     getattr(keras.activations, "log_sigmoid", None): _log_sigmoid,  # of newer versions of Keras
 }
 _OPERATIONS = {"Softplus": _softplus, "LogSigmoid": _log_sigmoid}  # they have no public classes
+
+
+def may_be_large(grid: ActivationGrid) -> bool:
+    """Whether an output on `grid` tells of numbers near those whose exponential is not finite.
+
+    Where these functions are large, they are as large as their inputs.
+    """
+    return grid.scale * (2 ** (grid.bits - 1) + abs(grid.zero_point)) > 2 * _LARGE
 
 
 def with_large_numbers(layer: Any) -> Any:
