@@ -191,14 +191,20 @@ def automatic_names() -> frozenset[str]:
 
 
 @contextlib.contextmanager
-def adding_by(made: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Within this context, Keras adds tensors by `made(add)`, where `add` is what it does else."""
-    add = backend.numpy.add
-    backend.numpy.add = made(add)
+def computing_by(**made: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Within this context, `keras.ops` compute what `made` makes of functions of their backend.
+
+    Arguments:
+        made: by the name of a function, takes it and returns what is in its place.
+    """
+    before = {name: getattr(backend.numpy, name) for name in made}
+    for name, function in before.items():
+        setattr(backend.numpy, name, made[name](function))
     try:
         yield
     finally:
-        backend.numpy.add = add
+        for name, function in before.items():
+            setattr(backend.numpy, name, function)
 
 
 def thread_state(name: str) -> Any:
