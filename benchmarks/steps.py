@@ -60,7 +60,7 @@ def measured(model: keras.Model, x: Any) -> Steps:
 
     def exported(path: pathlib.Path, target: Any, **more: Any) -> str:
         result = ocs_tf.export_tflite(made["both"], path, target=target, **more)
-        notes[:] = [note for note in result.notes if " in float" in note]
+        notes[:] = [note for note in result.notes if "float" in note]
         return _decibels(result.closeness)
 
     def reloaded(path: pathlib.Path) -> str:
