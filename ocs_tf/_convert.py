@@ -28,7 +28,6 @@ from ocs_tf.graph.analysis.concatenations import (
     describe_all,
     output_concatenations,
 )
-from ocs_tf.graph.analysis.divisors import divisors
 from ocs_tf.graph.analysis.indices import graph_on
 from ocs_tf.graph.analysis.layouts import check_layouts
 from ocs_tf.graph.analysis.splittable_sites import splittable_sites
@@ -45,7 +44,7 @@ from ocs_tf.numerics.checks import check_switch
 from ocs_tf.numerics.quantized_kernel import check_kernel
 from ocs_tf.numerics.splitting import check_finite
 from ocs_tf.planning.activation_bits import activation_bits, check_overrides, table_bits
-from ocs_tf.planning.activation_grids import activation_grids
+from ocs_tf.planning.activation_grids import activation_grids, vanishing_divisors
 from ocs_tf.planning.calibration import (
     Statistics,
     calibrate,
@@ -64,7 +63,6 @@ if TYPE_CHECKING:
 
 _TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
 _MAGNITUDE_SAMPLES = 256
-_FEWEST_STEPS = 4  # of the smallest divisor that is rounded
 _COARSE = (
     "Give them similar ranges (scale the small one up, and the kernel that reads it down), or leave"
     " activations in float (activation_bits=None)."
@@ -237,7 +235,7 @@ def _plan_activations(
         alike = {site: parts for site, parts in calls.items() if grids[site].bits == width}
         warnings.warn(f"{describe_all(alike, 2**width)}. {_COARSE_CALLS}", stacklevel=2)
     both = {site: coarse.get(site, {}) | calls.get(site, {}) for site in coarse | calls}
-    for key in _vanishing(graph, sites, statistics, grids):
+    for key in vanishing_divisors(graph, sites, statistics, grids):
         del grids[key]
     return dataclasses.replace(result, activations=grids, coarse_parts=both)
 
@@ -258,31 +256,6 @@ def _read(model: keras.Model, fold_batch_norm: bool, source: data.Source | None)
 def _rounded(sites: Sequence[Site], statistics: Mapping[str, Statistics]) -> list[Site]:
     """The sites whose values turned out to be floats, or have a prescribed grid."""
     return [site for site in sites if site.fixed or site.key in statistics]
-
-
-def _vanishing(
-    graph: Graph,
-    sites: Sequence[Site],
-    statistics: Mapping[str, Statistics],
-    grids: Mapping[str, ActivationGrid | OracleGrid],
-) -> list[str]:
-    """Keys of the sites of divisors of which some would be rounded to 0: they stay in float.
-
-    The quantized model's are not quite those that were measured.
-    """
-    found = divisors(graph)
-    keys = []
-    for site in sites:
-        grid = grids[site.key]
-        if not isinstance(grid, ActivationGrid) or not site.is_output:
-            continue
-        seen = statistics.get(site.key)  # not of a prescribed grid, which reaches 0
-        low, high = (0.0, 0.0) if seen is None else (seen.minimum, seen.maximum)
-        margin = _FEWEST_STEPS * grid.scale
-        near = low < margin and high > -margin
-        if near and any(id(tensor) in found for tensor in site.tensors):
-            keys.append(site.key)
-    return keys
 
 
 def _ranges(

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ocs_tf.config import Config
 from ocs_tf.graph.analysis.activation_sites import Site, fixed_grid
+from ocs_tf.graph.analysis.divisors import divisors
+from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid, OracleGrid, code_limit, copy_count
 from ocs_tf.numerics.activation_splitting import (
     copies_by_count,
@@ -15,6 +17,8 @@ from ocs_tf.numerics.activation_splitting import (
 )
 from ocs_tf.numerics.grid import code_counts
 from ocs_tf.planning.calibration import ChannelStatistics, Statistics, merge
+
+_FEWEST_STEPS = 4  # of the smallest divisor that is rounded
 
 
 def activation_grids(
@@ -50,6 +54,31 @@ def activation_grids(
     }
     prescribed |= {s.key: tables[s.key] for s in sites if tables and s.key in tables}
     return {s.key: prescribed.get(s.key) or grids[s.group] for s in sites}
+
+
+def vanishing_divisors(
+    graph: Graph,
+    sites: Sequence[Site],
+    statistics: Mapping[str, Statistics],
+    grids: Mapping[str, ActivationGrid | OracleGrid],
+) -> list[str]:
+    """Keys of the sites of divisors of which some would be rounded to 0: they stay in float.
+
+    The quantized model's are not quite those that were measured.
+    """
+    found = divisors(graph)
+    keys = []
+    for site in sites:
+        grid = grids[site.key]
+        if not isinstance(grid, ActivationGrid) or not site.is_output:
+            continue
+        seen = statistics.get(site.key)  # not of a prescribed grid, which reaches 0
+        low, high = (0.0, 0.0) if seen is None else (seen.minimum, seen.maximum)
+        margin = _FEWEST_STEPS * grid.scale
+        near = low < margin and high > -margin
+        if near and any(id(tensor) in found for tensor in site.tensors):
+            keys.append(site.key)
+    return keys
 
 
 def _grid(
