@@ -58,10 +58,8 @@ def benchmark(
     folder = pathlib.Path(folder)
     stem = "architectures_quick" if quick else "architectures"
     results = common.Results(folder / f"{stem}.json", Case, Row, machine=common.machine())
-    for name in only or (QUICK if quick else registry.NETWORKS):
-        if Case(name) not in results:
-            results.add(measure(name))
-            print(results[Case(name)], flush=True)
+    names = only or (QUICK if quick else registry.NETWORKS)
+    results.fill(map(Case, names), lambda case: measure(case.network))
     common.save_text(folder / f"{stem}.md", markdown(list(results)))
     return list(results)
 

@@ -188,10 +188,8 @@ def benchmark(folder: str | pathlib.Path, quick: bool = False) -> list[Row]:
     folder = pathlib.Path(folder)
     name = "backbones_quick" if quick else "backbones"
     results = common.Results(folder / f"{name}.json", Case, Row, machine=common.machine())
-    for backbone in [QUICK] if quick else OPTIONS:
-        if Case(backbone) not in results:
-            results.add(measure(backbone))
-            print(results[Case(backbone)], flush=True)
+    names = [QUICK] if quick else OPTIONS
+    results.fill(map(Case, names), lambda case: measure(case.backbone))
     common.save_text(folder / f"{name}.md", markdown(list(results)))
     return list(results)
 

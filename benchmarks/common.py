@@ -68,6 +68,13 @@ class Results(Generic[Case, Row]):
         """The case that a row belongs to."""
         return self._make_case(*(getattr(row, name) for name in self._names))
 
+    def fill(self, cases: Iterable[Case], measure: Callable[[Case], Row]) -> None:
+        """Measure those cases that are not measured yet, and print what came out."""
+        for case in cases:
+            if case not in self:
+                self.add(measure(case))
+                print(self[case], flush=True)
+
     def add(self, row: Row) -> None:
         self._rows[self.case_of(row)] = row
         head = "".join(f"{json.dumps(key)}: {json.dumps(self._head[key])},\n" for key in self._head)

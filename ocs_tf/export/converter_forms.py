@@ -24,13 +24,11 @@ from ocs_tf.process import Shared
 def _in_forms() -> Iterator[None]:
     import tensorflow as tf
 
-    def largest(argmax: Any) -> Callable[..., Any]:
-        return _position(tf.argmax)
-
-    def smallest(argmin: Any) -> Callable[..., Any]:
-        return _position(tf.argmin)
-
-    with computing_by(add=_adding_steps, argmax=largest, argmin=smallest), _slicing():
+    extremes = {
+        "argmax": lambda _: _position(tf.argmax),
+        "argmin": lambda _: _position(tf.argmin),
+    }
+    with computing_by(add=_adding_steps, **extremes), _slicing():
         yield
 
 

@@ -99,8 +99,9 @@ def find_activations(
     exact = exact_concatenations(graph, lowered.grids)
     free = _unrounded_joins(graph, lowered) - exact
     sites = all_sites(graph, quantized=set(), tables=tables, exact=exact | free)
-    in_float = [site for site in sites if _is_unrounded(site, sites, lowered)]
-    sites = [site for site in sites if site not in in_float]
+    in_float = _unrounded_sites(sites, lowered)
+    float_keys = {site.key for site in in_float} | free
+    sites = [site for site in sites if site.key not in float_keys]
     by_group = _grids_by_group([site for site in sites if not site.fixed], lowered, source)
     for name in free:
         joined = tuple(call.outputs[0] for call in graph.calls_of(name))
@@ -111,11 +112,11 @@ def find_activations(
     arrays = {key: np.asarray(value) for key, value in zip(known, values, strict=True)}
     matches = tensor_matching.match_tensors(content, sample, arrays)
     site_of = {name: known[key][0] for name, key in matches.items()}
-    float_tensors = {name for name, site in site_of.items() if site in in_float}
+    float_tensors = {name for name, site in site_of.items() if site.key in float_keys}
     grids = {
         name: by_group[site.group]
         for name, site in site_of.items()
-        if not site.fixed and site not in in_float
+        if not site.fixed and site.key not in float_keys
     }
     largest = tensor_matching.largest_score(content, sample)
     limited = attention_scores.limit_masks(content, largest)
@@ -190,12 +191,12 @@ def _ranges(
     return ranges
 
 
-def _is_unrounded(site: Site, sites: Sequence[Site], lowered: Lowered) -> bool:
-    """Whether the quantized model, which rounds other activations, leaves a site in float."""
+def _unrounded_sites(sites: Sequence[Site], lowered: Lowered) -> list[Site]:
+    """The sites that the quantized model leaves in float, if it rounds what other layers make."""
     if not lowered.rounds_outputs:
-        return False
-    members = [other for other in sites if other.group == site.group]
-    return not any(name in lowered.grids for other in members for name in _names(other))
+        return []
+    rounded = {s.group for s in sites if any(name in lowered.grids for name in _names(s))}
+    return [site for site in sites if site.group not in rounded]
 
 
 def _unrounded_joins(graph: Graph, lowered: Lowered) -> set[str]:

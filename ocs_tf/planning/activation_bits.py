@@ -93,7 +93,7 @@ def _comparable(bits: int | str | None) -> int:
 
 def _rounded_tensors(graph: Graph, site: Site) -> set[int]:
     """Ids of the tensors that a site rounds; a preactivation counts as what is made of it."""
-    if site.key.endswith(":preactivation"):
+    if site.is_preactivation:
         return {id(t) for node in graph.calls_of(site.layer) for t in node.outputs}
     return {id(tensor) for tensor in site.tensors}
 

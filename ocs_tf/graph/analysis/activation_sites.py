@@ -56,6 +56,11 @@ class Site:
         return self.key.removesuffix(_INPUT).removesuffix(_PREACTIVATION)
 
     @property
+    def is_preactivation(self) -> bool:
+        """Whether it rounds what goes into the layer's own activation function."""
+        return self.key.endswith(_PREACTIVATION)
+
+    @property
     def is_output(self) -> bool:
         """Whether the layer makes `tensors`; else it reads them."""
         return not self.key.endswith((_INPUT, _PREACTIVATION))
