@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -20,7 +20,7 @@ from ocs_tf.config import Config, ConfigOptions, check_count
 from ocs_tf.data_checks import watched
 from ocs_tf.graph.analysis.activation_sites import Site, all_sites, input_sites
 from ocs_tf.graph.analysis.batch_norm_moments import channel_moments
-from ocs_tf.graph.analysis.chains import chains
+from ocs_tf.graph.analysis.chains import Chain, chains
 from ocs_tf.graph.analysis.concatenations import (
     coarse_calls,
     coarse_parts,
@@ -48,10 +48,10 @@ from ocs_tf.planning.activation_grids import activation_grids, vanishing_divisor
 from ocs_tf.planning.calibration import (
     Statistics,
     calibrate,
-    channel_magnitudes,
+    channel_ranges,
     together,
 )
-from ocs_tf.planning.equalization import choose_scales, joined_scales
+from ocs_tf.planning.equalization import choose_scales, joined_scales, outlier_scales, scalable
 from ocs_tf.planning.fit import check_fits
 from ocs_tf.planning.layer_options import LayerOptions, Selection, check_not_quantized, select
 from ocs_tf.planning.mixed_precision import MEASURED_SAMPLES, allocate_bits, allocate_copies
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
 _TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
 _MAGNITUDE_SAMPLES = 256
+_FEW_BITS = 4
 _COARSE = (
     "Give them similar ranges (scale the small one up, and the kernel that reads it down), or leave"
     " activations in float (activation_bits=None)."
@@ -162,8 +163,8 @@ def _plan(
         limit = config.calibration_samples
         limit = limit if config.rounds_activations else _at_most(_CHECKED_SAMPLES, limit)
         stream = watched(graph, source.batches(graph.model, limit=limit), source.name)
-    scales = _scales(graph, config, source, verbose)
     selected = select(graph, config)
+    scales = _scales(graph, config, selected, source, verbose)
     check_overrides(graph, config, set(selected.options))
     graph = _scaled(graph, scales, config.fold_batch_norm)
     options, widths = _all_options(graph, config, selected, source, verbose)
@@ -396,21 +397,44 @@ def _table_grids(graph: Graph, plan: Plan, config: Config) -> dict[str, Activati
 
 
 def _scales(
-    graph: Graph, config: Config, source: data.Source | None, verbose: bool
+    graph: Graph, config: Config, selected: Selection, source: data.Source | None, verbose: bool
 ) -> dict[str, NDArray[np.float64]]:
     """Factors that channels are divided by, by the name of the layer that makes them."""
     scales = choose_scales(graph, config.granularity) if config.equalization else {}
     if not config.equalizes_activations or source is None:
         return scales
-    places = [chain.joined for chain in chains(graph).values() if chain.joined is not None]
-    if not places:
+    bits: dict[int, int] = {}
+    known: dict[str, Chain] = {}
+    if config.granularity == "channel" and not config.equalization:
+        known = scalable(graph, selected.options.keys())
+        bits = _tensor_bits(graph, config, selected.options.keys())
+    tensors = {
+        id(place.tensor): (place.tensor, place.axis)
+        for chain in chains(graph).values()
+        for place in ([chain.joined] if chain.joined is not None else chain.places)
+        if chain.joined is not None or id(place.tensor) in bits
+    }
+    if not tensors:
         return scales
     limit = _at_most(_MAGNITUDE_SAMPLES, config.calibration_samples)
     stream = source.batches(graph.model, limit=limit)
     bar = progress_bar(stream, "Measuring channels", verbose, unit="batch")
-    tensors = {id(place.tensor): (place.tensor, place.axis) for place in places}
-    magnitudes = channel_magnitudes(graph.model, tensors, bar)
-    return scales | joined_scales(graph, magnitudes, config.granularity)
+    ranges = channel_ranges(graph.model, tensors, bar)
+    widths = {name: selected.bits.get(name, _width(config)) for name in selected.options}
+    outliers = outlier_scales(graph, known, ranges, bits, widths)
+    return scales | outliers | joined_scales(graph, ranges, config.granularity)
+
+
+def _width(config: Config) -> int:
+    """About how many bits weights have whose bits are to be allocated."""
+    return round(config.average_bits) if config.average_bits is not None else _FEW_BITS
+
+
+def _tensor_bits(graph: Graph, config: Config, quantized: Collection[str]) -> dict[int, int]:
+    """The bits of the grid of each tensor that is rounded at its own site, by its id."""
+    sites = [site for site in all_sites(graph, set(quantized)) if site.is_output]
+    bits = activation_bits(graph, sites, config)
+    return {id(t): bits[site.key] for site in sites if site.key in bits for t in site.tensors}
 
 
 def _all_options(

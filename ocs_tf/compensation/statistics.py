@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,7 +14,6 @@ from ocs_tf.numerics.gptq import (
     shrunk_losses,
     shrunk_moments,
 )
-from ocs_tf.numerics.grid import normalized
 
 # Output positions that products of inputs are summed over: as many as this, and for each input.
 _POSITIONS = 1 << 14
@@ -73,25 +73,57 @@ def _mean_output(
     return np.matmul(patches[:, None], weights).reshape(-1)
 
 
-def input_moments(
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Sums of products over output positions, for G groups of K inputs and F outputs.
+
+    Inputs are taken times a power of two that brings the largest near 1, so that no product of
+    float32 numbers overflows or vanishes. It changes no code.
+
+    Attributes:
+        count: of positions.
+        inputs: `[G, K]`, of inputs `x`.
+        products: `[G, K, K]`, of `x x^T`.
+        lost: `[G, K, F]`, of `x d^T W`: inputs with what outputs lose by what inputs lack, `d`.
+        lacking: `[G, K]`, of `d`.
+        own: `[G, K]`, of `x d`.
+    """
+
+    count: int
+    inputs: NDArray[np.float64]
+    products: NDArray[np.float64]
+    lost: NDArray[np.float64]
+    lacking: NDArray[np.float64]
+    own: NDArray[np.float64]
+
+    def __add__(self, other: Sums) -> Sums:
+        fields = (field.name for field in dataclasses.fields(self))
+        return Sums(*(getattr(self, name) + getattr(other, name) for name in fields))
+
+    def moments(self) -> NDArray[np.float64]:
+        """Means of `x x^T`, as more samples would show them, `[G, K, K]`."""
+        return shrunk_moments(self.products / self.count, self.inputs / self.count, self.count)
+
+    def losses(self, kernel: NDArray[Any]) -> NDArray[np.float64]:
+        """Means of `x d^T W`, as more samples would show them, `[G, K, F]`."""
+        means = (self.lost, self.inputs, self.lacking, self.own)
+        lost, inputs, lacking, own = (sums / self.count for sums in means)
+        return shrunk_losses(lost, kernel, inputs, lacking, own, self.count)
+
+
+def input_sums(
     ref: KernelRef,
     kernel: NDArray[Any],
     inputs: list[NDArray[Any]],
     exact: list[NDArray[Any]] | None = None,
     block: slice = slice(None),
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Means of products over output positions of all samples.
-
-    Inputs are taken times a power of two that brings the largest near 1, so that no product of
-    float32 numbers overflows or vanishes. It changes no code.
+) -> tuple[Sums, Sums]:
+    """Sums over the even and over the odd samples.
 
     Arguments:
-        exact: what `inputs` should be.
+        kernel: `[G, K, F]`.
+        exact: what `inputs` should be; if not given, nothing is lost.
         block: the input channels of each group to look at.
-
-    Returns:
-        `[G, K, K]`, of inputs with each other; `[G, K, F]`, of inputs with what outputs lose by
-        what the inputs lack, if `exact` is given.
     """
     positions = [ref.adapter.positions(ref.layer, batch.shape) for batch in inputs]
     *taps, channels, _ = ref.shape
@@ -108,32 +140,30 @@ def input_moments(
         patches = by_channel.reshape(*patches.shape[:2], -1).astype(np.float32)
         return np.ascontiguousarray(np.ldexp(patches, exponent).swapaxes(0, 1))
 
-    weights = grouped(kernel[..., block, :], ref.adapter.groups(ref.layer))
-    weights, of_kernel = normalized(weights)
-    groups, rows, _ = weights.shape
-    products, lost = np.zeros((groups, rows, rows)), np.zeros(weights.shape)
-    of_batch = np.empty(products.shape, np.float32)
-    sums, lacking, own = np.zeros((3, groups, rows))
-    count = 0
-    for index, batch in enumerate(inputs):
-        sizes = positions[index]
-        every = max(1, math.ceil(share ** (1 / len(sizes)))) if sizes else 1
-        start = [int(rng.integers(min(every, size))) for size in sizes]
-        seen = read(batch, every, start)
-        products += np.matmul(seen.swapaxes(1, 2), seen, out=of_batch)
-        sums += seen.sum(1, dtype=np.float64)
-        count += seen.shape[1]
-        if exact is not None:
-            missing = read(exact[index], every, start) - seen
-            lost += np.matmul(seen.swapaxes(1, 2), np.matmul(missing, weights))
-            lacking += missing.sum(1, dtype=np.float64)
-            own += (seen * missing).sum(1, dtype=np.float64)
-    mean = sums / count
-    moments = shrunk_moments(products / count, mean, count)
-    if exact is None:
-        return moments, None
-    losses = shrunk_losses(lost / count, weights, mean, lacking / count, own / count, count)
-    return moments, np.ldexp(losses, of_kernel)
+    def of_samples(parity: int) -> Sums:
+        groups, rows, _ = kernel.shape
+        products, lost = np.zeros((groups, rows, rows)), np.zeros(kernel.shape)
+        of_batch = np.empty(products.shape, np.float32)
+        sums, lacking, own = np.zeros((3, groups, rows))
+        count = 0
+        for index, batch in enumerate(inputs):
+            sizes = positions[index]
+            every = max(1, math.ceil(share ** (1 / len(sizes)))) if sizes else 1
+            start = [int(rng.integers(min(every, size))) for size in sizes]
+            if len(batch) <= parity:
+                continue
+            seen = read(batch[parity::2], every, start)
+            products += np.matmul(seen.swapaxes(1, 2), seen, out=of_batch)
+            sums += seen.sum(1, dtype=np.float64)
+            count += seen.shape[1]
+            if exact is not None:
+                missing = read(exact[index][parity::2], every, start) - seen
+                lost += np.matmul(seen.swapaxes(1, 2), np.matmul(missing, kernel))
+                lacking += missing.sum(1, dtype=np.float64)
+                own += (seen * missing).sum(1, dtype=np.float64)
+        return Sums(count, sums, products, lost, lacking, own)
+
+    return of_samples(0), of_samples(1)
 
 
 def grouped(kernel: NDArray[Any], groups: int) -> NDArray[Any]:

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocs_tf._plan import LayerPlan
-from ocs_tf.compensation.statistics import grouped, input_moments
+from ocs_tf.compensation.statistics import grouped, input_sums
 from ocs_tf.graph.reader import KernelRef
 from ocs_tf.numerics.gptq import (
     code_ranges,
     compensated_codes,
+    reproducible_share,
 )
+from ocs_tf.numerics.grid import normalized
 from ocs_tf.numerics.quantized_kernel import QuantizedKernel, split_codes
 
 # Rows of a kernel that compensate each other: time and memory grow with their square.
@@ -36,9 +38,26 @@ def compensated_kernel(
     """
     if ref.adapter.is_lookup:
         return plan.quantize(kernel)
-    return encoded(
-        ref, kernel, plan, lambda block: input_moments(ref, kernel, inputs, exact, block), _ROWS
-    )
+
+    def moments(block: slice) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        weights, exponent = normalized(
+            grouped(kernel[..., block, :], ref.adapter.groups(ref.layer))
+        )
+        halves = input_sums(ref, weights, inputs, exact, block)
+        both = halves[0] + halves[1]
+        if exact is None:
+            return both.moments(), None
+        share = 1.0
+        if all(half.count for half in halves):
+            share = reproducible_share(
+                [half.moments() for half in halves],
+                [half.losses(weights) for half in halves],
+                [half.products / half.count for half in halves],
+                [half.lost / half.count for half in halves],
+            )
+        return both.moments(), np.ldexp(share * both.losses(weights), exponent)
+
+    return encoded(ref, kernel, plan, moments, _ROWS)
 
 
 def encoded(

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from ocs_tf.numerics import grid
 from ocs_tf.numerics.splitting import SplitMap
@@ -108,12 +108,8 @@ def compensated_codes(
     step = np.broadcast_to(np.asarray(step, np.float64), (groups, columns))
     codes = np.empty(kernel.shape, np.int32)
     for g in range(groups):
-        damped = np.asarray(hessian[g], np.float64).copy()
-        energy = damped.diagonal().copy()
-        mean = energy.mean()
-        # Inputs that are always zero: any code is as good; with 1 they are rounded to the nearest.
-        damped[np.diag_indices(rows)] += damping * mean if mean > 0 else 1.0
-        order = np.argsort(-energy, kind="stable")
+        damped = _damped(hessian[g], damping)
+        order = np.argsort(-hessian[g].diagonal(), kind="stable")
         codes[g][order] = _round_rows(
             np.asarray(kernel[g], np.float64)[order] / step[g],
             low[order],
@@ -122,6 +118,45 @@ def compensated_codes(
             None if lost is None else lost[g][order] / step[g],
         )
     return codes
+
+
+def _damped(hessian: NDArray[np.floating], damping: float) -> NDArray[np.float64]:
+    """`hessian` [K, K], with a share of the mean of its diagonal added to that."""
+    damped = np.array(hessian, np.float64)
+    mean = damped.diagonal().mean()
+    # Inputs that are always zero: any code is as good; with 1 they are rounded to the nearest.
+    damped[np.diag_indices(len(damped))] += damping * mean if mean > 0 else 1.0
+    return damped
+
+
+def reproducible_share(
+    hessians: Sequence[NDArray[np.float64]],
+    losses: Sequence[NDArray[np.float64]],
+    shown_hessians: Sequence[NDArray[np.float64]],
+    shown_losses: Sequence[NDArray[np.float64]],
+    damping: float = DAMPING,
+) -> float:
+    """The share of a correction for earlier layers' errors that other samples confirm, 0..1.
+
+    The correction `C = H^-1 X^T D W` of one half of the samples, times a factor a, leaves on the
+    other half an error of `a^2 tr(C^T H C) - 2 a tr(C^T L)`, but for a constant. The best factor of
+    both halves is `S / (S + N)`, if a half's correction has the signal S and the noise N. That of
+    all samples has half the noise: its share is `S / (S + N / 2)` (the Spearman-Brown formula).
+
+    Arguments:
+        hessians, losses: of each half, `[G, K, K]` and `[G, K, F]`, as `compensated_codes` takes
+            them.
+        shown_hessians, shown_losses: of each half, as it shows them: not shrunk.
+    """
+    confirmed = power = 0.0
+    for mine, other in ((0, 1), (1, 0)):
+        for g in range(len(losses[mine])):
+            damped = _damped(hessians[mine][g], damping)
+            correction = cho_solve(cho_factor(damped), losses[mine][g])
+            confirmed += float(np.sum(correction * shown_losses[other][g]))
+            power += float(np.sum(correction * (shown_hessians[other][g] @ correction)))
+    share = float(np.clip(confirmed / power, 0, 1)) if power > 0 else 0.0
+    return 2 * share / (1 + share)
 
 
 def shrunk_moments(

@@ -278,27 +278,62 @@ def observe(
         yield [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(outputs)]
 
 
-def channel_magnitudes(
+@dataclasses.dataclass(frozen=True)
+class ChannelRanges:
+    """The range and the mean square of each channel of a tensor, float64 `[C]`.
+
+    NaN where NaN was seen.
+    """
+
+    minima: NDArray[np.float64]
+    maxima: NDArray[np.float64]
+    squares: NDArray[np.float64]  # summed
+    count: int
+
+    @classmethod
+    def of(cls, values: NDArray[Any], axis: int) -> ChannelRanges:
+        """Of `values` with channels on `axis`."""
+        others = tuple(i for i in range(values.ndim) if i != axis)
+        squares = np.square(values, dtype=np.float64).sum(others)
+        ends = (end(others).astype(np.float64) for end in (values.min, values.max))
+        return cls(*ends, squares, values.size // len(squares))
+
+    def merge(self, other: ChannelRanges) -> ChannelRanges:
+        """Of both data sets together."""
+        return ChannelRanges(
+            np.minimum(self.minima, other.minima),
+            np.maximum(self.maxima, other.maxima),
+            self.squares + other.squares,
+            self.count + other.count,
+        )
+
+    @property
+    def magnitudes(self) -> NDArray[np.float64]:
+        """The largest magnitude in each channel."""
+        return np.maximum(-self.minima, self.maxima)
+
+    @property
+    def mean_squares(self) -> NDArray[np.float64]:
+        return self.squares / self.count
+
+
+def channel_ranges(
     model: keras.Model,
     tensors: Mapping[int, tuple[Any, int]],
     batches: Iterable[Sequence[NDArray[Any]]],
-) -> dict[int, NDArray[np.float32]]:
-    """The largest magnitude in each channel of symbolic tensors, over all `batches` of inputs.
+) -> dict[int, ChannelRanges]:
+    """Ranges of the channels of symbolic tensors, by key, over all `batches` of inputs.
 
     Arguments:
         tensors: each with the axis of its channels, by a key.
-
-    Returns:
-        float32 `[C]` by key; NaN where NaN was seen.
     """
-    found: dict[int, NDArray[np.float32]] = {}
+    found: dict[int, ChannelRanges] = {}
     if not tensors:
         return found
     for outputs in observe(model, [tensor for tensor, _ in tensors.values()], batches):
         for (key, (_, axis)), values in zip(tensors.items(), outputs, strict=True):
-            others = tuple(i for i in range(values.ndim) if i != axis)
-            largest = np.abs(values).max(others)
-            found[key] = np.maximum(found[key], largest) if key in found else largest
+            seen = ChannelRanges.of(values, axis)
+            found[key] = found[key].merge(seen) if key in found else seen
     return found
 
 

@@ -1,15 +1,24 @@
-"""Cross-layer equalization (CLE): the factors of the channels of a model's chains."""
+"""Cross-layer equalization (CLE): the factors of the channels of a model's chains.
+
+By the weights alone (`choose_scales`), or by what activations are on data: of channels that share a
+grid with those of other layers (`joined_scales`), and of the others (`outlier_scales`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf.graph.analysis.chains import Chain, chains
+from ocs_tf.graph.analysis.chains import Chain, Place, chains
 from ocs_tf.graph.reader import Graph
+from ocs_tf.numerics.activation_equalization import (
+    ReadingKernel,
+    RoundedChannels,
+    threshold_factors,
+)
 from ocs_tf.numerics.cross_layer_equalization import (
     LIMIT,
     equalizing_scales,
@@ -17,6 +26,8 @@ from ocs_tf.numerics.cross_layer_equalization import (
     input_ranges,
     scale_in_place,
 )
+from ocs_tf.numerics.grid import code_limit
+from ocs_tf.planning.calibration import ChannelRanges
 
 _ROUNDS = 20
 _SETTLED = 0.01  # relative change of a scale
@@ -73,7 +84,7 @@ def choose_scales(graph: Graph, granularity: str) -> dict[str, NDArray[np.float6
 
 
 def joined_scales(
-    graph: Graph, magnitudes: Mapping[int, NDArray[Any]], granularity: str
+    graph: Graph, ranges: Mapping[int, ChannelRanges], granularity: str
 ) -> dict[str, NDArray[np.float64]]:
     """What channels that are concatenated are to be divided by, `[C]`, by the name of their layer.
 
@@ -84,8 +95,8 @@ def joined_scales(
     reads the channels takes it at no cost.
 
     Arguments:
-        magnitudes: the largest magnitude that was seen in each channel of the tensors that are
-            concatenated (`Chain.joined`), by the id of the tensor.
+        ranges: of the channels of the tensors that are concatenated (`Chain.joined`), by the id of
+            the tensor.
     """
     known = {name: chain for name, chain in chains(graph).items() if chain.joined is not None}
     if not known:
@@ -95,11 +106,83 @@ def joined_scales(
         place = chain.joined
         assert place is not None
         made.append(np.zeros(chain.size))
-        np.fmax.at(made[-1], place.channels[place.own], magnitudes[id(place.tensor)][place.own])
+        np.fmax.at(
+            made[-1], place.channels[place.own], ranges[id(place.tensor)].magnitudes[place.own]
+        )
         read.append(_shares(graph, chain, granularity))
     scales = equalizing_scales(np.concatenate(made), np.concatenate(read), _JOINED_BALANCE)
     ends = np.cumsum([chain.size for chain in known.values()])
     return dict(zip(known, np.split(scales, ends[:-1]), strict=True))
+
+
+def scalable(graph: Graph, kernels: Collection[str]) -> dict[str, Chain]:
+    """Chains whose channels `outlier_scales` may scale: they share their grids with no others.
+
+    Arguments:
+        kernels: names of those that are quantized.
+    """
+    return {
+        name: chain
+        for name, chain in chains(graph).items()
+        if chain.joined is None and kernels >= chain.readers.keys()
+    }
+
+
+def outlier_scales(
+    graph: Graph,
+    known: Mapping[str, Chain],
+    ranges: Mapping[int, ChannelRanges],
+    activation_bits: Mapping[int, int],
+    weight_bits: Mapping[str, int | None],
+) -> dict[str, NDArray[np.float64]]:
+    """What channels of chains are to be divided by, `[C]`, by the name of their layer.
+
+    For scales per output channel. See `numerics.activation_equalization`.
+
+    Arguments:
+        known: the chains.
+        ranges: of all tensors of the chains that are rounded, by their id.
+        activation_bits: of these tensors, by id.
+        weight_bits: of each kernel that reads channels, by name; `None` for float.
+    """
+    found = {}
+    for name, chain in known.items():
+        tensors = [
+            _rounded_channels(chain, place, ranges[key], activation_bits[key])
+            for place in chain.places
+            if (key := id(place.tensor)) in activation_bits
+        ]
+        readers = [
+            _reading_kernel(graph, reader, channels, weight_bits[reader])
+            for reader, channels in chain.readers.items()
+        ]
+        factors = threshold_factors(tensors, readers) if tensors else None
+        if factors is not None and np.isfinite(factors).all():
+            found[name] = factors
+    return found
+
+
+def _rounded_channels(
+    chain: Chain, place: Place, seen: ChannelRanges, bits: int
+) -> RoundedChannels:
+    """By channel of the chain: behind a Flatten, several channels of the tensor are one of it."""
+    low, high = np.zeros((2, chain.size))
+    np.minimum.at(low, place.channels, seen.minima)
+    np.maximum.at(high, place.channels, seen.maxima)
+    squares, count = np.zeros((2, chain.size))
+    np.add.at(squares, place.channels, seen.mean_squares)
+    np.add.at(count, place.channels, 1)
+    return RoundedChannels(low, high, squares / np.maximum(count, 1), bits)
+
+
+def _reading_kernel(
+    graph: Graph, name: str, channels: NDArray[np.intp], bits: int | None
+) -> ReadingKernel:
+    kernel, _ = graph.kernels[name].weights()
+    taps = kernel.reshape(-1, *kernel.shape[-2:])
+    squares = np.square(taps, dtype=np.float64).sum(0)
+    limit = 0 if bits is None else code_limit(bits)
+    return ReadingKernel(_sizes(kernel), squares, len(taps), _groups(graph, name), channels, limit)
 
 
 def _shares(graph: Graph, chain: Chain, granularity: str) -> NDArray[np.float64]:

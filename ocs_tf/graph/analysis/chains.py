@@ -56,12 +56,14 @@ class Chain:
             of others that they were concatenated with.
         joined: what is first concatenated with channels of others, with which it then shares a
             grid; or `None`.
+        places: all tensors that hold the channels, from the one that is made on.
     """
 
     layer: Any
     size: int
     readers: dict[str, NDArray[np.intp]]
     joined: Place | None = None
+    places: tuple[Place, ...] = ()
 
 
 def chains(graph: Graph) -> dict[str, Chain]:
@@ -124,7 +126,7 @@ def _follow(graph: Graph, index: int, axis: int) -> Chain | None:
         return None
     if joined is None and any(name not in graph.kernels for name in readers):
         return None  # from a tensor of its own to a batch norm: nothing to gain
-    return Chain(start.layer, size, readers, joined)
+    return Chain(start.layer, size, readers, joined, tuple(places.values()))
 
 
 def _is_lone_norm(graph: Graph, node: Node) -> bool:
