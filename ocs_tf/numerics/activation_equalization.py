@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ocs_tf.numerics.cross_layer_equalization import input_factors
 
+_WORTH = 0.95  # of the error without factors: what more would leave is no gain
 _SHARES = 2.0 ** -np.arange(0, 4.5, 0.5)  # of a tensor's range that channels are brought into
 
 
@@ -93,7 +94,7 @@ def threshold_factors(
         error = _error(factors, tensors, gains, kernels, last.mean_square)
         if error < least:
             least, chosen = error, factors
-    return chosen if least < none else None
+    return chosen if least < _WORTH * none else None
 
 
 def _gains(

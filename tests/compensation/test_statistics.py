@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -17,34 +15,37 @@ def below_one(arrays: list[np.ndarray]) -> float:
     return 2.0 ** -np.frexp(max(np.abs(array).max() for array in arrays))[1]
 
 
+def test_sums_over_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LAYERS["conv"]()
+    site = Graph(model).kernels["layer"]
+    x = [correlated(model, 40), correlated(model, 25)]
+    kernel = statistics.grouped(site.weights()[0], 1)
+    halves = statistics.input_sums(site, kernel, x)
+    assert [half.count for half in halves] == [(20 + 13) * 6 * 7, (20 + 12) * 6 * 7]
+    for parity, half in enumerate(halves):
+        batches = [site.adapter.patches(site.layer, batch[parity::2])[:, 0] for batch in x]
+        patches = np.concatenate(batches) * below_one(x)
+        np.testing.assert_allclose(half.products[0], patches.T @ patches, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(half.inputs[0], patches.sum(0), rtol=1e-4, atol=1e-3)
+        assert not half.lost.any()
+
+
 def test_only_some_positions_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     model = LAYERS["conv"]()
     site = Graph(model).kernels["layer"]
     x = [correlated(model, 40), correlated(model, 24)]
-    counts = []
-
-    def unchanged(moments: Any, mean: Any, samples: int) -> Any:
-        counts.append(samples)
-        return np.concatenate([moments, mean[..., None]], -1)
-
-    monkeypatch.setattr(statistics, "shrunk_moments", unchanged)
-    kernel = site.weights()[0]
-    everything, nothing = statistics.input_moments(site, kernel, x)
-    assert nothing is None
-    patches = np.concatenate([site.adapter.patches(site.layer, batch)[:, 0] for batch in x])
-    patches = patches * below_one(x)
-    moments = np.column_stack([patches.T @ patches / len(patches), patches.mean(0)])
-    np.testing.assert_allclose(everything[0], moments, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(statistics, "_POSITIONS", 300)
     exact = [batch + 1 for batch in x]
-    some, lost = statistics.input_moments(site, kernel, x, exact)
-    # Of 6 x 7 positions, 2 or 3 along each axis: every third.
-    assert counts[0] == 64 * 6 * 7
-    assert 64 * 2 * 2 <= counts[1] <= 64 * 2 * 3
-    # The same positions of what should be there: what inputs lack is 1 everywhere.
-    assert lost is not None
-    want = np.outer(some[0, :, -1], below_one(x + exact) * kernel.sum((0, 1, 2)))
-    np.testing.assert_allclose(lost[0], want, rtol=1e-4, atol=1e-4)
+    kernel = statistics.grouped(site.weights()[0], 1)
+    for some in statistics.input_sums(site, kernel, x, exact):
+        # Of 6 x 7 positions, 2 or 3 along each axis: every third.
+        assert 32 * 2 * 2 <= some.count <= 32 * 2 * 3
+        # The same positions of what should be there: what inputs lack is 1 everywhere.
+        lacking = below_one(x + exact)
+        np.testing.assert_allclose(some.lacking[0], some.count * lacking, rtol=1e-4)
+        want = np.outer(some.inputs[0], lacking * kernel[0].sum(0))
+        np.testing.assert_allclose(some.lost[0], want, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(some.own[0], lacking * some.inputs[0], rtol=1e-3, atol=1e-3)
 
 
 def test_calls_count_by_their_relative_errors() -> None:

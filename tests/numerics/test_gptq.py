@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from ocs_tf.numerics.gptq import (
     DAMPING,
     code_ranges,
     compensated_codes,
+    reproducible_share,
     shrunk_losses,
     shrunk_moments,
 )
@@ -222,6 +225,20 @@ def test_losses_are_shrunk_likewise(rng: np.random.Generator, inputs: int, sampl
     kept = np.where(np.eye(inputs) > 0, 1, samples / (inputs + samples))
     want = (covariance * kept + np.outer(*means)) @ kernel
     np.testing.assert_allclose(shrunk[0], want, rtol=1e-9, atol=1e-9)
+
+
+def test_a_correction_counts_as_far_as_other_samples_confirm_it(rng: np.random.Generator) -> None:
+    """Of signal S and noise N in a half, all samples have N / 2: S / (S + N / 2)."""
+    signal = rng.normal(size=(1, 40, 200))
+    hessians = [np.eye(40)[None]] * 2
+    for noise in (0.0, 0.5, 3.0):
+        halves = [signal + math.sqrt(noise) * rng.normal(size=signal.shape) for _ in range(2)]
+        got = reproducible_share(hessians, halves, hessians, halves, damping=1e-9)
+        assert got == pytest.approx(1 / (1 + noise / 2), abs=0.05)
+    opposed = [signal, -signal]
+    assert reproducible_share(hessians, opposed, hessians, opposed) == 0
+    nothing = [np.zeros_like(signal)] * 2
+    assert reproducible_share(hessians, nothing, hessians, nothing) == 0
 
 
 @given(

@@ -19,7 +19,7 @@ from ocs_tf.planning.calibration import (
     ChannelStatistics,
     Statistics,
     calibrate,
-    channel_magnitudes,
+    channel_ranges,
     merge,
     observe,
     together,
@@ -140,22 +140,26 @@ def test_merge_by_key(rng: np.random.Generator) -> None:
     assert equal(merged["two"], Statistics.of(x[1:]))
 
 
-def test_magnitudes_of_channels(model: keras.Model, rng: np.random.Generator) -> None:
+def test_ranges_of_channels(model: keras.Model, rng: np.random.Generator) -> None:
     x = rng.normal(size=(64, 6)).astype(np.float32)
     hidden = model.get_layer("a").output
     wanted = {1: (model.inputs[0], 1), 2: (hidden, 1)}
-    found = channel_magnitudes(model, wanted, ([part] for part in np.split(x, 4)))
-    np.testing.assert_array_equal(found[1], np.abs(x).max(0))
+    found = channel_ranges(model, wanted, ([part] for part in np.split(x, 4)))
+    np.testing.assert_array_equal(found[1].magnitudes, np.abs(x).max(0))
+    np.testing.assert_array_equal([found[1].minima, found[1].maxima], [x.min(0), x.max(0)])
+    np.testing.assert_allclose(found[1].mean_squares, np.square(x).mean(0), rtol=1e-6)
     values = keras.Model(model.inputs, hidden).predict_on_batch(x)
-    np.testing.assert_allclose(found[2], values.max(0), rtol=1e-5)
+    np.testing.assert_allclose(found[2].magnitudes, values.max(0), rtol=1e-5)
 
 
-def test_magnitudes_of_channels_on_another_axis(rng: np.random.Generator) -> None:
+def test_ranges_of_channels_on_another_axis(rng: np.random.Generator) -> None:
     inputs = keras.Input((3, 4, 5))
     x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
     model = keras.Model(inputs, layers.ReLU()(inputs))
-    found = channel_magnitudes(model, {7: (inputs, 1)}, [[x], [-2 * x]])
-    np.testing.assert_array_equal(found[7], 2 * np.abs(x).max((0, 2, 3)))
+    found = channel_ranges(model, {7: (inputs, 1)}, [[x], [-2 * x]])[7]
+    np.testing.assert_array_equal(found.magnitudes, 2 * np.abs(x).max((0, 2, 3)))
+    both = np.concatenate([x, -2 * x])
+    np.testing.assert_allclose(found.mean_squares, np.square(both).mean((0, 2, 3)), rtol=1e-6)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.scaling import scale_channels
 from ocs_tf.layers import QuantizedOutput
 from ocs_tf.numerics.cross_layer_equalization import LIMIT
-from ocs_tf.planning.calibration import channel_magnitudes, observe
+from ocs_tf.planning.calibration import ChannelRanges, channel_ranges, observe
 from ocs_tf.planning.equalization import choose_scales, joined_scales
 from tests.graph.chain_models import (
     SHAPE,
@@ -82,11 +82,9 @@ def test_chosen_scales_keep_the_function(name: str, granularity: str, randomize:
     check_same(model, scale_channels(graph, scales))
 
 
-def joined_magnitudes(graph: Graph, x: np.ndarray) -> dict[int, np.ndarray]:
+def joined_ranges(graph: Graph, x: np.ndarray) -> dict[int, ChannelRanges]:
     joined = [chain.joined for chain in chains(graph).values() if chain.joined is not None]
-    return channel_magnitudes(
-        graph.model, {id(p.tensor): (p.tensor, p.axis) for p in joined}, [[x]]
-    )
+    return channel_ranges(graph.model, {id(p.tensor): (p.tensor, p.axis) for p in joined}, [[x]])
 
 
 def test_scales_of_what_is_concatenated(randomize: Any) -> None:
@@ -99,7 +97,7 @@ def test_scales_of_what_is_concatenated(randomize: Any) -> None:
     shares = {k: (v / v.max((0, 1, 2))).max((0, 1, 3)) for k, v in kernels.items()}
     read = [np.maximum(shares["b"], shares["c"][:5]), shares["c"][5:], np.ones(2)]
     want = np.concatenate(made) ** 0.75 / np.concatenate(read) ** 0.25
-    got = joined_scales(graph, joined_magnitudes(graph, x), "channel")
+    got = joined_scales(graph, joined_ranges(graph, x), "channel")
     assert list(got) == ["a", "b", "c"]
     np.testing.assert_allclose(
         np.concatenate(list(got.values())), want / np.exp(np.median(np.log(want))), rtol=1e-4
@@ -113,7 +111,7 @@ def test_scales_of_what_is_concatenated_keep_the_function(
 ) -> None:
     model, x = model_of(name, randomize), images()
     graph = Graph(model)
-    scales = joined_scales(graph, joined_magnitudes(graph, x), granularity)
+    scales = joined_scales(graph, joined_ranges(graph, x), granularity)
     assert list(scales) == [k for k, chain in chains(graph).items() if chain.joined is not None]
     check_same(model, scale_channels(graph, scales))
 
@@ -124,7 +122,7 @@ def test_dead_channels_of_what_is_concatenated_are_left_alone(randomize: Any) ->
     kernel[..., 1], bias[1] = 0, 0
     model.get_layer("b").set_weights([kernel, bias])
     graph = Graph(model)
-    scale = joined_scales(graph, joined_magnitudes(graph, images()), "channel")["b"]
+    scale = joined_scales(graph, joined_ranges(graph, images()), "channel")["b"]
     assert scale[1] == 1
     assert np.isfinite(scale).all()
 
