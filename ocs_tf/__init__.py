@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ocs_tf._load import load_model
     from ocs_tf._plan import LayerPlan, Plan
     from ocs_tf._report import LayerReport, Report, report
+    from ocs_tf._synthesize import SyntheticData, synthesize
     from ocs_tf.config import Config, Override
     from ocs_tf.export.errors import VerificationError
     from ocs_tf.export.exporter import ExportResult, export_tflite
@@ -36,6 +37,7 @@ __all__ = [
     "Override",
     "Plan",
     "Report",
+    "SyntheticData",
     "TFLiteModel",
     "VerificationError",
     "apply",
@@ -47,6 +49,7 @@ __all__ = [
     "numerics",
     "plan",
     "report",
+    "synthesize",
     "tflite",
 ]
 
@@ -57,6 +60,7 @@ _HOMES = {
     "_load": ("load_model",),
     "_plan": ("LayerPlan", "Plan"),
     "_report": ("LayerReport", "Report", "report"),
+    "_synthesize": ("SyntheticData", "synthesize"),
     "config": ("Config", "Override"),
     "export.errors": ("VerificationError",),
     "export.exporter": ("ExportResult", "export_tflite"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ocs_tf import data, layers
 from ocs_tf._plan import Plan
+from ocs_tf._synthesize import SYNTHETIC, of_graph
 from ocs_tf.compensation.calibrated import compensate
 from ocs_tf.compensation.data_free import compensate_data_free, moments_of_calls
 from ocs_tf.config import Config, ConfigOptions, check_count
@@ -55,6 +56,7 @@ from ocs_tf.planning.equalization import choose_scales, joined_scales, outlier_s
 from ocs_tf.planning.fit import check_fits
 from ocs_tf.planning.layer_options import LayerOptions, Selection, check_not_quantized, select
 from ocs_tf.planning.mixed_precision import MEASURED_SAMPLES, allocate_bits, allocate_copies
+from ocs_tf.planning.synthetic_ranges import widened
 from ocs_tf.planning.weights import plan_kernels
 from ocs_tf.progress import progress_bar
 
@@ -109,8 +111,7 @@ def convert(
     """
     config = _config(config, options)
     _check_options(verbose)
-    source = data.Source.of(representative_dataset)
-    graph = _read(model, config.fold_batch_norm, source)
+    graph, source = _opened(model, config.fold_batch_norm, representative_dataset, verbose)
     runs = source is not None or not _compiles(model)
     plan_, scaled = _plan(graph, config, source, verbose, runs)
     batches = _batches(plan_, graph, source, config.calibration_samples)
@@ -141,8 +142,7 @@ def plan(
     """
     _check_options(verbose)
     config = _config(config, options)
-    source = data.Source.of(representative_dataset)
-    graph = _read(model, config.fold_batch_norm, source)
+    graph, source = _opened(model, config.fold_batch_norm, representative_dataset, verbose)
     result, _ = _plan(graph, config, source, verbose, runs=source is not None)
     return result
 
@@ -179,7 +179,8 @@ def _plan(
     if not config.rounds_activations:
         collections.deque(stream, maxlen=0)  # to its end, for the warnings
         return result, graph
-    return _plan_activations(graph, result, config, stream, verbose), graph
+    synthetic = source is not None and source.is_synthetic
+    return _plan_activations(graph, result, config, stream, synthetic, verbose), graph
 
 
 def _plan_activations(
@@ -187,9 +188,14 @@ def _plan_activations(
     result: Plan,
     config: Config,
     stream: Iterator[data.Batch],
+    synthetic: bool,
     verbose: bool,
 ) -> Plan:
-    """The plan of kernels `result`, with grids of activations, measured on `stream`."""
+    """The plan of kernels `result`, with grids of activations, measured on `stream`.
+
+    Arguments:
+        synthetic: whether that is of synthetic data.
+    """
     quantized = set(result.layers)
     tables = _table_grids(graph, result, config)
     if config.activation_scope == "all":
@@ -217,6 +223,8 @@ def _plan_activations(
         histogram=histogram,
         channels=split,
     )
+    if synthetic:
+        measured = widened(graph, sites, measured)
     statistics = together(measured)
     sites = _rounded(sites, statistics)
     grids = activation_grids(sites, statistics, config, bits, split, tables)
@@ -246,12 +254,21 @@ def _scaled(graph: Graph, scales: Mapping[str, Any], fold_batch_norm: bool) -> G
     return Graph(scale_channels(graph, scales), fold_batch_norm) if scales else graph
 
 
-def _read(model: keras.Model, fold_batch_norm: bool, source: data.Source | None) -> Graph:
-    """The graph of `model`; Keras does not know of what dtype inputs of a `call` are, data do."""
+def _opened(
+    model: keras.Model, fold_batch_norm: bool, dataset: data.Dataset, verbose: bool
+) -> tuple[Graph, data.Source | None]:
+    """The graph of `model`, and the data; what is "synthetic" is made here.
+
+    Keras does not know of what dtype inputs of a `call` are, data do.
+    """
+    if isinstance(dataset, str) and dataset == SYNTHETIC:
+        graph = Graph(model, fold_batch_norm)
+        return graph, data.Source.of(of_graph(graph, verbose=verbose))
+    source = data.Source.of(dataset)
     if source is None or not isinstance(model, keras.Model) or has_graph(model):
-        return Graph(model, fold_batch_norm)
+        return Graph(model, fold_batch_norm), source
     inputs = keras.tree.flatten(inputs_of(model))
-    return graph_on(model, fold_batch_norm, source.dtypes(inputs))
+    return graph_on(model, fold_batch_norm, source.dtypes(inputs)), source
 
 
 def _rounded(sites: Sequence[Site], statistics: Mapping[str, Statistics]) -> list[Site]:
@@ -306,8 +323,7 @@ def apply(
         raise ValueError(f"`plan` must be an ocs_tf.Plan, but is a {type(plan).__name__}.")
     plan = dataclasses.replace(plan)  # checked anew: what is in it may have been edited
     _check_options(verbose, calibration_samples)
-    source = data.Source.of(representative_dataset)
-    graph = _read(model, plan.fold_batch_norm, source)
+    graph, source = _opened(model, plan.fold_batch_norm, representative_dataset, verbose)
     check_not_quantized(graph)
     check_fits(plan, graph)
     if plan.needs_data or not _compiles(model):

@@ -803,8 +803,9 @@ class Config:
             given = next(b for b in config._activation_widths() if isinstance(b, int))
             raise ValueError(
                 f"`activation_bits` (={given}) needs `representative_dataset`, to"
-                " measure the ranges of activations. Give some inputs, or set activation_bits=None"
-                " to leave activations in float."
+                " measure the ranges of activations. Give some inputs, or 'synthetic' to make some"
+                " from what batch norms know, or set activation_bits=None to leave activations in"
+                " float."
             )
         if config.allocates and config.allocation == "measured":
             raise ValueError(

@@ -45,6 +45,7 @@ class Source:
 
     def __init__(self, dataset: Dataset, name: str = "representative_dataset") -> None:
         self.name = name
+        self.is_synthetic = _is_true(dataset, "is_synthetic")
         self._is_iterator = isinstance(dataset, Iterator)
         self._dataset = _Replay(dataset) if self._is_iterator else dataset
         self._was_read = False

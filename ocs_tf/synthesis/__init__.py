@@ -1,0 +1,1 @@
+"""Calibration inputs of a model that nobody has data for."""
