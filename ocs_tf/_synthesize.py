@@ -81,10 +81,10 @@ def synthesize(
 ) -> SyntheticData:
     """Calibration inputs made from what a model's batch norms know of its training data.
 
-    Inputs start as noise with natural spectra and as dead leaves (pictures of discs), with the mean,
-    covariance and range that the first batch norm tells. Then they are changed by gradient descent
-    until the statistics at all batch norms are those of training. Inputs that only lookups read are
-    drawn by Zipf's law; a generative language model writes its own text.
+    Inputs start as noise with natural spectra and, of pictures, as dead leaves (discs that hide each
+    other), with the mean, covariance and range that the first batch norm tells. Gradient descent
+    then changes them until the statistics at all batch norms are those of training. Inputs that only
+    lookups read are drawn by Zipf's law.
 
     Arguments:
         model: a built `keras.Model`; it is not modified.
