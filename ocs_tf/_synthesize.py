@@ -81,10 +81,10 @@ def synthesize(
 ) -> SyntheticData:
     """Calibration inputs made from what a model's batch norms know of its training data.
 
-    Inputs start as noise with natural spectra and, of pictures, as dead leaves (discs that hide each
-    other), with the mean, covariance and range that the first batch norm tells. Gradient descent
-    then changes them until the statistics at all batch norms are those of training. Inputs that only
-    lookups read are drawn by Zipf's law.
+    Inputs start as noise with natural spectra and, of pictures, as dead leaves (discs that hide
+    each other), with the mean, covariance and range that the first batch norm tells. Gradient
+    descent then changes them until the statistics at all batch norms are those of training. Inputs
+    that only lookups read are drawn by Zipf's law.
 
     Arguments:
         model: a built `keras.Model`; it is not modified.
@@ -226,7 +226,7 @@ def _field(
     noise = noise_fields(count - leaves, places, channels, moments.correlation, rng)
     fields = noise.reshape(count - leaves, *shape)
     if leaves:
-        fields = np.concatenate([fields, dead_leaves(leaves, *sizes, channels, rng)])
+        fields = np.concatenate([fields, dead_leaves(leaves, sizes[0], sizes[1], channels, rng)])
         fields = fields[rng.permutation(count)]
     return coloured(fields, moments.mean, moments.covariance)
 

@@ -295,8 +295,9 @@ class ChannelRanges:
         """Of `values` with channels on `axis`."""
         others = tuple(i for i in range(values.ndim) if i != axis)
         squares = np.square(values, dtype=np.float64).sum(others)
-        ends = (end(others).astype(np.float64) for end in (values.min, values.max))
-        return cls(*ends, squares, values.size // len(squares))
+        low, high = values.min(others), values.max(others)
+        count = values.size // len(squares)
+        return cls(low.astype(np.float64), high.astype(np.float64), squares, count)
 
     def merge(self, other: ChannelRanges) -> ChannelRanges:
         """Of both data sets together."""

@@ -124,7 +124,7 @@ def scalable(graph: Graph, kernels: Collection[str]) -> dict[str, Chain]:
     return {
         name: chain
         for name, chain in chains(graph).items()
-        if chain.joined is None and kernels >= chain.readers.keys()
+        if chain.joined is None and set(chain.readers) <= set(kernels)
     }
 
 

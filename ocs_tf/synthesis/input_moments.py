@@ -210,7 +210,7 @@ def _range(
 def _assumed_range(
     gain: NDArray[np.float64], shift: NDArray[np.float64], is_scaled: bool, is_picture: bool
 ) -> tuple[float, float, str]:
-    """A range where no normalization tells: what a rescaling makes usual numbers of, or usual ones."""
+    """A range where no normalization tells, and what tells it."""
     if is_scaled and gain.all() and is_picture:
         for low, high in ((0.0, 1.0), (-1.0, 1.0)):
             ends = np.sort([((low - shift) / gain).mean(), ((high - shift) / gain).mean()])

@@ -12,7 +12,7 @@ Quantization" (Dikstein et al., WACV 2025), whose terms are not relative.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -95,42 +95,42 @@ def match(
     shares = [len(batch[0]) / count for batch in batches]
     moments = [_moments(observer, norms, batch) for batch in batches]
     first = last = _loss_of(norms, _mixed(moments, shares))
+    optimizers = [keras.optimizers.Adam(beta_1=0.5) for _ in batches]
+    changed = {i: seen for i, seen in enumerate(ranges) if seen is not None}
+    # In deviations of each input, so that one learning rate suits all.
     variables = [
-        [
-            array if seen is None else tf.Variable(array)
-            for array, seen in zip(batch, ranges, strict=True)
-        ]
+        {i: tf.Variable(batch[i] / seen.deviation) for i, seen in changed.items()}
         for batch in batches
     ]
-    optimizers = [
-        [None if seen is None else keras.optimizers.Adam(beta_1=0.5) for seen in ranges]
-        for _ in batches
-    ]
+
+    def inputs(index: int) -> list[Any]:
+        own = variables[index]
+        return [
+            own[i] * changed[i].deviation if i in own else array
+            for i, array in enumerate(batches[index])
+        ]
+
     for step in progress(range(steps)):
         if last <= _ENOUGH and step:
             break
         rate = 0.5 * (1 + np.cos(np.pi * step / steps)) * _LEARNING_RATE
-        for index, batch in enumerate(variables):
+        for index, own in enumerate(variables):
             others = _mixed(moments, shares, without=index)
-            changed = [i for i, seen in enumerate(ranges) if seen is not None]
             with tf.GradientTape() as tape:
-                own = _moments(observer, norms, _augmented(batch, ranges, rng))
-                loss = _loss(norms, others, own, shares[index])
-            gradients = tape.gradient(loss, [batch[i] for i in changed])
-            for i, gradient in zip(changed, gradients, strict=True):
-                seen = ranges[i]
-                assert seen is not None
-                if gradient is None:
-                    continue
-                optimizers[index][i].learning_rate = rate * seen.deviation
-                optimizers[index][i].apply([gradient], [batch[i]])
-                batch[i].assign(tf.clip_by_value(batch[i], seen.low, seen.high))
-            moments[index] = [tuple(v.numpy() for v in pair) for pair in own]
+                seen = _moments(observer, norms, _augmented(inputs(index), changed, rng))
+                loss = _loss(norms, others, seen, shares[index])
+            optimizers[index].learning_rate = rate
+            gradients = tape.gradient(loss, list(own.values()), unconnected_gradients="zero")
+            optimizers[index].apply(gradients, list(own.values()))
+            for i, variable in own.items():
+                low, high = (
+                    end / changed[i].deviation for end in (changed[i].low, changed[i].high)
+                )
+                variable.assign(tf.clip_by_value(variable, low, high))
+            moments[index] = [tuple(v.numpy() for v in pair) for pair in seen]
         last = _loss_of(norms, _mixed(moments, shares))
-    made = [
-        np.concatenate([np.asarray(batch[i]) for batch in variables]) for i in range(len(arrays))
-    ]
-    return made, first, last
+    made = zip(*(inputs(index) for index in range(len(batches))), strict=True)
+    return [np.concatenate([np.asarray(part) for part in parts]) for parts in made], first, last
 
 
 def _moments(observer: keras.Model, norms: Sequence[Norm], batch: Sequence[Any]) -> list[Any]:
@@ -174,13 +174,13 @@ def _loss_of(norms: Sequence[Norm], moments: Sequence[tuple[Any, Any]]) -> float
 
 
 def _augmented(
-    batch: Sequence[Any], ranges: Sequence[Range | None], rng: np.random.Generator
+    batch: Sequence[Any], changed: Collection[int], rng: np.random.Generator
 ) -> list[Any]:
     """Pictures moved by some pixels, and half of the time mirrored, as in training."""
     made = []
-    for array, seen in zip(batch, ranges, strict=True):
+    for i, array in enumerate(batch):
         value = tf.convert_to_tensor(array)
-        if seen is not None and len(value.shape) == 4:
+        if i in changed and len(value.shape) == 4:
             most = [max(1, int(_SHIFT * size)) for size in value.shape[1:3]]
             value = tf.roll(value, [int(rng.integers(-m, m + 1)) for m in most], [1, 2])
             if rng.random() < 0.5:
