@@ -128,7 +128,7 @@ def _first_norms(graph: Graph) -> Iterator[tuple[Node, int]]:
             sources.update({id(tensor): source for tensor in node.outputs})
 
 
-def _passes_on(layer: Any) -> bool:
+def _passes_on(layer: keras.layers.Layer) -> bool:
     if isinstance(layer, _PASS_ON):
         return True
     adapter = adapters.adapter_for(layer)
@@ -137,7 +137,7 @@ def _passes_on(layer: Any) -> bool:
     return adapter.is_direct(layer) and is_homogeneous(getattr(layer, "activation", None))
 
 
-def _trained_on(norm: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def _trained_on(norm: keras.layers.Layer) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Mean and variance `[C]` that `norm` has from training; `None` if it was not trained."""
     if isinstance(norm, _LAYERS.BatchNormalization):
         mean, variance = norm.moving_mean, norm.moving_variance
@@ -152,7 +152,7 @@ def _trained_on(norm: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]] | 
 
 def _ratio(
     values: NDArray[Any],
-    norm: Any,
+    norm: keras.layers.Layer,
     mean: NDArray[np.float64],
     variance: NDArray[np.float64],
 ) -> float | None:
@@ -169,7 +169,7 @@ def _ratio(
     return float(np.median(deviations / np.sqrt(variance[alive])))
 
 
-def _name(tensor: Any) -> str:
+def _name(tensor: keras.KerasTensor) -> str:
     return str(maker(tensor).name)
 
 

@@ -14,7 +14,16 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ocs_tf"
 # not import each other.
 LEVELS = (
     ("paths",),
-    ("process", "progress", "writing", "options", "keras_internals", "_registration", "_former"),
+    (
+        "process",
+        "progress",
+        "writing",
+        "options",
+        "keras_internals",
+        "keras_types",
+        "_registration",
+        "_former",
+    ),
     ("numerics", "closeness", "keras_state"),
     ("documents",),
     ("config", "layers", "runtime"),

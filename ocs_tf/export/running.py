@@ -128,7 +128,7 @@ def _steps(content: bytes) -> list[float | None]:
     return [None if grid is None else float(grid[0][0]) for grid in grids]
 
 
-def _step(model: keras.Model, tensor: Any) -> float | None:
+def _step(model: keras.Model, tensor: keras.KerasTensor) -> float | None:
     """Step of the grid that an output of the model is rounded to."""
     layer = maker(tensor)
     grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
@@ -205,7 +205,10 @@ def _first_difference(
 
 
 def _observed(
-    model: keras.Model, tensors: Sequence[Any], inputs: Sequence[np.ndarray], size: int
+    model: keras.Model,
+    tensors: Sequence[keras.KerasTensor],
+    inputs: Sequence[np.ndarray],
+    size: int,
 ) -> list[np.ndarray]:
     """Values of symbolic tensors, in batches of the model's own size, if it has one, or `size`."""
     size = model.inputs[0].shape[0] or size
@@ -226,9 +229,9 @@ def _parts(wanted: np.ndarray, got: np.ndarray) -> bool:
     return tally.result().sqnr_db < FLOOR_DB
 
 
-def _computed(model: keras.Model) -> Mapping[str, Any]:
+def _computed(model: keras.Model) -> Mapping[str, keras.KerasTensor]:
     """What the layers of a quantized model compute, by their names in the lowered model."""
-    found: dict[str, Any] = {}
+    found: dict[str, keras.KerasTensor] = {}
     for node in Graph(model, fold_batch_norm=False, open_quantized=True).nodes:
         name = unwrapped(node.layer).name
         found[name] = node.outputs[0]

@@ -219,20 +219,23 @@ def _ends(model: Any) -> set[str]:
 
 
 def _names_of(
-    indices: Sequence[int], model: Any, tensors: Sequence[Any], chosen: Collection[int]
+    indices: Sequence[int],
+    model: Any,
+    tensors: Sequence[keras.KerasTensor],
+    chosen: Collection[int],
 ) -> set[str]:
     """Names of those inputs (or outputs) of a file whose Keras tensors are `chosen`, by id."""
     pairs = zip(indices, tensors, strict=True)
     return {fb.name(model.subgraphs[0].tensors[i]) for i, t in pairs if id(t) in chosen}
 
 
-def _known_tensors(graph: Graph, sites: list[Site]) -> dict[str, tuple[Site, Any]]:
+def _known_tensors(graph: Graph, sites: list[Site]) -> dict[str, tuple[Site, keras.KerasTensor]]:
     """Tensors of the lowered model with the site whose grid they are on, by a key of each.
 
     Those with a prescribed grid are among them: others may hold the same numbers. So are those
     that operations only move numbers to.
     """
-    known: dict[str, tuple[Site, Any]] = {}
+    known: dict[str, tuple[Site, keras.KerasTensor]] = {}
     site_of: dict[int, Site] = {}
     for site in sites:
         for tensor in site.tensors:

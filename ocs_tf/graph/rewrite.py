@@ -17,6 +17,7 @@ from ocs_tf.graph.cloning import check_copied, clone_layer
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rebuild import identity, rebuild, used
 from ocs_tf.graph.substitutions import resizing
+from ocs_tf.keras_types import Tensor
 from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel, code_limit
 
 
@@ -50,9 +51,9 @@ class Rewritten:
     """
 
     model: keras.Model
-    layers: dict[str, Any]
+    layers: dict[str, keras.layers.Layer]
     call: Callable[..., Any]
-    read: Callable[[Any, Any], Any]
+    read: Callable[[keras.layers.Layer, Tensor], Tensor]
 
 
 def rewrite(
@@ -74,9 +75,9 @@ def rewrite(
     fixed = {site: grid for site, grid in grids.items() if isinstance(grid, ActivationGrid)}
     known = tensor_grids(graph, fixed)
     taken = {node.layer.name for node in graph.nodes}
-    quantizers: dict[str, Any] = {}  # by site, one for all calls of a shared layer
+    quantizers: dict[str, keras.layers.Layer] = {}  # by site, one for all calls of a shared layer
 
-    def round_to(site: str, name: str, tensor: Any) -> Any:
+    def round_to(site: str, name: str, tensor: Tensor) -> Tensor:
         if site not in quantizers:
             while name in taken:
                 name += "_"
@@ -89,7 +90,7 @@ def rewrite(
             )
         return quantizers[site](tensor)
 
-    def replace(layer: Any) -> Any:
+    def replace(layer: keras.layers.Layer) -> keras.Operation:
         name = layer.name
         inside = _parts(graph, name, kernels)
         if inside:
@@ -110,11 +111,11 @@ def rewrite(
             return wrapper(twin, fixed[name], coarse_parts.get(name), name=name)
         return twin
 
-    def read(layer: Any, x: Any) -> Any:
+    def read(layer: keras.layers.Layer, x: Tensor) -> Tensor:
         site = f"{layer.name}:input"
         return round_to(site, f"{layer.name}_input_quantizer", x) if site in grids else x
 
-    def call(layer: Any, twin: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(layer: keras.layers.Layer, twin: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         name = layer.name
         if name in graph.folded:
             return args[0]
@@ -145,13 +146,13 @@ def rewrite(
             if isinstance(inner, keras.layers.BatchNormalization):
                 _round_shift(inner, known.get(id(original.inputs[0])))
 
-    def call_again(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    def call_again(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         return call(layer, twins.get(layer.name, identity), *args, **used(kwargs))
 
     return Rewritten(model, twins, call_again, read)
 
 
-def _wrappable(graph: Graph, layer: Any, twin: Any) -> bool:
+def _wrappable(graph: Graph, layer: keras.layers.Layer, twin: keras.layers.Layer) -> bool:
     """Whether a `QuantizedOutput` can call `twin` as the model does `layer`: with one input."""
     whole = (keras.layers.InputLayer, keras.Model)  # models would be closed to all later steps
     if not isinstance(twin, keras.layers.Layer) or isinstance(twin, whole):
@@ -159,7 +160,7 @@ def _wrappable(graph: Graph, layer: Any, twin: Any) -> bool:
     return all(call.only_reads for call in graph.calls(layer))
 
 
-def _round_shift(norm: keras.layers.BatchNormalization, grid: ActivationGrid | None) -> None:
+def _round_shift(norm: keras.layers.Layer, grid: ActivationGrid | None) -> None:
     """Round the shift of a batch norm to the step of the integer sums it is added to.
 
     An integer runtime computes a batch norm that stands alone as a depthwise convolution with
@@ -175,7 +176,7 @@ def _round_shift(norm: keras.layers.BatchNormalization, grid: ActivationGrid | N
 
 def _quantized_layer(
     graph: Graph,
-    layer: Any,
+    layer: keras.layers.Layer,
     replacement: Replacement,
     grids: Mapping[str, ActivationGrid],
     input_grid: ActivationGrid | None,
