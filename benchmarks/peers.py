@@ -33,12 +33,12 @@ from tqdm import tqdm
 import ocs_tf
 from benchmarks import common
 from benchmarks.accuracy import PICTURES, QUICK_PICTURES
-from ocs_tf._compare import TFLiteModel
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.float_file import convert_float
 from ocs_tf.export.kernel_matching import KERNEL_INPUTS, kernel_input
 from ocs_tf.export.tensor_matching import measure_ranges
 from ocs_tf.process import quiet
+from ocs_tf.runtime.model import TFLiteModel
 
 COMMAND = "python -m benchmarks.peers"
 NETWORKS = {name: few for name, (few, _) in PICTURES.items()}

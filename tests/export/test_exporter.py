@@ -19,6 +19,7 @@ from keras import layers, ops
 
 import ocs_tf
 from ocs_tf.export import exporter
+from ocs_tf.runtime import runner
 from ocs_tf.runtime import tflite as tflite_package
 from tests.export.networks import (
     EACH_WIDTH,
@@ -271,10 +272,10 @@ def test_dynamic_batch_of_recurrent_layers(layer, tmp_path):
     given, made = file.get_input_details()[0], file.get_output_details()[0]
     file.resize_tensor_input(given["index"], data.shape)
     file.allocate_tensors()
-    file.set_tensor(given["index"], tflite_package.to_codes(data, given))
+    file.set_tensor(given["index"], runner.to_codes(data, given))
     file.invoke()
     wanted = quantized.predict(data, verbose=0)
-    found = tflite_package.to_floats(file.get_tensor(made["index"]), made)
+    found = runner.to_floats(file.get_tensor(made["index"]), made)
     np.testing.assert_allclose(found, wanted, atol=1.01 * made["quantization"][0])
 
 

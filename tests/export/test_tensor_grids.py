@@ -12,11 +12,12 @@ import pytest
 from keras import layers, ops
 
 import ocs_tf
-from ocs_tf._compare import TFLiteModel, compare
+from ocs_tf._compare import compare
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.tensor_grids import _open_size
-from ocs_tf.runtime import tflite
+from ocs_tf.runtime import runner, tflite
 from ocs_tf.runtime.library import library_path
+from ocs_tf.runtime.model import TFLiteModel
 
 LENGTH, WIDTH, ROWS = 6, 8, 50
 NATIVE = pytest.param(
@@ -153,11 +154,11 @@ def test_ends_are_in_the_order_of_keras(target, tmp_path, rng):
     export(quantized, tmp_path, target, data)
     file = interpreter(tmp_path)
     for detail, array in zip(file.get_input_details(), data, strict=True):
-        file.set_tensor(detail["index"], tflite.to_codes(array[:1], detail))
+        file.set_tensor(detail["index"], runner.to_codes(array[:1], detail))
     file.invoke()
     wanted = model.predict_on_batch([array[:1] for array in data])
     for detail, reference in zip(file.get_output_details(), wanted, strict=True):
-        found = tflite.to_floats(file.get_tensor(detail["index"]), detail)
+        found = runner.to_floats(file.get_tensor(detail["index"]), detail)
         np.testing.assert_allclose(found, reference, atol=0.05 * np.abs(reference).max() + 0.05)
 
 
