@@ -330,7 +330,7 @@ def _specs(model: keras.Model) -> list[_Spec]:
     ]
 
 
-def fixed_batch_size(model: keras.Model) -> int | None:
+def fixed_batch_size(model: Any) -> int | None:
     """Of the inputs of `model`; `None` if it is open."""
     sizes = {tensor.shape[0] for tensor in model.inputs} - {None}
     return int(sizes.pop()) if sizes else None

@@ -68,7 +68,7 @@ def without_barriers(content: bytes) -> bytes:
     return fb.write(model)
 
 
-def _drop_code(model: keras.Model, dropped: int) -> None:
+def _drop_code(model: Any, dropped: int) -> None:
     """Take an operator that no graph has out of the list that a runtime must know whole."""
     del model.operatorCodes[dropped]
     for _, op in fb.operators(model):

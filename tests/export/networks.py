@@ -198,3 +198,11 @@ def covering(options: Collection[str], shifts: Collection[int] = (0, 1)) -> list
         for index, network in enumerate(MODELS)
         for shift in shifts
     ]
+
+
+def linear() -> keras.Model:
+    """Signed activations, whose zero point lies inside of the grid."""
+    inputs = keras.Input((6, 6, 5), name="x")
+    x = layers.Conv2D(10, 3, name="b")(layers.Conv2D(16, 1, name="a")(inputs))
+    x = layers.GlobalAveragePooling2D()(x)
+    return randomize(keras.Model(inputs, layers.Dense(4, name="head")(x)))

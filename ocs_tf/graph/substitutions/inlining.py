@@ -94,7 +94,7 @@ def flat(
     return result
 
 
-def check_model(model: keras.Model) -> None:
+def check_model(model: Any) -> None:
     """Raise `ValueError` if `model` is not a Keras 3 model that is built."""
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"
