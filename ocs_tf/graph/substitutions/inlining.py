@@ -171,7 +171,7 @@ class _Flattener:
         found = trace(model, (inputs,), {}, self._is_own)
         return self._finish(inputs, self._replay_trace(found, ()), model.name)
 
-    def _finish(self, inputs: Tensor, outputs: Tensor, name: str) -> keras.Model:
+    def _finish(self, inputs: Any, outputs: Any, name: str) -> keras.Model:
         # Keras computes masks by operations of its own, which layers read as arguments.
         for node in nodes_behind(keras.tree.flatten(outputs), _is_input):
             if not self._is_own(node.operation):
@@ -255,7 +255,7 @@ class _Flattener:
         layer: keras.layers.Layer,
         args: Any,
         kwargs: Mapping[str, Any],
-        outputs: Tensor,
+        outputs: Any,
         path: Path,
     ) -> Any:
         """The `outputs` of a traced `layer`, with the masks that Keras gives them after a call."""
