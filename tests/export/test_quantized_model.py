@@ -56,7 +56,7 @@ def test_factors_that_runtimes_refuse_are_named(scale, key, tmp_path):
 
 def test_grids_by_layer() -> None:
     grids = dict(activation_grids(two_layers(0.25, "first")))
-    assert set(grids) == {"in", "first", "last"}
+    assert set(grids) == {"in_quantizer", "first", "last"}
     assert grids["first"].scale == 0.25
     assert has_grids(two_layers(0.25, "first"))
     assert not has_grids(quantized_model(activation_bits=None))
