@@ -28,7 +28,6 @@ import tensorflow as tf
 from absl import flags
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-from tqdm import tqdm
 
 import ocs_tf
 from benchmarks import common
@@ -393,9 +392,7 @@ def benchmark(
             )
             widths = WIDTHS if network.has_depthwise else [w for w in WIDTHS if not _is_mixed(w)]
             todo = cases(name, pictures[name], widths[:2] if quick else widths)
-            missing = [case for case in todo if case not in results]
-            for case in tqdm(missing, name, unit="row", disable=not missing):
-                results.add(measure(network, case))
+            results.fill(todo, functools.partial(measure, network), name)
     finally:  # an interrupted run reports what it has
         common.save_text(path.with_suffix(".md"), markdown(results))
     return results

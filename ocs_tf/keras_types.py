@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import keras
-
-if TYPE_CHECKING:
-    import tensorflow as tf
+import tensorflow as tf
 
 # What a layer computes with: symbolic in a model that is built, else with values.
-Tensor: TypeAlias = "keras.KerasTensor | tf.Tensor"
+Tensor: TypeAlias = keras.KerasTensor | tf.Tensor
 
 OperationT = TypeVar("OperationT", bound=keras.Operation)
 LayerT = TypeVar("LayerT", bound=keras.layers.Layer)
