@@ -19,7 +19,7 @@ from ocs_tf.keras_internals import maker
 from ocs_tf.planning.calibration import observe
 
 FEW = 8
-# Between deviations of data and those that a model was trained on. Eight pictures scaled as in
+# Between deviations of data and those that a model was trained on. Eight images scaled as in
 # training are within 1.2 on known networks; 0..255 for 0..1 is 255, and 0..1 for -1..1, which
 # cannot be told from a low contrast, is 2.
 _FACTOR = 4.0
@@ -97,7 +97,7 @@ def _check_scale(graph: Graph, batch: Batch, name: str) -> None:
     for (node, source, known), values in zip(found, outputs, strict=True):
         ratio = _ratio(values, node.layer, *known)
         array = batch[source]
-        # Single pictures may be dull, and rows of a table be alike that follow each other.
+        # Single images may have little contrast, and neighboring rows of a table may be alike.
         least = 1 / _FACTOR if len(values) >= FEW and np.ndim(values) >= _PICTURES else 0
         if source in told or ratio is None or least <= ratio <= _FACTOR:
             continue
