@@ -33,7 +33,7 @@ test: $(VENV)/test.stamp
 check test: export TF_ENABLE_ONEDNN_OPTS := 0
 onednn: export TF_ENABLE_ONEDNN_OPTS := 1
 
-ONEDNN_TESTS := tests/planning/test_equalization.py::test_channels_first \
+ONEDNN_TESTS := tests/graph/test_scaling.py::test_channels_first \
     tests/planning/test_mixed_precision.py::test_what_does_not_matter_gets_fewest_bits \
     $(addprefix tests/graph/,analysis/test_layouts.py substitutions/test_separable.py) \
     tests/graph/test_reader.py tests/layers/test_base.py \

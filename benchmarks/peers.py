@@ -28,17 +28,16 @@ import tensorflow as tf
 from absl import flags
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-from tqdm import tqdm
 
 import ocs_tf
 from benchmarks import common
 from benchmarks.accuracy import PICTURES, QUICK_PICTURES
-from ocs_tf._compare import TFLiteModel
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.float_file import convert_float
 from ocs_tf.export.kernel_matching import KERNEL_INPUTS, kernel_input
 from ocs_tf.export.tensor_matching import measure_ranges
 from ocs_tf.process import quiet
+from ocs_tf.runtime.model import TFLiteModel
 
 COMMAND = "python -m benchmarks.peers"
 NETWORKS = {name: few for name, (few, _) in PICTURES.items()}
@@ -393,9 +392,7 @@ def benchmark(
             )
             widths = WIDTHS if network.has_depthwise else [w for w in WIDTHS if not _is_mixed(w)]
             todo = cases(name, pictures[name], widths[:2] if quick else widths)
-            missing = [case for case in todo if case not in results]
-            for case in tqdm(missing, name, unit="row", disable=not missing):
-                results.add(measure(network, case))
+            results.fill(todo, functools.partial(measure, network), name)
     finally:  # an interrupted run reports what it has
         common.save_text(path.with_suffix(".md"), markdown(results))
     return results

@@ -31,6 +31,7 @@ from ocs_tf.export.grid_rules import (
 )
 from ocs_tf.numerics import ActivationGrid
 from ocs_tf.process import quiet
+from ocs_tf.runtime import runner
 
 PAGE = pathlib.Path(__file__).with_name("operators.md")
 TYPES = {
@@ -455,12 +456,9 @@ def run_litert(
             model_content=content, experimental_op_resolver_type=resolver
         )
         interpreter.allocate_tensors()
-        for detail, array in zip(interpreter.get_input_details(), inputs, strict=True):
-            interpreter.set_tensor(detail["index"], array)
-        interpreter.invoke()
+        runner.run(interpreter, inputs)
     delegated = any(op["op_name"] == "DELEGATE" for op in interpreter._get_ops_details())
-    found = [interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()]
-    return found, delegated
+    return runner.outputs(interpreter), delegated
 
 
 def run_micro(content: bytes, inputs: Sequence[np.ndarray]) -> list[Any]:

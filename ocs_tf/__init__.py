@@ -14,7 +14,7 @@ from ocs_tf._registration import register_layers
 
 if TYPE_CHECKING:
     from ocs_tf import layers, numerics, tflite
-    from ocs_tf._compare import Closeness, TFLiteModel, compare
+    from ocs_tf._compare import Closeness, compare
     from ocs_tf._convert import apply, convert, plan
     from ocs_tf._load import load_model
     from ocs_tf._plan import LayerPlan, Plan
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ocs_tf.export.errors import VerificationError
     from ocs_tf.export.exporter import ExportResult, export_tflite
     from ocs_tf.runtime import NativeLibraryError
+    from ocs_tf.runtime.model import TFLiteModel
 
 __version__ = "0.1.0"
 
@@ -55,7 +56,7 @@ __all__ = [
 
 _MODULES = ("layers", "numerics", "tflite")
 _HOMES = {
-    "_compare": ("Closeness", "TFLiteModel", "compare"),
+    "_compare": ("Closeness", "compare"),
     "_convert": ("apply", "convert", "plan"),
     "_load": ("load_model",),
     "_plan": ("LayerPlan", "Plan"),
@@ -65,6 +66,7 @@ _HOMES = {
     "export.errors": ("VerificationError",),
     "export.exporter": ("ExportResult", "export_tflite"),
     "runtime": ("NativeLibraryError",),
+    "runtime.model": ("TFLiteModel",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

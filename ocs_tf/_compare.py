@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,87 +16,10 @@ from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.substitutions.inlining import flat
 from ocs_tf.keras2 import is_keras2, keras3_model
 from ocs_tf.keras_state import restores_state
-from ocs_tf.paths import existing_file
-from ocs_tf.process import no_tracing_warnings, quiet
-from ocs_tf.runtime import NativeLibraryError, tflite
+from ocs_tf.process import no_tracing_warnings
+from ocs_tf.runtime.model import TFLiteModel, padded
 
 Array = NDArray[Any]
-
-
-class TFLiteModel:
-    """A `.tflite` file that takes and returns floats, as its Keras model does.
-
-    Attributes:
-        inputs: `keras.KerasTensor`s, in order; integer inputs with a grid are float32 here.
-        input_names, output_names: in order.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open the file at `path`.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            OSError: it cannot be read, or is a folder.
-            ValueError: not a TFLite file, or one with an operator that the runtime lacks; or
-                `path` is none.
-            NativeLibraryError: the file has packed kernels, and the delegate is not there.
-        """
-        path = existing_file(path)
-        try:
-            with quiet():
-                self._interpreter = tflite.Interpreter(path, num_threads=os.cpu_count())
-        except NativeLibraryError:
-            raise
-        except RuntimeError as error:
-            raise ValueError(f"the TFLite runtime refuses {path}: {error}") from error
-        self._inputs, self._outputs = self._details()
-        self._shapes = [tuple(detail["shape"].tolist()) for detail in self._inputs.values()]
-        self.input_names, self.output_names = list(self._inputs), list(self._outputs)
-        self.inputs = [_float_tensor(name, detail) for name, detail in self._inputs.items()]
-
-    def predict_on_batch(self, x: Array | Sequence[Array]) -> Array | list[Array]:
-        """Outputs for one batch: an array for one input or output, else lists, as in Keras."""
-        arrays = [x] if isinstance(x, np.ndarray) else x
-        size = len(arrays[0])
-        batch = _batch_size(next(iter(self._inputs.values()))) or size
-        parts = [
-            self._run([_padded(array[i : i + batch], batch) for array in arrays])
-            for i in range(0, size, batch)
-        ]
-        outputs = [np.concatenate(column)[:size] for column in zip(*parts, strict=True)]
-        return outputs if len(outputs) > 1 else outputs[0]
-
-    def _run(self, arrays: Sequence[Array]) -> list[Array]:
-        details = self._inputs.values()
-        shapes = [array.shape for array in arrays]
-        if shapes != self._shapes:
-            for shape, detail in zip(shapes, details, strict=True):
-                self._interpreter.resize_tensor_input(detail["index"], shape)
-            with quiet():
-                self._interpreter.allocate_tensors()
-            self._shapes = shapes
-        for array, detail in zip(arrays, details, strict=True):
-            self._interpreter.set_tensor(detail["index"], tflite.to_codes(array, detail))
-        self._interpreter.invoke()
-        return [
-            tflite.to_floats(self._interpreter.get_tensor(detail["index"]), detail)
-            for detail in self._outputs.values()
-        ]
-
-    def _details(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Inputs and outputs in order, by their Keras names where the file has a signature."""
-        given = self._interpreter.get_input_details()
-        if not self._interpreter.get_signature_list():
-            made = self._interpreter.get_output_details()
-            return {d["name"]: d for d in given}, {d["name"]: d for d in made}
-        runner = self._interpreter.get_signature_runner()
-        order = [detail["index"] for detail in given]
-        inputs, outputs = runner.get_input_details(), runner.get_output_details()
-        by_position = sorted(inputs, key=lambda name: order.index(inputs[name]["index"]))
-        return (
-            {name: inputs[name] for name in by_position},
-            {name: outputs[name] for name in sorted(outputs, key=_number_last)},
-        )
 
 
 @restores_state
@@ -144,7 +66,7 @@ def _outputs(model: Any, arrays: Sequence[Array]) -> list[Array]:
     size = len(arrays[0])
     batch = data.fixed_batch_size(model) or size
     parts = [
-        _predicted(model, [_padded(array[i : i + batch], batch) for array in arrays])
+        _predicted(model, [padded(array[i : i + batch], batch) for array in arrays])
         for i in range(0, size, batch)
     ]
     return [np.concatenate(column)[:size] for column in zip(*parts, strict=True)]
@@ -189,12 +111,6 @@ def _check_inputs(reference: Any, other: Any) -> None:
             raise ValueError(f"the models take inputs of shapes {shapes[0][index]} and {shape}.")
 
 
-def _number_last(name: str) -> tuple[str, int]:
-    """Sorts `output_2`, as TensorFlow's converter names the third output, before `output_10`."""
-    stem, _, number = name.rpartition("_")
-    return (stem, int(number)) if stem == "output" and number.isdecimal() else (name, 0)
-
-
 def _order(names: list[str], wanted: list[str]) -> list[int]:
     """Positions in `names` of the `wanted` ones; just `0..n-1` if the names differ.
 
@@ -206,19 +122,3 @@ def _order(names: list[str], wanted: list[str]) -> list[int]:
     for index, name in enumerate(names):
         positions.setdefault(name, []).append(index)
     return [positions[name].pop(0) for name in wanted]
-
-
-def _float_tensor(name: str, detail: dict[str, Any]) -> keras.KerasTensor:
-    shape = [None if size < 0 else int(size) for size in detail["shape_signature"]]
-    dtype = "float32" if tflite.has_grid(detail) else np.dtype(detail["dtype"]).name
-    return keras.KerasTensor((None, *shape[1:]), dtype, name=name)
-
-
-def _batch_size(detail: dict[str, Any]) -> int | None:
-    """The fixed batch size, or `None` if it is open."""
-    size = int(detail["shape_signature"][0])
-    return None if size < 0 else size
-
-
-def _padded(array: Array, size: int) -> Array:
-    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])

@@ -251,7 +251,9 @@ def _layers(model: keras.Model) -> Iterator[LayerReport]:
             yield row
 
 
-def _layer(layer: Any, input_grid: ActivationGrid | OracleGrid | None) -> LayerReport:
+def _layer(
+    layer: keras.layers.Layer, input_grid: ActivationGrid | OracleGrid | None
+) -> LayerReport:
     name = str(layer.name)
     if isinstance(layer, layers.KernelLayer):
         return _quantized(layer, name, input_grid)
@@ -276,7 +278,9 @@ def _layer(layer: Any, input_grid: ActivationGrid | OracleGrid | None) -> LayerR
     )
 
 
-def _composite(layer: Any, name: str, inside: dict[str, Any]) -> Iterator[LayerReport]:
+def _composite(
+    layer: keras.layers.Layer, name: str, inside: dict[str, Any]
+) -> Iterator[LayerReport]:
     """The kernels inside of a layer, and what is left of it."""
     for path, kernel in inside.items():
         yield _quantized(kernel, f"{name}/{path}", None)
@@ -296,14 +300,14 @@ def _composite(layer: Any, name: str, inside: dict[str, Any]) -> Iterator[LayerR
     )
 
 
-def _composite_type(layer: Any) -> str:
+def _composite_type(layer: keras.layers.Layer) -> str:
     if isinstance(layer, layers.QuantizedRNN):
         layer = layer.cell
     return type(layer).__name__.removeprefix("Quantized").removesuffix("Cell")
 
 
 def _quantized(
-    layer: Any, name: str, input_grid: ActivationGrid | OracleGrid | None
+    layer: keras.layers.Layer, name: str, input_grid: ActivationGrid | OracleGrid | None
 ) -> LayerReport:
     kernel = layer.quantized_kernel()
     shape = list(kernel.codes.shape)
@@ -334,7 +338,7 @@ def _quantized(
     )
 
 
-def _float_type(layer: Any) -> str:
+def _float_type(layer: keras.layers.Layer) -> str:
     if isinstance(layer, layers.StoredKernel):
         return "kernel of a cell"
     adapter = adapters.adapter_of_quantized(layer)

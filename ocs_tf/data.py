@@ -103,7 +103,7 @@ class Source:
         self._was_read = True
         return itertools.chain([first], stream)
 
-    def dtypes(self, inputs: Sequence[Any]) -> list[str]:
+    def dtypes(self, inputs: Sequence[keras.KerasTensor]) -> list[str]:
         """Of the first sample, for each of symbolic `inputs` in order, before anything is cast.
 
         Raises:
@@ -231,7 +231,7 @@ class _Replay:
 class _Spec:
     """What an input of the model takes."""
 
-    def __init__(self, tensor: Any, *names: str) -> None:
+    def __init__(self, tensor: keras.KerasTensor, *names: str) -> None:
         self.name = names[0]
         self.names = names  # all that dicts of inputs may call it
         self.shape = tuple(tensor.shape[1:])

@@ -19,7 +19,7 @@ from ocs_tf.keras_internals import maker
 from ocs_tf.planning.calibration import observe
 
 FEW = 8
-# Between deviations of data and those that a model was trained on. Eight pictures scaled as in
+# Between deviations of data and those that a model was trained on. Eight images scaled as in
 # training are within 1.2 on known networks; 0..255 for 0..1 is 255, and 0..1 for -1..1, which
 # cannot be told from a low contrast, is 2.
 _FACTOR = 4.0
@@ -97,7 +97,7 @@ def _check_scale(graph: Graph, batch: Batch, name: str) -> None:
     for (node, source, known), values in zip(found, outputs, strict=True):
         ratio = _ratio(values, node.layer, *known)
         array = batch[source]
-        # Single pictures may be dull, and rows of a table be alike that follow each other.
+        # Single images may have little contrast, and neighboring rows of a table may be alike.
         least = 1 / _FACTOR if len(values) >= FEW and np.ndim(values) >= _PICTURES else 0
         if source in told or ratio is None or least <= ratio <= _FACTOR:
             continue
@@ -128,7 +128,7 @@ def _first_norms(graph: Graph) -> Iterator[tuple[Node, int]]:
             sources.update({id(tensor): source for tensor in node.outputs})
 
 
-def _passes_on(layer: Any) -> bool:
+def _passes_on(layer: keras.layers.Layer) -> bool:
     if isinstance(layer, _PASS_ON):
         return True
     adapter = adapters.adapter_for(layer)
@@ -137,7 +137,7 @@ def _passes_on(layer: Any) -> bool:
     return adapter.is_direct(layer) and is_homogeneous(getattr(layer, "activation", None))
 
 
-def _trained_on(norm: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def _trained_on(norm: keras.layers.Layer) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Mean and variance `[C]` that `norm` has from training; `None` if it was not trained."""
     if isinstance(norm, _LAYERS.BatchNormalization):
         mean, variance = norm.moving_mean, norm.moving_variance
@@ -152,7 +152,7 @@ def _trained_on(norm: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]] | 
 
 def _ratio(
     values: NDArray[Any],
-    norm: Any,
+    norm: keras.layers.Layer,
     mean: NDArray[np.float64],
     variance: NDArray[np.float64],
 ) -> float | None:
@@ -169,7 +169,7 @@ def _ratio(
     return float(np.median(deviations / np.sqrt(variance[alive])))
 
 
-def _name(tensor: Any) -> str:
+def _name(tensor: keras.KerasTensor) -> str:
     return str(maker(tensor).name)
 
 

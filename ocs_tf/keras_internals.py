@@ -1,7 +1,6 @@
 """What Keras has no public way to tell: every private attribute of it that is used, in one place.
 
-All are as old as Keras 3.5. An operation is a layer or a bare operation (`keras.ops`); a call is
-Keras' record of one, with `operation`, `arguments`, `input_tensors` and `outputs`.
+All are as old as Keras 3.5. An operation is a layer or a bare operation (`keras.ops`).
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -18,24 +17,34 @@ from keras.src.backend.common import global_state
 from keras.src.utils import naming
 
 
-def layers_within(layer: Any, include_self: bool = True) -> list[Any]:
+class KerasCall(Protocol):
+    """Keras' record of a call."""
+
+    operation: keras.layers.Layer  # or a bare operation
+    arguments: Any  # Keras' SymbolicArguments
+    input_tensors: list[keras.KerasTensor]
+    outputs: list[keras.KerasTensor]
+    is_input: bool
+
+
+def layers_within(layer: keras.layers.Layer, include_self: bool = True) -> list[keras.layers.Layer]:
     """A model or layer, and all layers inside of it at any depth."""
     return list(layer._flatten_layers(include_self=include_self))
 
 
-def layers_right_within(layer: Any) -> list[Any]:
+def layers_right_within(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The layers right inside of a layer."""
     return list(layer._flatten_layers(recursive=False, include_self=False))
 
 
-def own_variables(layer: Any) -> list[Any]:
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """The weights of a layer without those of the layers in it."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
-def maker(tensor: Any) -> Any:
+def maker(tensor: keras.KerasTensor) -> keras.Operation:
     """The operation that made a symbolic tensor."""
-    return tensor._keras_history[0]
+    return tensor._keras_history[0]  # type: ignore[attr-defined]
 
 
 def is_made(tensor: Any) -> bool:
@@ -44,18 +53,18 @@ def is_made(tensor: Any) -> bool:
     return history is not None and history[0] is not None
 
 
-def making_call(tensor: Any) -> Any:
+def making_call(tensor: keras.KerasTensor) -> KerasCall:
     """The call that made a symbolic tensor."""
-    operation, index, _ = tensor._keras_history
+    operation, index, _ = tensor._keras_history  # type: ignore[attr-defined]
     return operation._inbound_nodes[index]
 
 
-def calls_of(operation: Any) -> list[Any]:
+def calls_of(operation: keras.Operation) -> list[KerasCall]:
     """All calls of an operation, in whatever model, in order."""
     return list(operation._inbound_nodes)
 
 
-def records_of(operation: Any) -> tuple[list[Any], list[Any]]:
+def records_of(operation: keras.Operation) -> tuple[list[KerasCall], list[KerasCall]]:
     """Keras' own lists of the calls of an operation, and of those that read it."""
     return operation._inbound_nodes, operation._outbound_nodes
 
@@ -67,14 +76,14 @@ def has_calls(model: keras.Model) -> bool:
     return hasattr(model, "_nodes_by_depth")
 
 
-def calls_in_order(model: keras.Model) -> Iterator[Any]:
+def calls_in_order(model: keras.Model) -> Iterator[KerasCall]:
     """The calls in a functional model, inputs first; what Functional itself runs by."""
     by_depth = model._nodes_by_depth
     for depth in sorted(by_depth, reverse=True):
         yield from by_depth[depth]
 
 
-def operations_of(layer: Any) -> list[Any]:
+def operations_of(layer: keras.layers.Layer) -> list[keras.Operation]:
     """The layers and bare operations that a functional model is made of; none of other layers."""
     return list(getattr(getattr(layer, "_functional", None) or layer, "operations", ()))
 
@@ -89,17 +98,17 @@ def shapes_built_on(model: keras.Model) -> dict[str, Any]:
     return model._build_shapes_dict or {}
 
 
-def mask_of(tensor: Any) -> Any:
+def mask_of(tensor: keras.KerasTensor) -> keras.KerasTensor | None:
     """The mask that comes with a tensor, or `None`."""
     return getattr(tensor, "_keras_mask", None)
 
 
-def context_arguments(operation: Any) -> Collection[str]:
+def context_arguments(operation: keras.Operation) -> Collection[str]:
     """Arguments of a call that Keras passes on to the calls within, such as `training`."""
     return getattr(operation, "_call_context_args", ())
 
 
-def is_hidden_class(layer: Any, module: str, name: str) -> bool:
+def is_hidden_class(layer: keras.layers.Layer, module: str, name: str) -> bool:
     """Whether `layer` is of a class in `keras.src` that has no public name."""
     return (type(layer).__module__, type(layer).__name__) == (f"keras.src.{module}", name)
 
@@ -164,7 +173,7 @@ def take_signature(layer: keras.layers.Layer, other: keras.layers.Layer) -> None
     flags = ("_call_has_training_arg", "_call_has_mask_arg", "_call_has_context_arg")
     for name in (*names, *flags, "_convert_input_args", "_allow_non_tensor_positional_args"):
         if name in vars(other):
-            vars(layer)[name] = vars(other)[name]
+            layer.__dict__[name] = vars(other)[name]
 
 
 # What Keras keeps in a layer of its own that its constructor is not told.

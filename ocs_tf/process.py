@@ -55,7 +55,7 @@ one_quantizer = threading.RLock()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the chatter of converters and runtimes from the user; errors travel as exceptions.
+    """Silence what converters and runtimes print and log; errors are exceptions.
 
     What other threads write to file descriptor 2 meanwhile is lost, as are their log records below
     the level of errors, and their warnings.

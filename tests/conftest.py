@@ -33,6 +33,7 @@ SLOW = (
     *("test_zoo", "export/test_exporter", "test_applications", "runtime/test_native"),
     *("test_convert", "export/test_layers", "export/test_packed", "test_random_graphs"),
     *("planning/test_equalization", "export/test_tflite_int4", "graph/test_rewrite"),
+    *("test_extremes", "graph/test_scaling"),
     *("compensation/test_calibrated", "graph/substitutions/test_inlining", "export"),
     *("planning/test_mixed_precision", "benchmarks", "cli/test_command", "graph/test_composites"),
     *("layers/test_checks", "graph/substitutions/test_constants", "test_notebook"),

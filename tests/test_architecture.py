@@ -14,7 +14,16 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ocs_tf"
 # not import each other.
 LEVELS = (
     ("paths",),
-    ("process", "progress", "writing", "options", "keras_internals", "_registration", "_former"),
+    (
+        "process",
+        "progress",
+        "writing",
+        "options",
+        "keras_internals",
+        "keras_types",
+        "_registration",
+        "_former",
+    ),
     ("numerics", "closeness", "keras_state"),
     ("documents",),
     ("config", "layers", "runtime"),
@@ -109,3 +118,38 @@ def test_one_module_reads_what_keras_keeps_private(path: pathlib.Path) -> None:
     pattern = rf"[.\"']_{names}\b|\._\w+bound_nodes\b|\bkeras\.src\b"
     private = re.findall(pattern, path.read_text(encoding="utf-8"))
     assert not private or path.name in ("keras_internals.py", "tf_keras_internals.py")
+
+
+# Modules without a test module of their name, and which tests are theirs.
+TESTED_ELSEWHERE = {
+    "_former": "test_imports",
+    "_registration": "test_imports",
+    "compensation/weights": "compensation/test_calibrated",
+    "export/choices": "test_options",
+    "export/custom_operator": "export/test_barrier",
+    "export/errors": "export/test_verification",
+    "export/fake_quantize_operator": "export/test_packed",
+    "export/float_file": "export/test_failures",
+    "keras2/files": "test_load",
+    "keras2/tf_keras_internals": "keras2/test_model",
+    "keras_types": "test_packaging",  # mypy
+    # Every quantized layer goes through the tests of their base.
+    **{f"layers/{name}": "layers/test_base" for name in ("convolutions", "dense")},
+    "layers/attention": "layers/test_checks",
+    "runtime/operators": "runtime/test_delegate",
+    "runtime/self_test": "runtime/test_compatibility",
+    "tflite": "runtime/test_tflite",
+}
+
+
+def test_every_module_has_tests_of_its_name() -> None:
+    """`tests/graph/test_reader.py` is for `ocs_tf/graph/reader.py`; a leading `_` is left out."""
+    tests = PACKAGE.parent / "tests"
+    missing = set()
+    for path in MODULES:
+        module = path.relative_to(PACKAGE).with_suffix("")
+        mirror = tests / module.parent / f"test_{module.name.lstrip('_')}.py"
+        if not module.name.startswith("__") and not mirror.exists():
+            missing.add(module.as_posix())
+    assert missing == set(TESTED_ELSEWHERE)
+    assert all((tests / f"{other}.py").exists() for other in TESTED_ELSEWHERE.values())

@@ -221,7 +221,6 @@ def test_what_is_imported_is_required_or_an_extra(dist_info: pathlib.Path) -> No
 
 def test_mypy_knows_the_options(tmp_path: pathlib.Path) -> None:
     """Names and values that do not exist are errors before anything runs."""
-    pytest.importorskip("mypy", reason="mypy is not installed; it is in the extra `dev`")
     lines = {
         "ocs_tf.convert(model, weight_bits=4, rounding='nearest')": "",
         "ocs_tf.convert(model, weight_bitz=4)": 'Unexpected keyword argument "weight_bitz"',
@@ -246,7 +245,6 @@ def test_mypy_knows_the_options(tmp_path: pathlib.Path) -> None:
 
 def test_the_reference_is_built_without_warnings(tmp_path: pathlib.Path) -> None:
     """Every public name is on a page that pdoc makes of the docstrings."""
-    pytest.importorskip("pdoc", reason="pdoc is not installed; it is in the extra `docs`")
     makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
     (found,) = re.findall(r"-m pdoc (.*?) -o \S+", makefile)
     command = [sys.executable, "-m", "pdoc", *found.split(), "-o", str(tmp_path)]

@@ -24,7 +24,7 @@ import ocs_tf
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.substitutions.inlining import flat
-from ocs_tf.runtime import tflite
+from ocs_tf.runtime import runner, tflite
 from ocs_tf.runtime.library import library_path
 from tests.random_graphs import Drawn, models
 
@@ -200,17 +200,19 @@ def run(path: pathlib.Path, drawn: Drawn) -> tuple[Arrays, Arrays]:
     for index in range(len(drawn.inputs[names[0]])):
         for name, detail in zip(names, given, strict=True):
             sample = drawn.inputs[name][index : index + 1]
-            file.set_tensor(detail["index"], tflite.to_codes(sample, detail))
+            file.set_tensor(detail["index"], runner.to_codes(sample, detail))
         file.invoke()
-        by_position.append([tflite.to_floats(file.get_tensor(d["index"]), d) for d in made])
-    runner = file.get_signature_runner()
-    inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        by_position.append([runner.to_floats(file.get_tensor(d["index"]), d) for d in made])
+    signature = file.get_signature_runner()
+    inputs, outputs = signature.get_input_details(), signature.get_output_details()
     assert sorted(outputs) == sorted(f"output_{number}" for number in range(len(made)))
     for index in range(len(by_position)):
         samples = {name: array[index : index + 1] for name, array in drawn.inputs.items()}
-        found = runner(**{n: tflite.to_codes(samples[n], detail) for n, detail in inputs.items()})
+        found = signature(
+            **{n: runner.to_codes(samples[n], detail) for n, detail in inputs.items()}
+        )
         ordered = [f"output_{number}" for number in range(len(made))]
-        by_name.append([tflite.to_floats(found[name], outputs[name]) for name in ordered])
+        by_name.append([runner.to_floats(found[name], outputs[name]) for name in ordered])
     return _joined(by_position), _joined(by_name)
 
 

@@ -382,7 +382,8 @@ def _compare(values: Flags, arguments: Arguments) -> None:
         raise UsageError("compare needs --data, the inputs to run both models on.")
     check_data(values.data)
 
-    from ocs_tf._compare import TFLiteModel, compare
+    from ocs_tf._compare import compare
+    from ocs_tf.runtime.model import TFLiteModel
 
     reference, other = (
         TFLiteModel(path) if path.suffix.lower() == ".tflite" else load_keras(path)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import ocs_tf
-from ocs_tf._compare import TFLiteModel, compare
+from ocs_tf._compare import compare
 from ocs_tf.process import no_tracing_warnings
+from ocs_tf.runtime.model import TFLiteModel
 from ocs_tf.writing import replacing
 
 BITS = (8, 6, 5, 4, 3)

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.custom_operator import custom_operator
+from ocs_tf.keras_types import Tensor
 
 _NAME = "OcsBarrier"
 
@@ -27,7 +28,7 @@ class Barrier(keras.layers.Identity):
         super().__init__(**kwargs)
         self._function = barrier_function()
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         return self._function(inputs)
 
 
@@ -35,14 +36,14 @@ def barrier_function(function: Callable[[Any], Any] | None = None) -> Callable[[
     """What a `Barrier` computes, for tensors inside of other layers; and behind it `function`."""
     operator = custom_operator(_identity, _NAME)
 
-    def barrier(x: Any) -> Any:
+    def barrier(x: Tensor) -> Tensor:
         x = tf.identity(x) if tf.executing_eagerly() else tf.ensure_shape(operator(x), x.shape)
         return x if function is None else function(x)
 
     return barrier
 
 
-def _identity(x: Any) -> Any:
+def _identity(x: Tensor) -> Tensor:
     return tf.identity(x)
 
 

@@ -18,8 +18,7 @@ from ocs_tf.export import float_regions, integer_forms, integer_writer
 from ocs_tf.export.grid_rules import ACTIVATION_MAX, ACTIVATION_MIN, Grid, fixed_output_grid
 from ocs_tf.export.tensor_matching import Sample, tensor_values
 from ocs_tf.numerics import ActivationGrid
-from ocs_tf.process import quiet
-from ocs_tf.runtime import tflite
+from ocs_tf.runtime import runner
 
 # What integers inside of a layer may add to the error of its output, in dB below it.
 FLOOR_DB = 30.0
@@ -137,10 +136,10 @@ class _Part:
         spans = {name: ranges[name] for name in set(names) - set(own) if name in ranges}
         self.tally = Tally("")
         self._grids = [grids.get(i) for i in self.inputs], [grids.get(i) for i in outputs]
-        self._float = _opened(fb.write(part))
+        self._float = runner.opened(fb.write(part))
         own, spans = integer_forms.in_integer_forms(part, own, spans, ())
         written = integer_writer.write_int8(fb.write(part), (), own, spans, float_io=False)
-        self._integer = _opened(written)
+        self._integer = runner.opened(written)
 
     def add(self, values: Mapping[int, np.ndarray]) -> None:
         """Run both on the same inputs, by the index of the tensor in the whole model."""
@@ -166,14 +165,7 @@ def _numbers(codes: np.ndarray, grid: Grid | None) -> np.ndarray:
     return ((codes.astype(np.float64) - grid.zero_point) * grid.scale).astype(np.float32)
 
 
-def _opened(content: bytes) -> Any:
-    with quiet():
-        return tflite.Interpreter(content)
-
-
 def _run(interpreter: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    tflite.allocate_for(interpreter, inputs)
-    for array, detail in zip(inputs, interpreter.get_input_details(), strict=True):
-        interpreter.set_tensor(detail["index"], array)
-    interpreter.invoke()
-    return [interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()]
+    runner.allocate_for(interpreter, inputs)
+    runner.run(interpreter, inputs)
+    return runner.outputs(interpreter)

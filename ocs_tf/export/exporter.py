@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 
 import keras
+import numpy as np
 
 from ocs_tf import data
 from ocs_tf.closeness import Closeness
@@ -30,10 +32,11 @@ from ocs_tf.export.choices import (
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.float_file import convert_float
 from ocs_tf.export.form import form_of
-from ocs_tf.export.lowering import lower
+from ocs_tf.export.lowering import Lowered, lower
 from ocs_tf.export.quantized_model import check_grids, coarse_parts, has_grids
+from ocs_tf.export.samples import sample_inputs
 from ocs_tf.export.signature import in_keras_order, sized_as
-from ocs_tf.export.tensor_grids import find_activations, sample_inputs
+from ocs_tf.export.tensor_grids import TensorGrids, find_activations
 from ocs_tf.export.unsigned import unsigned_borders
 from ocs_tf.export.unused import drop_unused
 from ocs_tf.graph.substitutions.inlining import check_model, flat
@@ -162,15 +165,17 @@ def export_tflite(
     """
     check_model(model)
     path = checked_path(path)
-    check_switch("dynamic_batch", dynamic_batch)
-    check_switch("merge_copies", merge_copies)
-    check_switch("fused_dense", fused_dense)
-    check_switch("strict", strict)
-    check_switch("overwrite", overwrite)
-    check_switch("verify", verify)
-    _check(target, activations, io_dtype, fused_dense)
+    for name, value in (
+        ("dynamic_batch", dynamic_batch),
+        ("merge_copies", merge_copies),
+        ("fused_dense", fused_dense),
+        ("strict", strict),
+        ("overwrite", overwrite),
+        ("verify", verify),
+    ):
+        check_switch(name, value)
+    _check_choices(target, activations, io_dtype, fused_dense)
     writable_file(path, overwrite=overwrite)
-    batch_size = None if dynamic_batch else 1
     source = data.Source.of(representative_dataset)
     if target == "int4" and activations == "auto":
         known = source is not None or has_grids(model)
@@ -178,50 +183,31 @@ def export_tflite(
     form = form_of(target, activations)
     if form.integer:
         check_grids(model)
-    lowered = lower(model, form, merge_copies=merge_copies, batch_size=batch_size)
-    own_batch = data.fixed_batch_size(lowered.model)
-    if dynamic_batch and own_batch is not None:
-        raise ValueError(
-            "`dynamic_batch` (=True) leaves the batch size open, but that of `model` is"
-            f" {own_batch}. Build it with an open one, or leave dynamic_batch=False."
-        )
-    if target == "int4":
-        int4.check(lowered.kernels, activations)
+    lowered = lower(model, form, merge_copies=merge_copies, batch_size=None if dynamic_batch else 1)
+    _check_lowered(lowered, target, activations, dynamic_batch)
     samples = sample_inputs(lowered, source)
-    original = without_barriers(in_keras_order(convert_float(lowered.model), lowered.model))
-    content = original = sized_as(original, lowered.model, list(samples.values()))
+    original = content = _float_file(lowered, samples)
     drop_unused(lowered, original, samples)
-    ops: list[edge_tpu.OpReport] = []
     reason = ""  # why outputs may be far from the model's
     if form.integer:
         failures.check_straight(content, lowered.model)
-        open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
+        open_batch = lowered
+        if not dynamic_batch:
+            open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
         found = find_activations(content, open_batch, samples, source)
         if found.notes and strict:
             reasons = " ".join(found.notes)
             raise VerificationError(f"{reasons} Replace them, or export with strict=False.")
         lowered.notes.extend(note for note in (*found.notes, found.coarse_scores) if note)
         reason = found.coarse_scores
-        content = integer_writer.write_int8(
-            found.content,
-            lowered.kernels,
-            found.grids,
-            found.ranges,
-            float_io=io_dtype == "float32",
-            left_float=found.left_float,
-            unrounded=found.unrounded,
-        )
-        if io_dtype == "uint8":
-            content = unsigned_borders(content)
-        if target == "int8":
-            ops = edge_tpu.check(content)
+        content = _integer_file(found, lowered, io_dtype)
     elif form.kernels in ("int8", "int4"):
-        content = integer_writer.write_weights(
-            content, lowered.kernels, dynamic=activations == "dynamic"
-        )
+        dynamic = activations == "dynamic"
+        content = integer_writer.write_weights(content, lowered.kernels, dynamic=dynamic)
     elif target == "packed":
         content = packed.write_packed(content, lowered.kernels, fused_dense=fused_dense)
         lowered.notes.append(_NEEDS_DELEGATE)
+    ops = edge_tpu.check(content) if form.integer and target == "int8" else []
     closeness: list[Closeness] = []
     lowered.notes.extend(coarse_parts(model))
     if verify:
@@ -235,7 +221,37 @@ def export_tflite(
     return ExportResult(path, target, len(content), ops, lowered.notes, closeness)
 
 
-def _check(
+def _float_file(lowered: Lowered, samples: Mapping[str, np.ndarray]) -> bytes:
+    """A lowered model as TensorFlow's converter writes it, as a `.tflite` file in Keras' order."""
+    content = in_keras_order(convert_float(lowered.model), lowered.model)
+    return sized_as(without_barriers(content), lowered.model, list(samples.values()))
+
+
+def _integer_file(found: TensorGrids, lowered: Lowered, io_dtype: str) -> bytes:
+    content = integer_writer.write_int8(
+        found.content,
+        lowered.kernels,
+        found.grids,
+        found.ranges,
+        float_io=io_dtype == "float32",
+        left_float=found.left_float,
+        unrounded=found.unrounded,
+    )
+    return unsigned_borders(content) if io_dtype == "uint8" else content
+
+
+def _check_lowered(lowered: Lowered, target: str, activations: str, dynamic_batch: bool) -> None:
+    own_batch = data.fixed_batch_size(lowered.model)
+    if dynamic_batch and own_batch is not None:
+        raise ValueError(
+            "`dynamic_batch` (=True) leaves the batch size open, but that of `model` is"
+            f" {own_batch}. Build it with an open one, or leave dynamic_batch=False."
+        )
+    if target == "int4":
+        int4.check(lowered.kernels, activations)
+
+
+def _check_choices(
     target: str,
     activations: str,
     io_dtype: str,

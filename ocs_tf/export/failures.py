@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 
@@ -104,7 +103,7 @@ def _dtype(message: str, operator: str) -> str:
     return _DTYPES.get(types[1], types[1]) if types else ""
 
 
-def _operations(model: keras.Model) -> Iterator[Any]:
+def _operations(model: keras.Model) -> Iterator[keras.Operation]:
     for operation in model.operations:
         if not isinstance(operation, keras.layers.InputLayer):
             yield operation

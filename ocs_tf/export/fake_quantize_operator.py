@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from ocs_tf.export.custom_operator import custom_operator
+from ocs_tf.keras_types import Tensor
 from ocs_tf.numerics import ActivationGrid
 from ocs_tf.runtime import operators
 
@@ -28,7 +29,7 @@ class RoundingOperator(keras.layers.Layer):
         self.supports_masking = True
         self._operator = custom_operator(_fake_quantize, operators.FAKE_QUANTIZE)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         grid = self.grid
         outputs = self._operator(
             inputs,
@@ -44,7 +45,7 @@ class RoundingOperator(keras.layers.Layer):
         return input_shape
 
 
-def _fake_quantize(x: Any, inv_scale: Any, scale: Any, meta: Any) -> Any:
+def _fake_quantize(x: Tensor, inv_scale: Any, scale: Any, meta: Any) -> Tensor:
     """What the operator computes, `x` being finite."""
     low = tf.cast(meta[1] - meta[3], tf.float32)
     high = tf.cast(meta[2] - meta[3], tf.float32)

@@ -10,7 +10,7 @@ from ocs_tf.process import quiet
 
 
 def convert_float(model: keras.Model) -> bytes:
-    """A float Keras model as the bytes of a `.tflite` file, without the converter's chatter.
+    """A float Keras model as the bytes of a `.tflite` file, without the converter's messages.
 
     Arguments:
         model: functional or Sequential, of any structure of inputs and outputs; they are in the

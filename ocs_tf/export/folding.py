@@ -7,8 +7,6 @@ in front of a dense layer to the bias: constants of batch norms, but also of act
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 
 from ocs_tf import layers
@@ -27,7 +25,7 @@ _FUNCTIONS = (
 )
 
 
-def ends_in_sum(graph: Graph, tensor: Any) -> bool:
+def ends_in_sum(graph: Graph, tensor: keras.KerasTensor) -> bool:
     """Whether the last that was done to a tensor of a quantized model is an addition."""
     layer = layers.unwrapped(graph.producer[id(tensor)].layer)
     if isinstance(layer, layers.KernelLayer):
@@ -37,7 +35,7 @@ def ends_in_sum(graph: Graph, tensor: Any) -> bool:
     return affine_axis(layer) is not None or is_operation(layer, ("Add", "Subtract"))
 
 
-def may_end_in_product(graph: Graph, tensor: Any) -> bool:
+def may_end_in_product(graph: Graph, tensor: keras.KerasTensor) -> bool:
     """Whether the last that was done to a tensor may be a product with constants.
 
     But for layers that `affine_axis` knows: lowering deals with them, where they read floats.
@@ -51,12 +49,12 @@ def may_end_in_product(graph: Graph, tensor: Any) -> bool:
     return may_multiply(layer)
 
 
-def is_integer(tensor: Any) -> bool:
+def is_integer(tensor: keras.KerasTensor) -> bool:
     """Whether a symbolic tensor holds integers."""
     return "int" in keras.backend.standardize_dtype(tensor.dtype)
 
 
-def may_begin_with_product(graph: Graph, tensor: Any, moved: bool = False) -> bool:
+def may_begin_with_product(graph: Graph, tensor: keras.KerasTensor, moved: bool = False) -> bool:
     """Whether the first that is done to a tensor may be a product with constants.
 
     Arguments:
@@ -76,17 +74,17 @@ def may_begin_with_product(graph: Graph, tensor: Any, moved: bool = False) -> bo
     return False
 
 
-def may_multiply(layer: Any) -> bool:
+def may_multiply(layer: keras.layers.Layer) -> bool:
     """Whether `layer` may do more than its kernel does, or be no layer that is known not to."""
     plain = isinstance(layer, layers.KernelLayer) or holds(layer, "no_product")
     return not plain or function_may_multiply(layer)
 
 
-def function_may_multiply(layer: Any) -> bool:
+def function_may_multiply(layer: keras.layers.Layer) -> bool:
     """Whether the activation function of `layer`, if any, may hold a product with constants."""
     function = activation_function(layer)
     return function is not None and function not in _FUNCTIONS
 
 
-def _passes(layer: Any) -> bool:
+def _passes(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, layers.FakeQuantize) or moves_values(layer)

@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from ocs_tf.keras_internals import is_keras_layer_class, layers_within
+from ocs_tf.keras_types import OperationT
 
 # Attributes of Keras' layers and cells; recurrent layers read those of their cells.
 _RATES = ("dropout", "recurrent_dropout", "_dropout")
@@ -23,7 +24,7 @@ _ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 _OTHER_FLOATS = ("float16", "bfloat16", "float64")
 
 
-def without_dropout(layer: Any) -> Any:
+def without_dropout(layer: OperationT) -> OperationT:
     """`layer`, never called yet, with all rates of dropout inside of Keras' own layers at 0."""
     if isinstance(layer, keras.layers.Layer):
         for part in layers_within(layer):
@@ -31,7 +32,8 @@ def without_dropout(layer: Any) -> Any:
                 if _is_rate(part, name):
                     setattr(part, name, 0.0)
                     if isinstance(part, _ATTENTION):
-                        part._compute_attention = _padding_is_zero(part._compute_attention)
+                        compute = _padding_is_zero(part._compute_attention)
+                        part._compute_attention = compute  # type: ignore[method-assign]
                     if name == "recurrent_dropout" and hasattr(part, "implementation"):
                         part.implementation = 2  # Keras has left it: one product for all gates
     return layer
@@ -53,7 +55,7 @@ def _padding_is_zero(compute: Callable[..., Any]) -> Callable[..., Any]:
     return computed
 
 
-def _is_rate(layer: Any, name: str) -> bool:
+def _is_rate(layer: keras.layers.Layer, name: str) -> bool:
     """Whether the attribute `name` of `layer` is a rate that Keras' own class sets and reads."""
     if isinstance(getattr(type(layer), name, None), property):
         return False
@@ -62,14 +64,14 @@ def _is_rate(layer: Any, name: str) -> bool:
     return of_keras and isinstance(rate, int | float) and rate > 0
 
 
-def in_float32(layer: Any) -> Any:
+def in_float32(layer: OperationT) -> OperationT:
     """`layer` (or operation), never called yet, in float32 where it was in other floats."""
     if isinstance(layer, keras.layers.Layer):
         for part in layers_within(layer):
             if part.compute_dtype in _OTHER_FLOATS or part.variable_dtype in _OTHER_FLOATS:
                 part.dtype_policy = "float32"
     elif getattr(layer, "dtype", None) in _OTHER_FLOATS:
-        layer.dtype = "float32"  # what it casts to, or makes
+        layer.dtype = "float32"  # type: ignore[attr-defined]  # what it casts to, or makes
     return layer
 
 

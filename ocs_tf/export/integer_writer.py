@@ -208,7 +208,7 @@ def _check_activations(
         if not (np.isfinite(low) and np.isfinite(high) and low <= high):
             raise ValueError(f"ranges[{name!r}] (={(low, high)}) must be finite with min <= max")
     inside = float_regions.inside(model, left_float, grids, unrounded)
-    missing = sorted(_needed(model) - set(grids) - set(ranges) - inside)
+    missing = sorted(needed_activations(model) - set(grids) - set(ranges) - inside)
     if missing:
         raise ValueError(f"activation tensors {missing} are in neither grids nor ranges")
 
@@ -256,15 +256,11 @@ def _dequantizes_kernel(model: Any, index: int) -> bool:
     return fb.op_name(model, graph.operators[index]) in _KERNEL_VERSION
 
 
-def needed_activations(float_model: bytes) -> set[str]:
-    """Names of the activations that `write_int8` needs a grid or range for.
+def needed_activations(model: Any) -> set[str]:
+    """Names of the activations of a float model that `write_int8` needs a grid or range for.
 
     The grids of the others follow from the operators that compute them; see `grid_rule`.
     """
-    return _needed(fb.read_straight(float_model))
-
-
-def _needed(model: Any) -> set[str]:
     graph = model.subgraphs[0]
     derived = {
         fb.name(graph.tensors[index])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 
@@ -25,7 +24,11 @@ def identifiers(model: keras.Model) -> Iterator[dict[str, str]]:
     """
     taken: set[str] = set()
     by_name: dict[str, str] = {}
-    called: list[Any] = [model, *_operations(model), *layers_within(model, include_self=False)]
+    called: list[keras.Operation] = [
+        model,
+        *_operations(model),
+        *layers_within(model, include_self=False),
+    ]
     called += model.inputs
     for one in called:
         if one.name not in by_name:
@@ -48,7 +51,7 @@ def identifiers(model: keras.Model) -> Iterator[dict[str, str]]:
             vars(one)[attribute] = name
 
 
-def _operations(model: keras.Model) -> list[Any]:
+def _operations(model: keras.Model) -> list[keras.Operation]:
     """All that is called in `model`, bare operations included."""
     return list(getattr(model, "operations", model.layers))
 

@@ -19,8 +19,7 @@ from ocs_tf.graph.reader import Graph
 from ocs_tf.keras_internals import maker
 from ocs_tf.layers import unwrapped
 from ocs_tf.planning.calibration import observe
-from ocs_tf.process import quiet
-from ocs_tf.runtime import NativeLibraryError, tflite
+from ocs_tf.runtime import NativeLibraryError, runner
 
 # Outputs that are further from the Keras model's than one step must be as close as this. Deep
 # networks pass differences of a step on. Inside of recurrent layers and attention only the file
@@ -128,7 +127,7 @@ def _steps(content: bytes) -> list[float | None]:
     return [None if grid is None else float(grid[0][0]) for grid in grids]
 
 
-def _step(model: keras.Model, tensor: Any) -> float | None:
+def _step(model: keras.Model, tensor: keras.KerasTensor) -> float | None:
     """Step of the grid that an output of the model is rounded to."""
     layer = maker(tensor)
     grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
@@ -140,16 +139,18 @@ def _file_outputs(interpreter: Any, inputs: Sequence[np.ndarray]) -> list[np.nda
     outputs = []
     for index in range(0, len(inputs[0]), _batch(interpreter)):
         _run(interpreter, inputs, index)
-        outputs.append([tflite.to_floats(interpreter.get_tensor(d["index"]), d) for d in details])
+        found = runner.outputs(interpreter, details)
+        outputs.append(
+            [runner.to_floats(array, d) for array, d in zip(found, details, strict=True)]
+        )
     return [np.concatenate(column) for column in zip(*outputs, strict=True)]
 
 
 def _opened(content: bytes, inputs: Sequence[np.ndarray], **options: Any) -> Any:
     try:
-        with quiet():
-            interpreter = tflite.Interpreter(content, num_threads=os.cpu_count(), **options)
-            tflite.allocate_for(interpreter, inputs)
-            return interpreter
+        interpreter = runner.opened(content, num_threads=os.cpu_count(), **options)
+        runner.allocate_for(interpreter, inputs)
+        return interpreter
     except NativeLibraryError:  # nothing is wrong with the file
         raise
     except (RuntimeError, ValueError) as error:
@@ -162,11 +163,13 @@ def _batch(interpreter: Any) -> int:
 
 def _run(interpreter: Any, inputs: Sequence[np.ndarray], index: int) -> None:
     """Run the samples from `index` on, as many as the file takes."""
-    for array, detail in zip(inputs, interpreter.get_input_details(), strict=True):
-        samples = array[index : index + int(detail["shape"][0])]
-        interpreter.set_tensor(detail["index"], tflite.to_codes(samples, detail))
+    details = interpreter.get_input_details()
+    codes = [
+        runner.to_codes(array[index : index + int(detail["shape"][0])], detail)
+        for array, detail in zip(inputs, details, strict=True)
+    ]
     try:
-        interpreter.invoke()
+        runner.run(interpreter, codes, details)
     except RuntimeError as error:
         raise VerificationError(f"the TFLite runtime cannot run the file: {error}.") from error
 
@@ -195,8 +198,8 @@ def _first_difference(
         for name, found in values.items():
             detail = details.get(name.split(";")[0])
             if detail is not None:
-                value = interpreter.get_tensor(detail["index"])
-                found.append(tflite.to_floats(value, detail).ravel())
+                (value,) = runner.outputs(interpreter, [detail])
+                found.append(runner.to_floats(value, detail).ravel())
     expected = _observed(model, [layers[key] for key in matches.values()], inputs, size)
     for (name, key), wanted in zip(matches.items(), expected, strict=True):
         if values[name] and _parts(wanted.ravel(), np.concatenate(values[name])):
@@ -205,7 +208,10 @@ def _first_difference(
 
 
 def _observed(
-    model: keras.Model, tensors: Sequence[Any], inputs: Sequence[np.ndarray], size: int
+    model: keras.Model,
+    tensors: Sequence[keras.KerasTensor],
+    inputs: Sequence[np.ndarray],
+    size: int,
 ) -> list[np.ndarray]:
     """Values of symbolic tensors, in batches of the model's own size, if it has one, or `size`."""
     size = model.inputs[0].shape[0] or size
@@ -226,9 +232,9 @@ def _parts(wanted: np.ndarray, got: np.ndarray) -> bool:
     return tally.result().sqnr_db < FLOOR_DB
 
 
-def _computed(model: keras.Model) -> Mapping[str, Any]:
+def _computed(model: keras.Model) -> Mapping[str, keras.KerasTensor]:
     """What the layers of a quantized model compute, by their names in the lowered model."""
-    found: dict[str, Any] = {}
+    found: dict[str, keras.KerasTensor] = {}
     for node in Graph(model, fold_batch_norm=False, open_quantized=True).nodes:
         name = unwrapped(node.layer).name
         found[name] = node.outputs[0]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from ocs_tf import data
 from ocs_tf.config import CALIBRATION_SAMPLES
@@ -22,20 +21,19 @@ from ocs_tf.export import (
 )
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.grid_rules import Grid
+from ocs_tf.export.kept_float import KeptFloat
 from ocs_tf.export.kernel_matching import SMALLEST_RANGE
 from ocs_tf.export.lowering import Lowered
+from ocs_tf.export.samples import named_batches
 from ocs_tf.graph.analysis.activation_sites import Site, all_sites, moves_values
 from ocs_tf.graph.analysis.concatenations import ends_of, exact_concatenations
-from ocs_tf.graph.analysis.indices import index_tensors, table_rows
+from ocs_tf.graph.analysis.indices import index_tensors
 from ocs_tf.graph.layer_traits import holds
 from ocs_tf.graph.reader import Graph
 from ocs_tf.keras_internals import layers_within, maker
 from ocs_tf.numerics import ActivationGrid
 from ocs_tf.planning.calibration import calibrate, observe
 
-_SAMPLES = 3
-# Of drawn samples: the first that a model can read, which may have a table of few positions.
-_OPEN_SIZES = (32, 64, 128, 256, 512, 1024, 16, 8, 4, 2, 1)
 _BITS = 8
 _SMALLEST_STEP = SMALLEST_RANGE / (2**_BITS - 1)
 _SCALE_UP = (
@@ -55,7 +53,7 @@ _COARSE = f"8 bits inside leave less than {compositions.FLOOR_DB:.0f} dB"
 
 
 @dataclasses.dataclass(frozen=True)
-class Activations:
+class TensorGrids:
     """Grids and ranges of activations, for `writer.write_int8`.
 
     Attributes:
@@ -80,7 +78,7 @@ class Activations:
 
 def find_activations(
     content: bytes, lowered: Lowered, sample: Mapping[str, np.ndarray], source: data.Source | None
-) -> Activations:
+) -> TensorGrids:
     """The grids of a float file's tensors.
 
     Arguments:
@@ -92,16 +90,72 @@ def find_activations(
     Raises:
         ValueError: a range is not known, and there are no data to measure it.
     """
+    graph = Graph(lowered.model)
+    exact = exact_concatenations(graph, lowered.grids)
+    known = _matched(content, lowered, graph, exact, sample, source)
+    largest = tensor_matching.largest_score(content, sample)
+    limited = attention_scores.limit_masks(content, largest)
+    model = fb.read_straight(limited)
+    masks = attention_scores.mask_ranges(model)
+    grids = known.grids | float_regions.moved(model, known.grids)
+    for name in masks:
+        grids.pop(name, None)  # that of the Keras model reaches -1e9
+    ends = model.subgraphs[0]
+    indices = _names_of(ends.inputs, model, graph.model.inputs, index_tensors(graph))
+    outputs = _names_of(ends.outputs, model, graph.model.outputs, ends_of(graph, exact))
+    outputs |= known.in_float & _ends(model)
+    layers = [layer.name for layer in layers_within(lowered.model, include_self=False)]
+    kept = KeptFloat(model, grids, indices, outputs, layers, known.matches)
+    if known.unrounded:
+        kept.add(float_regions.touching(model, known.in_float))
+        kept.notes.append(_UNROUNDED.format(", ".join(known.unrounded)))
+    kept.notes += [_EXACT.format(name) for name in sorted(exact)]
+    ranges = _ranges_inside(limited, kept, masks, lowered, sample, source)
+    for name in attention_scores.symmetric_factors(model) & set(ranges):
+        ranges[name] = attention_scores.symmetric(*ranges[name])
+    measured = {name: ActivationGrid.from_range(*ends, _BITS) for name, ends in ranges.items()}
+    steps = {name: grid.scale for name, grid in (grids | measured).items()}
+    scores = attention_scores.coarse_scores(model, steps, layers)
+    left = kept.operators()
+    all_grids, ranges = integer_forms.in_integer_forms(model, grids, ranges, left)
+    written = fb.write(model)
+    return TensorGrids(written, all_grids, ranges, left, kept.unrounded, kept.notes, scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """What the Keras model says of the tensors of a file.
+
+    Attributes:
+        grids: those that it rounds to, by tensor.
+        matches: the layer that a tensor comes from.
+        in_float: tensors that it does not round, though it rounds others.
+        unrounded: the layers that make those.
+    """
+
+    grids: dict[str, ActivationGrid]
+    matches: dict[str, str]
+    in_float: set[str]
+    unrounded: list[str]
+
+
+def _matched(
+    content: bytes,
+    lowered: Lowered,
+    graph: Graph,
+    exact: set[str],
+    sample: Mapping[str, np.ndarray],
+    source: data.Source | None,
+) -> _Known:
+    """Match the tensors of a file with the sites of the Keras model, by their values."""
     # What goes into an activation function is a tensor of the lowered graph already, but in layers
     # that were left in float: those are one step, and the file tells the ranges inside.
     tables = [kernel.layer for kernel in lowered.kernels if kernel.kind == "lookup"]
-    graph = Graph(lowered.model)
-    exact = exact_concatenations(graph, lowered.grids)
     free = _unrounded_joins(graph, lowered) - exact
     sites = all_sites(graph, quantized=set(), tables=tables, exact=exact | free)
     in_float = _unrounded_sites(sites, lowered)
-    float_keys = {site.key for site in in_float} | free
-    sites = [site for site in sites if site.key not in float_keys]
+    keys = {site.key for site in in_float} | free
+    sites = [site for site in sites if site.key not in keys]
     by_group = _grids_by_group([site for site in sites if not site.fixed], lowered, source)
     for name in free:
         joined = tuple(call.outputs[0] for call in graph.calls_of(name))
@@ -112,78 +166,56 @@ def find_activations(
     arrays = {key: np.asarray(value) for key, value in zip(known, values, strict=True)}
     matches = tensor_matching.match_tensors(content, sample, arrays)
     site_of = {name: known[key][0] for name, key in matches.items()}
-    float_tensors = {name for name, site in site_of.items() if site.key in float_keys}
-    grids = {
-        name: by_group[site.group]
-        for name, site in site_of.items()
-        if not site.fixed and site.key not in float_keys
-    }
-    largest = tensor_matching.largest_score(content, sample)
-    limited = attention_scores.limit_masks(content, largest)
-    model = fb.read_straight(limited)
-    masks = attention_scores.mask_ranges(model)
-    grids |= float_regions.moved(model, grids)
-    for name in masks:
-        grids.pop(name, None)  # that of the Keras model reaches -1e9
-    indices = _names_of(model.subgraphs[0].inputs, model, graph.model.inputs, index_tensors(graph))
-    exact_ends = ends_of(graph, exact)
-    outputs = _names_of(model.subgraphs[0].outputs, model, graph.model.outputs, exact_ends)
-    outputs |= float_tensors & _ends(model)
-    unrounded = indices | outputs
-    apart = float_regions.regridding_operators(model, grids)
-    lacking = float_regions.float_operators(model, {*grids, *outputs}, indices, apart)
-    lacking -= float_regions.index_operators(model, indices)
-    names = [layer.name for layer in layers_within(lowered.model, include_self=False)]
-    notes = [float_regions.describe(model, lacking, apart, names, matches)]
-    if in_float:
-        notes.append(_UNROUNDED.format(", ".join(dict.fromkeys(site.layer for site in in_float))))
-        apart |= float_regions.touching(model, float_tensors)
-    notes += [_EXACT.format(name) for name in sorted(exact)]
-    left = float_regions.float_operators(model, grids, unrounded, apart)
-    border = float_regions.border(model, grids, unrounded)
+    return _Known(
+        {n: by_group[s.group] for n, s in site_of.items() if not s.fixed and s.key not in keys},
+        matches,
+        {name for name, site in site_of.items() if site.key in keys},
+        list(dict.fromkeys(site.layer for site in in_float)),
+    )
+
+
+def _ranges_inside(
+    content: bytes,
+    kept: KeptFloat,
+    masks: Mapping[str, tuple[float, float]],
+    lowered: Lowered,
+    sample: Mapping[str, np.ndarray],
+    source: data.Source | None,
+) -> dict[str, tuple[float, float]]:
+    """Ranges inside of layers of several operators; those for which 8 bits are too few are kept."""
+    model, grids = kept.model, kept.grids
+    left, border = kept.operators(), float_regions.border(model, grids, kept.unrounded)
     groups = compositions.compositions(model, left, border)
     if source is None and groups:
-        apart |= set().union(*groups)
-        where = float_regions.layer_names(model, set().union(*groups), names, matches)
-        notes.append(float_regions.in_float(where, _UNKNOWN))
-        left = float_regions.float_operators(model, grids, unrounded, apart)
+        kept.add(set().union(*groups))
+        kept.note(kept.layers_of(set().union(*groups)), _UNKNOWN)
         groups = []
-    ranges = _ranges(limited, grids, masks, left, unrounded, lowered, source)
+    ranges = _ranges(content, kept, masks, lowered, source)
     coarse = compositions.coarse(model, groups, sample, grids, ranges, border)
-    if coarse:
-        apart |= {index for group in coarse for index in group}
-        where = [
+    if not coarse:
+        return ranges
+    kept.add({index for group in coarse for index in group})
+    kept.note(
+        [
             f"{name} ({close:.0f} dB)"
             for group, close in coarse.items()
-            for name in float_regions.layer_names(model, group, names, matches)
-        ]
-        notes.append(float_regions.in_float(where, _COARSE))
-        left = float_regions.float_operators(model, grids, unrounded, apart)
-        inside = float_regions.inside(model, left, grids, unrounded)
-        ranges = {name: ends for name, ends in ranges.items() if name not in inside}
-    for name in attention_scores.symmetric_factors(model) & set(ranges):
-        ranges[name] = attention_scores.symmetric(*ranges[name])
-    measured = {name: ActivationGrid.from_range(*ends, _BITS) for name, ends in ranges.items()}
-    steps = {name: grid.scale for name, grid in (grids | measured).items()}
-    scores = attention_scores.coarse_scores(model, steps, names)
-    notes = [note for note in notes if note]
-    all_grids, ranges = integer_forms.in_integer_forms(model, grids, ranges, left)
-    return Activations(fb.write(model), all_grids, ranges, left, unrounded, notes, scores)
+            for name in kept.layers_of(group)
+        ],
+        _COARSE,
+    )
+    inside = kept.inside()
+    return {name: ends for name, ends in ranges.items() if name not in inside}
 
 
 def _ranges(
     content: bytes,
-    grids: Mapping[str, ActivationGrid],
+    kept: KeptFloat,
     masks: Mapping[str, tuple[float, float]],
-    left: Collection[int],
-    unrounded: Collection[str],
     lowered: Lowered,
     source: data.Source | None,
 ) -> dict[str, tuple[float, float]]:
     """Ranges of the tensors inside of layers: of masks as they must be, of others as measured."""
-    model = fb.read_straight(content)
-    missing = integer_writer.needed_activations(content) - set(grids)
-    missing -= float_regions.inside(model, left, grids, unrounded)
+    missing = integer_writer.needed_activations(kept.model) - set(kept.grids) - kept.inside()
     ranges = {name: masks[name] for name in missing & set(masks)}
     missing -= set(ranges)
     if missing:
@@ -219,20 +251,23 @@ def _ends(model: Any) -> set[str]:
 
 
 def _names_of(
-    indices: Sequence[int], model: Any, tensors: Sequence[Any], chosen: Collection[int]
+    indices: Sequence[int],
+    model: Any,
+    tensors: Sequence[keras.KerasTensor],
+    chosen: Collection[int],
 ) -> set[str]:
     """Names of those inputs (or outputs) of a file whose Keras tensors are `chosen`, by id."""
     pairs = zip(indices, tensors, strict=True)
     return {fb.name(model.subgraphs[0].tensors[i]) for i, t in pairs if id(t) in chosen}
 
 
-def _known_tensors(graph: Graph, sites: list[Site]) -> dict[str, tuple[Site, Any]]:
+def _known_tensors(graph: Graph, sites: list[Site]) -> dict[str, tuple[Site, keras.KerasTensor]]:
     """Tensors of the lowered model with the site whose grid they are on, by a key of each.
 
     Those with a prescribed grid are among them: others may hold the same numbers. So are those
     that operations only move numbers to.
     """
-    known: dict[str, tuple[Site, Any]] = {}
+    known: dict[str, tuple[Site, keras.KerasTensor]] = {}
     site_of: dict[int, Site] = {}
     for site in sites:
         for tensor in site.tensors:
@@ -258,7 +293,7 @@ def _measured(
             f"the range of {missing[0]!r} (and {len(missing) - 1} more tensors inside of layers)"
             " is not known; pass representative_dataset."
         )
-    measured = tensor_matching.measure_ranges(content, _named_batches(lowered, source))
+    measured = tensor_matching.measure_ranges(content, named_batches(lowered, source))
     return {name: measured[name] for name in missing}
 
 
@@ -304,80 +339,3 @@ def check_step(grid: ActivationGrid, what: str) -> None:
         raise ValueError(
             f"{what} has steps of {grid.scale:.3g}, which an int8 .tflite cannot hold: {_SCALE_UP}"
         )
-
-
-def sample_inputs(lowered: Lowered, source: data.Source | None) -> dict[str, np.ndarray]:
-    """A few inputs of a lowered model, by name: real ones, or drawn ones that fit.
-
-    Numbers are drawn from all of the input's grid; indices from the rows of the smallest table that
-    they are looked up in, and other integers from 0 and 1. There are as many as fill batches of the
-    model's own size.
-    """
-    batch = data.fixed_batch_size(lowered.model) or 1
-    count = -(-_SAMPLES // batch) * batch
-    if source is not None:
-        batches = list(_named_batches(lowered, source, limit=count))  # of one sample each, often
-        shapes = [{name: array.shape[1:] for name, array in batch.items()} for batch in batches]
-        alike = [b for b, shape in zip(batches, shapes, strict=True) if shape == shapes[0]]
-        given = {name: np.concatenate([b[name] for b in alike]) for name in batches[0]}
-        size = len(next(iter(given.values())))
-        count = min(count, -(-size // batch) * batch)
-        return {name: array[np.arange(count) % size] for name, array in given.items()}
-    graph = Graph(lowered.model)
-    rng = np.random.default_rng(0)
-    sample = {}
-    open_size = _open_size(lowered.model)
-    for tensor in graph.model.inputs:
-        shape = (count, *(size or open_size for size in tensor.shape[1:]))
-        rows = table_rows(graph, tensor)
-        grid = lowered.grids.get(tensor.name)
-        dtype = keras.backend.standardize_dtype(tensor.dtype)
-        if rows is not None or "float" not in dtype:
-            sample[str(tensor.name)] = rng.integers(0, rows or 2, shape).astype(dtype)
-        else:
-            low, high = (grid.minimum, grid.maximum) if grid else (-1.0, 1.0)
-            sample[str(tensor.name)] = rng.uniform(low, high, shape).astype(dtype)
-    return sample
-
-
-def _open_size(model: keras.Model) -> int:
-    """What the sizes are set to that a model leaves open: the first with which it can be run.
-
-    No layer lacks elements, and no table of positions is too short.
-    """
-    if all(None not in tensor.shape[1:] for tensor in model.inputs):
-        return _OPEN_SIZES[0]
-    fitting = [size for size in _OPEN_SIZES if _gives_outputs(model, size)]
-    return next((size for size in fitting if _runs(model, size)), max(_OPEN_SIZES))
-
-
-def _gives_outputs(model: keras.Model, size: int) -> bool:
-    """Whether inputs of this size leave something of each output."""
-    specs = [keras.KerasTensor(_with_size(t, size), t.dtype) for t in model.inputs]
-    try:
-        outputs = keras.tree.flatten(model.compute_output_spec(specs))
-    except ValueError:
-        return False
-    return all(0 not in output.shape for output in outputs)
-
-
-def _runs(model: keras.Model, size: int) -> bool:
-    zeros = [keras.ops.zeros(_with_size(t, size), t.dtype) for t in model.inputs]
-    alone = isinstance(model, keras.Sequential)
-    try:
-        model(zeros[0] if alone else keras.tree.pack_sequence_as(model.input, zeros))
-    except (ValueError, tf.errors.OpError):
-        return False
-    return True
-
-
-def _with_size(tensor: Any, size: int) -> tuple[int, ...]:
-    return (1, *(given or size for given in tensor.shape[1:]))
-
-
-def _named_batches(
-    lowered: Lowered, source: data.Source, limit: int = CALIBRATION_SAMPLES
-) -> Iterator[Mapping[str, Any]]:
-    names = [tensor.name for tensor in lowered.model.inputs]
-    for batch in source.batches(lowered.model, limit=limit):
-        yield dict(zip(names, batch, strict=True))

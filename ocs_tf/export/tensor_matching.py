@@ -12,8 +12,7 @@ import numpy as np
 
 from ocs_tf.export import attention_scores
 from ocs_tf.export import flatbuffer as fb
-from ocs_tf.process import quiet
-from ocs_tf.runtime import tflite
+from ocs_tf.runtime import runner
 
 _TOLERANCE = 1e-4  # of the tensor's largest magnitude: float sums in another order, no more
 _THREADS = 2
@@ -45,9 +44,9 @@ def match_tensors(
     Raises:
         ValueError: if the inputs or tensors do not fit the model or each other.
     """
-    runner = _Runner(float_model)
+    kept = _AllTensors(float_model)
     found: dict[str, list[np.ndarray]] = {}
-    for values in runner.run(inputs):
+    for values in kept.run(inputs):
         for name, value in values.items():
             found.setdefault(name, []).append(np.array(value))
     samples = len(next(iter(found.values())))
@@ -89,13 +88,13 @@ def measure_ranges(float_model: bytes, dataset: Iterable[Sample]) -> dict[str, t
     Raises:
         ValueError: if the dataset is empty, does not fit the model, or a tensor is not finite.
     """
-    runner = _Runner(float_model)
+    kept = _AllTensors(float_model)
     parsed = fb.read_straight(float_model)
     scores = attention_scores.scores(parsed)
     ranges: dict[str, tuple[float, float]] = {}
     masks = attention_scores.mask_ranges(parsed)
     for batch in dataset:
-        for values in runner.run(batch):
+        for values in kept.run(batch):
             for name, value in values.items():
                 low, high = float(value.min()), float(value.max())
                 if name in scores:
@@ -122,7 +121,7 @@ def largest_score(float_model: bytes, inputs: Sample) -> float:
     masked = {score.softmax: score for score in scores.values() if score.mask}
     if not masked:
         return 0.0
-    runs = _Runner(float_model).run(inputs)
+    runs = _AllTensors(float_model).run(inputs)
     return max(score.largest(values) for values in runs for score in masked.values())
 
 
@@ -135,11 +134,11 @@ def tensor_values(
         float_model, inputs: as of `match_tensors`.
         tensors: indices of tensors that an operator reads or the file returns, of any type.
     """
-    for values in _Runner(float_model, {str(i): i for i in tensors}).run(inputs):
+    for values in _AllTensors(float_model, {str(i): i for i in tensors}).run(inputs):
         yield {int(name): np.array(value) for name, value in values.items()}
 
 
-class _Runner:
+class _AllTensors:
     """An interpreter that keeps every intermediate tensor: all float ones, or those given."""
 
     def __init__(self, float_model: bytes, names: Mapping[str, int] | None = None) -> None:
@@ -149,14 +148,11 @@ class _Runner:
         # What nobody reads, a part of a SPLIT say, runtimes may not keep.
         known = fb.float_activations(model) if names is None else names
         self._names = {name: i for name, i in known.items() if i in read}
-        with quiet():
-            # The default delegate keeps intermediate tensors too, once asked to, and is 4 times as
-            # fast as going without.
-            self._interpreter = tflite.Interpreter(
-                float_model,
-                num_threads=_THREADS,
-                experimental_preserve_all_tensors=True,
-            )
+        # The default delegate keeps intermediate tensors too, once asked to, and is 4 times as
+        # fast as going without.
+        self._interpreter = runner.opened(
+            float_model, num_threads=_THREADS, experimental_preserve_all_tensors=True
+        )
         self._inputs = self._interpreter.get_input_details()
         signature = model.signatureDefs[0].inputs if model.signatureDefs else []
         self._index_of = {entry.name.decode(): entry.tensorIndex for entry in signature}
@@ -164,13 +160,11 @@ class _Runner:
     def run(self, inputs: Sample) -> Iterable[dict[str, np.ndarray]]:
         """All float activations by name, sample by sample; arrays are valid until the next one."""
         arrays = self._in_order(inputs)
-        tflite.allocate_for(self._interpreter, arrays)
+        runner.allocate_for(self._interpreter, arrays)
         batch = int(self._inputs[0]["shape"][0])
         for start in range(0, len(arrays[0]), batch):
-            for detail, array in zip(self._inputs, arrays, strict=True):
-                sample = np.ascontiguousarray(array[start : start + batch], detail["dtype"])
-                self._interpreter.set_tensor(detail["index"], sample)
-            self._interpreter.invoke()
+            samples = [array[start : start + batch] for array in arrays]
+            runner.run(self._interpreter, samples, self._inputs)
             yield {name: self._interpreter.get_tensor(i) for name, i in self._names.items()}
 
     def _in_order(self, inputs: Sample) -> list[np.ndarray]:

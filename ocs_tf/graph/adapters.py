@@ -34,55 +34,55 @@ class KernelAdapter:
     outputs_option: str | None = None  # of the layer: how many output channels it has
     is_lookup = False  # whether inputs choose rows of the kernel, instead of multiplying them
 
-    def why_not_quantized(self, layer: Any) -> str | None:
+    def why_not_quantized(self, layer: keras.layers.Layer) -> str | None:
         """Why `layer` has to stay in float; `None` if it need not."""
         return None
 
-    def why_not_split(self, layer: Any) -> str | None:
+    def why_not_split(self, layer: keras.layers.Layer) -> str | None:
         """Why `layer`'s input channels cannot be split; `None` if they can."""
         return None
 
-    def is_direct(self, layer: Any) -> bool:
+    def is_direct(self, layer: keras.layers.Layer) -> bool:
         """Whether the channels of the kernel are the channels of input and output (by groups)."""
         return True
 
-    def by_input_channel(self, layer: Any, values: np.ndarray) -> np.ndarray | None:
+    def by_input_channel(self, layer: keras.layers.Layer, values: np.ndarray) -> np.ndarray | None:
         """Of values per element of the input's last axis, that of each input channel (by groups).
 
         `None` where the last axis does not tell channels apart.
         """
         return values if channel_axis(layer) == -1 else None
 
-    def to_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+    def to_stored(self, kernel: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
         """Canonical layout to that of the quantized layer's codes."""
         return kernel
 
-    def from_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+    def from_stored(self, kernel: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
         """The layout of the quantized layer's codes to that of the float layer."""
         return kernel
 
-    def to_keras(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+    def to_keras(self, kernel: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
         """`[..., C', F]` to the layout of the float layer."""
         return self.from_stored(self.to_stored(kernel, layer), layer)
 
-    def bias_to_keras(self, bias: np.ndarray, layer: Any) -> np.ndarray:
+    def bias_to_keras(self, bias: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
         """`[F]` to the shape of the float layer's bias."""
         return bias
 
-    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(self, layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray | None]:
         """Float kernel in canonical form, and bias `[F]` or `None`."""
         bias = None if layer.bias is None else np.asarray(layer.bias)
         return np.asarray(layer.kernel), bias
 
-    def write(self, layer: Any, kernel: np.ndarray) -> None:
+    def write(self, layer: keras.layers.Layer, kernel: np.ndarray) -> None:
         """Give the float `layer` another kernel, in its own layout."""
         layer.set_weights([kernel, *layer.get_weights()[1:]])
 
-    def operands(self, layer: Any) -> list[slice]:
+    def operands(self, layer: keras.layers.Layer) -> list[slice]:
         """The output channels that each product of the float `layer` computes."""
         return [slice(None)]
 
-    def quantized_config(self, layer: Any, use_bias: bool) -> dict[str, Any]:
+    def quantized_config(self, layer: keras.layers.Layer, use_bias: bool) -> dict[str, Any]:
         """The configuration of `layer` without what only training needs."""
         config = without_training(config_of(layer))
         return self.with_bias({**config, "trainable": False}, use_bias)
@@ -91,16 +91,18 @@ class KernelAdapter:
         """The configuration of a layer, float or quantized, with a bias or without."""
         return {**config, "use_bias": use_bias}
 
-    def store(self, target: Any, kernel: QuantizedKernel, bias: np.ndarray | None) -> None:
+    def store(
+        self, target: layers.KernelLayer, kernel: QuantizedKernel, bias: np.ndarray | None
+    ) -> None:
         """Put a canonical `kernel` and the bias into the built quantized layer `target`."""
         codes = self.to_stored(kernel.codes, target)
         target.assign(dataclasses.replace(kernel, codes=codes), bias)
 
-    def groups(self, layer: Any) -> int:
+    def groups(self, layer: keras.layers.Layer) -> int:
         """Groups of output channels that read inputs of their own."""
         return 1
 
-    def input_map(self, layer: Any, channel_map: np.ndarray) -> np.ndarray:
+    def input_map(self, layer: keras.layers.Layer, channel_map: np.ndarray) -> np.ndarray:
         """The channel of the layer's input that each one of the expanded input reads.
 
         A copy in the kernel's `channel_map` is one in each group.
@@ -109,12 +111,16 @@ class KernelAdapter:
         first = np.arange(groups)[:, None] * (channel_map.max() + 1)
         return np.asarray((first + channel_map).reshape(-1))
 
-    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+    def positions(self, layer: keras.layers.Layer, input_shape: Sequence[int]) -> list[int]:
         """Places along each axis at which `layer` computes its output channels."""
         raise NotImplementedError
 
     def patches(
-        self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
+        self,
+        layer: keras.layers.Layer,
+        x: np.ndarray,
+        every: int = 1,
+        start: Sequence[int] | None = None,
     ) -> np.ndarray:
         """The inputs that each output sums up (im2col): `[N, G, K]` for G groups of K inputs each.
 
@@ -123,7 +129,7 @@ class KernelAdapter:
         """
         raise NotImplementedError
 
-    def float_config(self, layer: Any) -> dict[str, Any]:
+    def float_config(self, layer: keras.layers.Layer) -> dict[str, Any]:
         """The configuration of the float layer that the quantized `layer` stands for."""
         config = config_of(layer)
         return {k: v for k, v in config.items() if k not in layers.QUANTIZATION_OPTIONS}
@@ -143,11 +149,15 @@ class DenseAdapter(KernelAdapter):
     kind = "dense"
     outputs_option = "units"
 
-    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+    def positions(self, layer: keras.layers.Layer, input_shape: Sequence[int]) -> list[int]:
         return list(input_shape[1:-1])
 
     def patches(
-        self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
+        self,
+        layer: keras.layers.Layer,
+        x: np.ndarray,
+        every: int = 1,
+        start: Sequence[int] | None = None,
     ) -> np.ndarray:
         return _places(x, 1, every, start).reshape(-1, 1, x.shape[-1])
 
@@ -155,11 +165,15 @@ class DenseAdapter(KernelAdapter):
 class ConvolutionAdapter(KernelAdapter):
     """What convolutions share, but for transposed ones."""
 
-    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+    def positions(self, layer: keras.layers.Layer, input_shape: Sequence[int]) -> list[int]:
         return output_sizes(_spatial_sizes(layer, input_shape), **_geometry(layer))
 
     def patches(
-        self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
+        self,
+        layer: keras.layers.Layer,
+        x: np.ndarray,
+        every: int = 1,
+        start: Sequence[int] | None = None,
     ) -> np.ndarray:
         x = np.moveaxis(x, channel_axis(layer), -1)
         found = windows(x, **_geometry(layer), every=every, start=start)
@@ -174,12 +188,12 @@ class PlainConvolutionAdapter(ConvolutionAdapter):
     kind = "conv"
     outputs_option = "filters"
 
-    def why_not_split(self, layer: Any) -> str | None:
+    def why_not_split(self, layer: keras.layers.Layer) -> str | None:
         if layer.groups > 1 and layer.kernel.shape[-2] == 1:
             return "a convolution with one channel in a group is quantized without splitting"
         return None
 
-    def groups(self, layer: Any) -> int:
+    def groups(self, layer: keras.layers.Layer) -> int:
         return int(layer.groups)
 
 
@@ -205,18 +219,22 @@ class TransposedAdapter(KernelAdapter):
     kind = "transposed"
     outputs_option = "filters"
 
-    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(self, layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray | None]:
         kernel, bias = super().read(layer)
         return np.ascontiguousarray(kernel.swapaxes(-1, -2)), bias
 
-    def from_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+    def from_stored(self, kernel: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
         return np.ascontiguousarray(kernel.swapaxes(-1, -2))
 
-    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+    def positions(self, layer: keras.layers.Layer, input_shape: Sequence[int]) -> list[int]:
         return _spatial_sizes(layer, input_shape)
 
     def patches(
-        self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
+        self,
+        layer: keras.layers.Layer,
+        x: np.ndarray,
+        every: int = 1,
+        start: Sequence[int] | None = None,
     ) -> np.ndarray:
         # Seen from the input: each place adds its channels, by every tap, to some output. What
         # falls on the same output from several places is taken to be uncorrelated.
@@ -248,17 +266,17 @@ class DepthwiseAdapter(ConvolutionAdapter):
 
     kind = "depthwise"
 
-    def why_not_split(self, layer: Any) -> str | None:
+    def why_not_split(self, layer: keras.layers.Layer) -> str | None:
         return "a depthwise convolution is quantized without splitting"
 
-    def groups(self, layer: Any) -> int:
+    def groups(self, layer: keras.layers.Layer) -> int:
         return int(layer.kernel.shape[-2])
 
-    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(self, layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray | None]:
         kernel, bias = super().read(layer)
         return kernel.reshape(*kernel.shape[:-2], 1, -1), bias
 
-    def to_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+    def to_stored(self, kernel: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
         return kernel.reshape(*kernel.shape[:-2], -1, layer.depth_multiplier)
 
 
@@ -277,7 +295,7 @@ class EinsumDenseAdapter(KernelAdapter):
     quantized_class = layers.QuantizedEinsumDense
     kind = "dense"
 
-    def why_not_quantized(self, layer: Any) -> str | None:
+    def why_not_quantized(self, layer: keras.layers.Layer) -> str | None:
         if layer.built and not self._spec(layer).regular:
             return (
                 f"its kernel is not one matrix: in {layer.equation!r}, input, kernel and output"
@@ -286,26 +304,26 @@ class EinsumDenseAdapter(KernelAdapter):
             )
         return None
 
-    def is_direct(self, layer: Any) -> bool:
+    def is_direct(self, layer: keras.layers.Layer) -> bool:
         return self._spec(layer).direct
 
-    def by_input_channel(self, layer: Any, values: np.ndarray) -> np.ndarray | None:
+    def by_input_channel(self, layer: keras.layers.Layer, values: np.ndarray) -> np.ndarray | None:
         spec = self._spec(layer)
         if not spec.sums_last:
             return None
         return np.tile(values, spec.channels // len(values))  # the last axis is the innermost one
 
-    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(self, layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray | None]:
         spec = self._spec(layer)
         kernel = np.asarray(layer.kernel).transpose(spec.axes)
         bias = None if layer.bias is None else np.asarray(layer.bias).reshape(-1)
         return kernel.reshape(spec.channels, spec.outputs), bias
 
-    def from_stored(self, kernel: np.ndarray, layer: Any) -> np.ndarray:
+    def from_stored(self, kernel: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
         spec = self._spec(layer)
         return kernel.reshape(spec.ordered_shape).transpose(spec.keras_order)
 
-    def bias_to_keras(self, bias: np.ndarray, layer: Any) -> np.ndarray:
+    def bias_to_keras(self, bias: np.ndarray, layer: keras.layers.Layer) -> np.ndarray:
         return bias.reshape(self._spec(layer).bias_shape)
 
     def with_bias(self, config: dict[str, Any], use_bias: bool) -> dict[str, Any]:
@@ -313,18 +331,22 @@ class EinsumDenseAdapter(KernelAdapter):
             return {**config, "bias_axes": config["equation"].strip()[-1]}
         return config if use_bias else {**config, "bias_axes": None}
 
-    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+    def positions(self, layer: keras.layers.Layer, input_shape: Sequence[int]) -> list[int]:
         spec = self._spec(layer)
         return [input_shape[axis] for axis in spec.input_axes[1 : -spec.summed]]
 
     def patches(
-        self, layer: Any, x: np.ndarray, every: int = 1, start: Sequence[int] | None = None
+        self,
+        layer: keras.layers.Layer,
+        x: np.ndarray,
+        every: int = 1,
+        start: Sequence[int] | None = None,
     ) -> np.ndarray:
         spec = self._spec(layer)
         x = x.transpose(spec.input_axes)
         return _places(x, spec.summed, every, start).reshape(-1, 1, spec.channels)
 
-    def _spec(self, layer: Any) -> EinsumSpec:
+    def _spec(self, layer: keras.layers.Layer) -> EinsumSpec:
         return EinsumSpec.of(layer, layer.get_build_config()["input_shape"])
 
 
@@ -334,19 +356,19 @@ class EmbeddingAdapter(KernelAdapter):
     kind = "lookup"
     is_lookup = True
 
-    def why_not_split(self, layer: Any) -> str | None:
+    def why_not_split(self, layer: keras.layers.Layer) -> str | None:
         return "a lookup reads one row; a split one would be two lookups and an addition"
 
-    def is_direct(self, layer: Any) -> bool:
+    def is_direct(self, layer: keras.layers.Layer) -> bool:
         return False
 
-    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(self, layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray | None]:
         return np.asarray(layer.embeddings), None
 
     def with_bias(self, config: dict[str, Any], use_bias: bool) -> dict[str, Any]:
         return config
 
-    def positions(self, layer: Any, input_shape: Sequence[int]) -> list[int]:
+    def positions(self, layer: keras.layers.Layer, input_shape: Sequence[int]) -> list[int]:
         return list(input_shape[1:])
 
 
@@ -363,22 +385,24 @@ ADAPTERS: tuple[KernelAdapter, ...] = (
     Conv2DTransposeAdapter(),
     Conv3DTransposeAdapter(),
 )
-_BY_CLASS = {adapter.layer_class: adapter for adapter in ADAPTERS}
-_BY_QUANTIZED_CLASS = {adapter.quantized_class: adapter for adapter in ADAPTERS}
+_BY_CLASS: dict[type, KernelAdapter] = {adapter.layer_class: adapter for adapter in ADAPTERS}
+_BY_QUANTIZED_CLASS: dict[type, KernelAdapter] = {
+    adapter.quantized_class: adapter for adapter in ADAPTERS
+}
 
 
-def adapter_for(layer: Any) -> KernelAdapter | None:
+def adapter_for(layer: keras.layers.Layer) -> KernelAdapter | None:
     """The adapter of a float layer. A user's subclass is not matched: it may compute otherwise."""
     adapter = None if is_keras_quantized(layer) else _BY_CLASS.get(type(layer))
     return None if adapter is None or adapter.why_not_quantized(layer) else adapter
 
 
-def adapter_of_quantized(layer: Any) -> KernelAdapter | None:
+def adapter_of_quantized(layer: keras.layers.Layer) -> KernelAdapter | None:
     """The adapter of a quantized layer."""
     return _BY_QUANTIZED_CLASS.get(type(layer))
 
 
-def why_float(layer: Any) -> str | None:
+def why_float(layer: keras.layers.Layer) -> str | None:
     """Why a layer without adapter stays in float; `None` if it has no weights to quantize."""
     if not getattr(layer, "weights", None):
         return None
@@ -395,7 +419,7 @@ def why_float(layer: Any) -> str | None:
     return f"{type(layer).__name__} has no quantized form; docs/layers.md lists those that have one"
 
 
-def is_keras_quantized(layer: Any) -> bool:
+def is_keras_quantized(layer: keras.layers.Layer) -> bool:
     """Whether Keras' own `quantize` was called for `layer`."""
     return getattr(layer, "quantization_mode", None) is not None
 
@@ -409,13 +433,13 @@ def _places(
     return x[where]
 
 
-def _spatial_sizes(layer: Any, input_shape: Sequence[int]) -> list[int]:
+def _spatial_sizes(layer: keras.layers.Layer, input_shape: Sequence[int]) -> list[int]:
     """The sizes of an input but for samples and channels."""
     channels = channel_axis(layer) % len(input_shape)
     return [size for axis, size in enumerate(input_shape) if axis not in (0, channels)]
 
 
-def _geometry(layer: Any) -> dict[str, Any]:
+def _geometry(layer: keras.layers.Layer) -> dict[str, Any]:
     """What `numerics.patches` wants to know of a convolution."""
     return {
         "kernel": layer.kernel_size,
@@ -425,7 +449,7 @@ def _geometry(layer: Any) -> dict[str, Any]:
     }
 
 
-def config_of(layer: Any) -> dict[str, Any]:
+def config_of(layer: keras.layers.Layer) -> dict[str, Any]:
     """The configuration of a Keras layer with its activation functions themselves.
 
     Of a lambda, or a function that Keras does not know, the name does not lead back to it.
@@ -462,11 +486,11 @@ def is_linear(activation: Any) -> bool:
     return activation is None or activation is keras.activations.linear
 
 
-def channel_axis(layer: Any) -> int:
+def channel_axis(layer: keras.layers.Layer) -> int:
     """The axis of `layer`'s output that holds its channels."""
     return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
 
 
-def any_adapter(layer: Any) -> KernelAdapter | None:
+def any_adapter(layer: keras.layers.Layer) -> KernelAdapter | None:
     """The adapter of a layer, float or quantized."""
     return adapter_for(layer) or adapter_of_quantized(layer)

@@ -5,8 +5,6 @@ Behind a layer with a kernel they are folded into it, as converters do.
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 
@@ -15,7 +13,7 @@ from ocs_tf.keras_internals import is_hidden_class
 _LAYERS = keras.layers
 
 
-def affine_axis(layer: Any) -> int | None:
+def affine_axis(layer: keras.layers.Layer) -> int | None:
     """The axis of the channels that `layer` has factors for; `None` if it is no affine layer.
 
     A user's subclass is none: it may compute otherwise.
@@ -23,13 +21,13 @@ def affine_axis(layer: Any) -> int | None:
     if type(layer) is _LAYERS.BatchNormalization:
         return int(layer.axis)
     if type(layer) is _LAYERS.Normalization:
-        return -1 if all(size == 1 for size in np.shape(layer.mean)[:-1]) else None
+        return -1 if all(size == 1 for size in np.shape(np.asarray(layer.mean))[:-1]) else None
     if type(layer) is _LAYERS.Rescaling:
         return -1 if max(np.ndim(layer.scale), np.ndim(layer.offset)) <= 1 else None
     return -1 if is_hidden_class(layer, "applications.convnext", "LayerScale") else None
 
 
-def affine(layer: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def affine(layer: keras.layers.Layer, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Gain and shift of an affine layer at inference, float64 `[C]`: `y = gain * x + shift`."""
     if isinstance(layer, _LAYERS.BatchNormalization):
         return _of_batch_norm(layer)

@@ -17,30 +17,31 @@ import numpy as np
 
 from ocs_tf.graph import adapters
 from ocs_tf.keras_internals import is_variable
+from ocs_tf.keras_types import OperationT
 from ocs_tf.layers import unwrapped
 from ocs_tf.layers.structure import copied, is_users, leaves, mapped, own_attributes
 
 _GET_CONFIG = "Give the class a get_config() that returns every argument of __init__."
 
 
-def shallow_copy(layer: Any) -> Any:
+def shallow_copy(layer: OperationT) -> OperationT:
     """A layer (or operation) of the same variables and sublayers that was never called."""
     # Keras makes `copy.copy` save and load the layer, and tracks what is assigned to attributes.
-    copy = object.__new__(type(layer))
-    vars(copy).update(vars(layer))
+    copy: Any = object.__new__(type(layer))
+    copy.__dict__.update(vars(layer))
     fresh: dict[str, Any] = {
         "_inbound_nodes": [],
         "_outbound_nodes": [],
         "_losses": [],
         "_loss_ids": set(),
     }
-    vars(copy).update({name: value for name, value in fresh.items() if name in vars(layer)})
+    copy.__dict__.update({name: value for name, value in fresh.items() if name in vars(layer)})
     for bound in ("build", "quantize"):  # Keras' wrappers of the methods of `layer`
-        vars(copy).pop(bound, None)
+        copy.__dict__.pop(bound, None)
     return copy
 
 
-def clone_layer(layer: Any) -> Any:
+def clone_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     """A new layer (or operation) that computes the same, but for weights still to be copied.
 
     Once it has been called, and so built, `copy_weights` completes it.
@@ -67,7 +68,7 @@ def clone_layer(layer: Any) -> Any:
     return copy
 
 
-def built_clone(layer: Any) -> Any:
+def built_clone(layer: keras.layers.Layer) -> keras.layers.Layer:
     """A new layer with the weights of `layer`, which is inside of another.
 
     Raises:
@@ -85,7 +86,7 @@ def built_clone(layer: Any) -> Any:
     return copy
 
 
-def copy_weights(old: Any, new: Any) -> None:
+def copy_weights(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """Give the built layer `new` the weights of `old`, if it has weights of those shapes.
 
     A layer of the same class gets all other state, too. Either may be in a `QuantizedOutput`.
@@ -98,7 +99,7 @@ def copy_weights(old: Any, new: Any) -> None:
         _copy_state(old, new)  # building may have made some of it anew
 
 
-def check_copied(old: Any, new: Any) -> None:
+def check_copied(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """Raise `ValueError` if the weights of `old` did not fit `new`, made in its place."""
     if isinstance(old, keras.layers.Layer) and _shapes(old) != _shapes(new):
         raise ValueError(
@@ -108,7 +109,7 @@ def check_copied(old: Any, new: Any) -> None:
         )
 
 
-def why_not_loaded(layer: Any) -> str | None:
+def why_not_loaded(layer: keras.layers.Layer) -> str | None:
     """Why `layer` cannot be made from its configuration, as loading a file does; else `None`."""
     try:
         with warnings.catch_warnings():  # Keras warns of what this function tells
@@ -124,11 +125,11 @@ def why_not_loaded(layer: Any) -> str | None:
     return None
 
 
-def _shapes(layer: Any) -> list[tuple[int, ...]]:
+def _shapes(layer: keras.layers.Layer) -> list[tuple[int, ...]]:
     return [tuple(w.shape) for w in layer.weights]
 
 
-def _copy_state(old: Any, new: Any) -> None:
+def _copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """Give `new`, of the class of `old`, what `old` and the layers in it keep besides weights."""
     for name, value in vars(old).items():
         for part, twin in zip(_layers(value), _layers(vars(new).get(name)), strict=False):
@@ -147,11 +148,11 @@ def _copy_state(old: Any, new: Any) -> None:
             new.load_assets(folder)
 
 
-def _overrides(layer: Any, method: str) -> bool:
+def _overrides(layer: keras.layers.Layer, method: str) -> bool:
     return getattr(type(layer), method) is not getattr(keras.layers.Layer, method)
 
 
-def _copy_attributes(old: Any, new: Any) -> None:
+def _copy_attributes(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """Give `new` the attributes that a user's layer `old` keeps, but for variables and layers."""
     if not is_users(old):
         return
@@ -160,12 +161,12 @@ def _copy_attributes(old: Any, new: Any) -> None:
             setattr(new, name, mapped(value, old, new, {}))
 
 
-def _belongs(layer: Any, value: Any) -> bool:
+def _belongs(layer: keras.layers.Layer, value: Any) -> bool:
     """Whether `value` is a part of `layer` that its copy has to have one of its own of."""
     parts = (keras.layers.Layer, keras.random.SeedGenerator, keras.KerasTensor)
     bound = getattr(value, "__self__", None) is layer
     return is_variable(value) or isinstance(value, parts) or bound
 
 
-def _layers(value: Any) -> list[Any]:
+def _layers(value: Any) -> list[keras.layers.Layer]:
     return [leaf for leaf in leaves(value) if isinstance(leaf, keras.layers.Layer)]

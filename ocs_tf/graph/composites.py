@@ -19,6 +19,7 @@ from ocs_tf.graph import adapters
 from ocs_tf.graph.adapters import KernelAdapter
 from ocs_tf.graph.cloning import check_copied, clone_layer, copy_weights
 from ocs_tf.keras_internals import layers_within
+from ocs_tf.keras_types import Tensor
 from ocs_tf.layers.attention import projections
 from ocs_tf.layers.recurrent import CELL_KERNELS, UnrolledRNN
 from ocs_tf.layers.structure import copied, is_users, sublayers
@@ -34,7 +35,9 @@ _ATTENTION = {
     _LAYERS.MultiHeadAttention: layers.QuantizedMultiHeadAttention,
     _LAYERS.GroupQueryAttention: layers.QuantizedGroupQueryAttention,
 }
-_FLOAT_CLASSES = {quantized: plain for plain, quantized in (*_CELLS.items(), *_ATTENTION.items())}
+_FLOAT_CLASSES: dict[type, type[keras.layers.Layer]] = {
+    quantized: plain for plain, quantized in (*_CELLS.items(), *_ATTENTION.items())
+}
 _KERAS_RECURRENT = (_LAYERS.RNN, _LAYERS.LSTM, _LAYERS.GRU, _LAYERS.SimpleRNN)
 _RECURRENT = (*_KERAS_RECURRENT, layers.QuantizedRNN, UnrolledRNN)
 _RNN_OPTIONS = (
@@ -63,7 +66,7 @@ class Part:
         adapter: what is known of it.
     """
 
-    holder: Any
+    holder: keras.layers.Layer
     adapter: KernelAdapter
 
 
@@ -73,16 +76,16 @@ class CellKernelAdapter(adapters.DenseAdapter):
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def is_direct(self, layer: Any) -> bool:
+    def is_direct(self, layer: keras.layers.Layer) -> bool:
         return False
 
-    def read(self, layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(self, layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray | None]:
         return np.asarray(getattr(layer, self.name)), None
 
-    def write(self, layer: Any, kernel: np.ndarray) -> None:
+    def write(self, layer: keras.layers.Layer, kernel: np.ndarray) -> None:
         getattr(layer, self.name).assign(kernel)
 
-    def operands(self, layer: Any) -> list[slice]:
+    def operands(self, layer: keras.layers.Layer) -> list[slice]:
         gru = type(layer) in (_LAYERS.GRUCell, layers.QuantizedGRUCell)
         if gru and self.name == "recurrent_kernel" and not layer.reset_after:
             gates = 2 * layer.units  # the third product reads what they leave of the state
@@ -93,7 +96,7 @@ class CellKernelAdapter(adapters.DenseAdapter):
 _CELL_ADAPTERS = {name: CellKernelAdapter(name) for name in CELL_KERNELS}
 
 
-def parts(layer: Any) -> dict[str, Part]:
+def parts(layer: keras.layers.Layer) -> dict[str, Part]:
     """The kernels inside of a float `layer`, by path; none if it is no composite."""
     if type(layer) in _CELLS:
         return {name: Part(layer, adapter) for name, adapter in _CELL_ADAPTERS.items()}
@@ -107,18 +110,20 @@ def parts(layer: Any) -> dict[str, Part]:
     return found
 
 
-def stored_parts(layer: Any) -> dict[str, Any]:
+def stored_parts(layer: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
     """The quantized kernels inside of `layer`, by path: `StoredKernel`s and `KernelLayer`s."""
     if isinstance(layer, layers.QuantizedCell):
         return dict(layer.stored_kernels())
-    found: dict[str, Any] = {}
+    found: dict[str, keras.layers.Layer] = {}
     for name, child in _children(layer).items():
         inside = {"": child} if isinstance(child, layers.KernelLayer) else stored_parts(child)
         found.update({_path(name, path): kernel for path, kernel in inside.items()})
     return found
 
 
-def quantized(layer: Any, options: Mapping[str, Mapping[str, Any]]) -> Any:
+def quantized(
+    layer: keras.layers.Layer, options: Mapping[str, Mapping[str, Any]]
+) -> keras.layers.Layer:
     """The quantized layer in place of the float `layer`; its weights are still to be put in.
 
     Arguments:
@@ -140,13 +145,15 @@ def quantized(layer: Any, options: Mapping[str, Mapping[str, Any]]) -> Any:
     return layers.QuantizedInside(made) if is_users(layer) and options else made
 
 
-def _inner(outer: Any, layer: Any, options: Mapping[str, Mapping[str, Any]]) -> Any:
+def _inner(
+    outer: keras.layers.Layer, layer: keras.layers.Layer, options: Mapping[str, Mapping[str, Any]]
+) -> keras.layers.Layer:
     """The quantized layer in place of `layer`, which is inside of `outer`."""
     made = quantized(layer, options)
     return made.layer if is_users(outer) and isinstance(made, layers.QuantizedInside) else made
 
 
-def plain(layer: Any, *, unroll: bool = False) -> Any:
+def plain(layer: keras.layers.Layer, *, unroll: bool = False) -> keras.layers.Layer:
     """The float layer that the quantized composite `layer` stands for, without its weights.
 
     Arguments:
@@ -167,7 +174,7 @@ def plain(layer: Any, *, unroll: bool = False) -> Any:
     return _rebuilt(layer, lambda _, child: plain(child, unroll=unroll), _LAYERS.RNN, unroll)
 
 
-def copy_floats(old: Any, new: Any) -> None:
+def copy_floats(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """Give the built layer `new` the float weights of `old` that both have.
 
     One of them is the quantized form of the other.
@@ -187,7 +194,9 @@ def copy_floats(old: Any, new: Any) -> None:
             check_copied(before, after)
 
 
-def assign(layer: Any, kernels: Mapping[str, tuple[QuantizedKernel, np.ndarray | None]]) -> None:
+def assign(
+    layer: keras.layers.Layer, kernels: Mapping[str, tuple[QuantizedKernel, np.ndarray | None]]
+) -> None:
     """Put canonical kernels and biases into the built quantized composite `layer`, by path."""
     targets = stored_parts(layer)
     for path, (kernel, bias) in kernels.items():
@@ -201,18 +210,18 @@ def assign(layer: Any, kernels: Mapping[str, tuple[QuantizedKernel, np.ndarray |
 
 
 @contextlib.contextmanager
-def recorded(layer: Any, path: str) -> Iterator[list[np.ndarray]]:
+def recorded(layer: keras.layers.Layer, path: str) -> Iterator[list[np.ndarray]]:
     """Inputs of the kernel at `path` in eager calls of the quantized composite `layer`.
 
     The list that this gives grows while the context lasts: arrays `[N, ..., C]`, in cells one for
     each step, and what Keras looks at the first step for.
     """
     reads: list[np.ndarray] = []
-    reader = _readers(layer)[path]
+    reader: Any = _readers(layer)[path]
     state = path.rpartition("/")[2] == "recurrent_kernel"
     call = reader.call
 
-    def record(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def record(inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
         if isinstance(reader, layers.QuantizedCell):
             states = args[0] if args else kwargs["states"]
             reads.append(np.asarray(keras.tree.flatten(states)[0] if state else inputs))
@@ -227,11 +236,11 @@ def recorded(layer: Any, path: str) -> Iterator[list[np.ndarray]]:
         del reader.call
 
 
-def _readers(layer: Any) -> dict[str, Any]:
+def _readers(layer: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
     """The layers and cells inside of a quantized composite whose calls read kernels, by path."""
     if isinstance(layer, layers.QuantizedCell):
         return dict.fromkeys(layer.stored_kernels(), layer)
-    found: dict[str, Any] = {}
+    found: dict[str, keras.layers.Layer] = {}
     for name, child in _children(layer).items():
         inside = {"": child} if isinstance(child, layers.KernelLayer) else _readers(child)
         found.update({_path(name, path): reader for path, reader in inside.items()})
@@ -243,21 +252,21 @@ def quantizable_classes() -> list[type]:
     return [*(adapter.layer_class for adapter in adapters.ADAPTERS), *COMPOSITES]
 
 
-def is_recurrent(layer: Any) -> bool:
+def is_recurrent(layer: keras.layers.Layer) -> bool:
     """Whether there is a loop over a sequence in `layer`."""
     return isinstance(layer, _RECURRENT) or any(map(is_recurrent, _children(layer).values()))
 
 
-def mixes_kernels(layer: Any) -> bool:
+def mixes_kernels(layer: keras.layers.Layer) -> bool:
     """Whether the kernels inside of a composite may have any operations around them."""
     return any(isinstance(part, keras.Model) or is_users(part) for part in layers_within(layer))
 
 
-def _is_cell(layer: Any) -> bool:
+def _is_cell(layer: keras.layers.Layer) -> bool:
     return type(layer) in _CELLS or isinstance(layer, layers.QuantizedCell)
 
 
-def _children(layer: Any) -> dict[str, Any]:
+def _children(layer: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
     """The layers inside of a composite, by name; none of other layers."""
     if type(layer) in _RECURRENT:
         return {} if is_users(layer.cell) else {"": layer.cell}
@@ -279,8 +288,11 @@ def _children(layer: Any) -> dict[str, Any]:
 
 
 def _rebuilt(
-    layer: Any, remake: Callable[[str, Any], Any], recurrent: type, unroll: bool = False
-) -> Any:
+    layer: keras.layers.Layer,
+    remake: Callable[[str, keras.layers.Layer], keras.layers.Layer],
+    recurrent: type,
+    unroll: bool = False,
+) -> keras.layers.Layer:
     """A wrapper like `layer` around what `remake` makes of each layer inside, by name."""
     inside = {name: remake(name, child) for name, child in _children(layer).items()}
     if type(layer) in _RECURRENT:
@@ -311,7 +323,7 @@ def _rebuilt(
     return clone_layer(layer)
 
 
-def _built(old: Any, new: Any) -> Any:
+def _built(old: keras.layers.Layer, new: keras.layers.Layer) -> keras.layers.Layer:
     """`new`, built as `old` is, in whose place it is."""
     if old.built and not new.built and (config := old.get_build_config()):
         new.build_from_config(config)

@@ -42,7 +42,7 @@ def run_by_layer(
     rewritten: Rewritten | None = None,
     *,
     every_call: bool = False,
-) -> Iterator[tuple[Any, Call]]:
+) -> Iterator[tuple[keras.layers.Layer, Call]]:
     """Run a model call by call; yield each layer of `names` before its first call, with that call.
 
     Arguments:
@@ -115,7 +115,7 @@ def _last_reads(graph: Graph, *, whole_layers: bool = False) -> dict[int, list[i
 
 def calls_by_layer(
     graph: Graph, names: set[str], *options: Any
-) -> Iterator[tuple[Any, list[Call]]]:
+) -> Iterator[tuple[keras.layers.Layer, list[Call]]]:
     """Run a model as `run_by_layer` does; yield each layer of `names` before its last call.
 
     With it come all its calls.
@@ -129,7 +129,9 @@ def calls_by_layer(
             yield layer, calls.pop(layer.name)
 
 
-def calls_by_name(walked: Iterator[tuple[Any, list[Call]]]) -> Callable[[str], list[Call]]:
+def calls_by_name(
+    walked: Iterator[tuple[keras.layers.Layer, list[Call]]],
+) -> Callable[[str], list[Call]]:
     """What `calls_by_layer` yields, asked for by name, in about the same order."""
     passed: dict[str, list[Call]] = {}
 

@@ -23,7 +23,7 @@ from ocs_tf.graph.reader import Node
 from ocs_tf.graph.substitutions.inlining import WithMask
 from ocs_tf.keras_internals import calls_of
 
-Fact = bool | Callable[[Any], bool]
+Fact = bool | Callable[[Any], bool]  # of a layer, of whatever class the row is for
 Trait = Literal[
     "elementwise",
     "channelwise",
@@ -79,7 +79,7 @@ class Traits:
     rank: int | None = None
 
 
-def holds(layer: Any, trait: Trait) -> bool:
+def holds(layer: keras.layers.Layer, trait: Trait) -> bool:
     """Whether a fact holds for a layer or a bare operation; not, if nothing is known of it."""
     row = _row(layer)
     if row is None:
@@ -100,7 +100,7 @@ def is_training(node: Node) -> bool:
     return bool(node.arguments.kwargs.get("training"))
 
 
-def keras_class(layer: Any) -> type | None:
+def keras_class(layer: keras.layers.Layer) -> type | None:
     """The class in `TABLE` whose function `layer` computes; `None` if there is none.
 
     That of a subclass, too, as long as it overrides nothing that says what is computed, or names
@@ -172,11 +172,11 @@ def is_homogeneous(function: Any) -> bool:
     return any(function is known for known in _HOMOGENEOUS)
 
 
-def _linear(layer: Any) -> bool:
+def _linear(layer: keras.layers.Layer) -> bool:
     return adapters.is_linear(layer.activation)
 
 
-def fills(layer: Any) -> bool:
+def fills(layer: keras.layers.Layer) -> bool:
     """Whether a resizing puts numbers of its own, other than 0, around what it resizes."""
     if not getattr(layer, "pad_to_aspect_ratio", False):
         return False
@@ -279,7 +279,7 @@ ROWS: Mapping[str, Traits] = {
 }
 
 
-def _pads_zeros(operation: Any) -> bool:
+def _pads_zeros(operation: keras.Operation) -> bool:
     """Whether a bare `Pad` adds zeros, or numbers of its input, in each of its calls."""
     values = [call.arguments.kwargs.get("constant_values") for call in calls_of(operation)]
     return all(value is None or (np.isscalar(value) and value == 0) for value in values)
@@ -349,7 +349,7 @@ TABLE: Mapping[type, Traits] = {
 }
 
 
-def _row(layer: Any) -> Traits | None:
+def _row(layer: keras.layers.Layer) -> Traits | None:
     if not isinstance(layer, _LAYERS.Layer):
         return OPERATIONS.get(type(layer).__name__)
     cls = keras_class(layer)

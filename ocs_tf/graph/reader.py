@@ -21,9 +21,9 @@ from ocs_tf.layers.structure import is_users
 class Node:
     """One call of a layer (or bare Keras operation) in the model."""
 
-    layer: Any
-    inputs: tuple[Any, ...]
-    outputs: tuple[Any, ...]
+    layer: keras.layers.Layer  # or a bare operation, which has neither weights nor options
+    inputs: tuple[keras.KerasTensor, ...]
+    outputs: tuple[keras.KerasTensor, ...]
     arguments: Any  # Keras' SymbolicArguments; None for an input layer
 
     @property
@@ -49,10 +49,10 @@ class KernelRef:
         part: its path in the owner; see `graph.composites`. Empty if the layer is the owner.
     """
 
-    layer: Any
+    layer: keras.layers.Layer
     adapter: KernelAdapter
     batch_norm: keras.layers.Layer | None
-    owner: Any
+    owner: keras.layers.Layer
     part: str = ""
 
     @property
@@ -89,7 +89,7 @@ class Graph:
 
     def __init__(
         self,
-        model: Any,
+        model: keras.Model,
         fold_batch_norm: bool = True,
         *,
         open_quantized: bool = False,
@@ -110,7 +110,7 @@ class Graph:
         self.kernels = {ref.name: ref for refs in self.kernels_of.values() for ref in refs}
         self.folded = {s.batch_norm.name for s in self.kernels.values() if s.batch_norm is not None}
 
-    def _refs_of(self, layer: Any, fold_batch_norm: bool) -> Iterator[KernelRef]:
+    def _refs_of(self, layer: keras.layers.Layer, fold_batch_norm: bool) -> Iterator[KernelRef]:
         adapter = adapters.adapter_for(layer)
         if adapter is not None:
             norm = self.foldable_norm(layer) if fold_batch_norm else None
@@ -121,7 +121,7 @@ class Graph:
         for path, part in composites.parts(layer).items():
             yield KernelRef(part.holder, part.adapter, None, layer, path)
 
-    def calls(self, layer: Any) -> list[Node]:
+    def calls(self, layer: keras.layers.Layer) -> list[Node]:
         """The calls of `layer`; more than one if it is shared."""
         return [node for node in self.nodes if node.layer is layer]
 
@@ -129,7 +129,7 @@ class Graph:
         """The calls of the layer of this name."""
         return [node for node in self.nodes if node.layer.name == name]
 
-    def only_consumer(self, tensor: Any) -> Node | None:
+    def only_consumer(self, tensor: keras.KerasTensor) -> Node | None:
         """The one call that reads `tensor`, if there is just one and it is no model output."""
         readers = self.consumers[id(tensor)]
         return readers[0] if len(readers) == 1 and id(tensor) not in self.output_ids else None
@@ -163,7 +163,7 @@ class Graph:
         return {ref.name for node in calls for ref in self.kernels_of[node.layer.name]}
 
     def foldable_norm(
-        self, layer: Any, *, may_be_output: bool = False
+        self, layer: keras.layers.Layer, *, may_be_output: bool = False
     ) -> keras.layers.Layer | None:
         """The batch norm, or other affine layer, directly behind `layer` (float or quantized).
 
@@ -190,14 +190,14 @@ class Graph:
         return reader.layer if on_channels else None
 
 
-def _all_in(tensors: Sequence[Any], ids: set[int]) -> bool:
+def _all_in(tensors: Sequence[keras.KerasTensor], ids: set[int]) -> bool:
     return all(id(tensor) in ids for tensor in tensors)
 
 
 def is_chain(model: keras.Model) -> bool:
     """Whether a functional `model` could be Sequential: each layer reads the one before it."""
     nodes = list(_nodes(model))
-    before: tuple[Any, ...] = ()
+    before: tuple[keras.KerasTensor, ...] = ()
     for node in nodes:
         plain = isinstance(node.layer, keras.layers.Layer) and len(node.outputs) == 1
         alone = sum(other.layer is node.layer for other in nodes) == 1 and node.only_reads

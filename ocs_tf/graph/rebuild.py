@@ -11,11 +11,12 @@ from ocs_tf.graph.cloning import copy_weights
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.substitutions.inlining import WithMask
 from ocs_tf.keras_internals import mask_of
+from ocs_tf.keras_types import Tensor
 
 
 def rebuild(
     graph: Graph,
-    replace: Callable[[Any], Any],
+    replace: Callable[[keras.layers.Layer], Callable[..., Any]],
     call: Callable[..., Any],
     batch_size: int | None = None,
     input_dtype: Callable[[str], str] = str,
@@ -34,8 +35,8 @@ def rebuild(
         The new model, not compiled, and its layers by the old layers' names.
     """
     twins: dict[str, Any] = {}
-    tensors: dict[int, Any] = {}
-    inputs: dict[int, Any] = {}
+    tensors: dict[int, keras.KerasTensor] = {}
+    inputs: dict[int, keras.KerasTensor] = {}
     for node in graph.nodes:
         if node.arguments is None:
             for old in node.outputs:
@@ -64,7 +65,7 @@ def rebuild(
     return model, twins
 
 
-def _masked_like(old: Any, new: Any, args: Any) -> Any:
+def _masked_like(old: keras.KerasTensor, new: keras.KerasTensor, args: Any) -> keras.KerasTensor:
     """`new`, with the mask of what it is made of where `old` has one and `new` has lost it."""
     if mask_of(old) is None or mask_of(new) is not None:
         return new
@@ -78,5 +79,5 @@ def used(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if value is not None}
 
 
-def identity(x: Any) -> Any:
+def identity(x: Tensor) -> Tensor:
     return x

@@ -17,6 +17,7 @@ from ocs_tf.graph.cloning import check_copied, clone_layer
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.rebuild import identity, rebuild, used
 from ocs_tf.graph.substitutions import resizing
+from ocs_tf.keras_types import Tensor
 from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel, code_limit
 
 
@@ -50,9 +51,9 @@ class Rewritten:
     """
 
     model: keras.Model
-    layers: dict[str, Any]
+    layers: dict[str, keras.layers.Layer]
     call: Callable[..., Any]
-    read: Callable[[Any, Any], Any]
+    read: Callable[[keras.layers.Layer, Tensor], Tensor]
 
 
 def rewrite(
@@ -69,71 +70,108 @@ def rewrite(
             read.
         coarse_parts: as a `Plan` has them, for reports.
     """
-    coarse_parts = coarse_parts or {}
+    rewriting = _Rewriting(graph, kernels, grids, coarse_parts or {})
+    model, twins = rebuild(graph, rewriting.replace, rewriting.call)
+    for name, twin in twins.items():
+        rewriting.fill(name, twin)
 
-    fixed = {site: grid for site, grid in grids.items() if isinstance(grid, ActivationGrid)}
-    known = tensor_grids(graph, fixed)
-    taken = {node.layer.name for node in graph.nodes}
-    quantizers: dict[str, Any] = {}  # by site, one for all calls of a shared layer
+    def call_again(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        return rewriting.call(layer, twins.get(layer.name, identity), *args, **used(kwargs))
 
-    def round_to(site: str, name: str, tensor: Any) -> Any:
-        if site not in quantizers:
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            grid = grids[site]
-            quantizers[site] = (
-                layers.OracleQuantize(grid, name=name)
-                if isinstance(grid, OracleGrid)
-                else layers.FakeQuantize(grid, coarse_parts.get(site), name=name)
-            )
-        return quantizers[site](tensor)
+    return Rewritten(model, twins, call_again, rewriting.read)
 
-    def replace(layer: Any) -> Any:
+
+class _Rewriting:
+    """What comes in the place of layers and their calls; arguments as of `rewrite`."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        kernels: Mapping[str, Replacement],
+        grids: Mapping[str, ActivationGrid | OracleGrid],
+        coarse_parts: Mapping[str, dict[str, float]],
+    ) -> None:
+        self.graph, self.kernels, self.grids, self.coarse_parts = (
+            graph,
+            kernels,
+            grids,
+            coarse_parts,
+        )
+        self.fixed = {s: grid for s, grid in grids.items() if isinstance(grid, ActivationGrid)}
+        self.known = tensor_grids(graph, self.fixed)
+        self.taken = {node.layer.name for node in graph.nodes}
+        # By site, one for all calls of a shared layer.
+        self.quantizers: dict[str, keras.layers.Layer] = {}
+
+    def replace(self, layer: keras.layers.Layer) -> keras.Operation:
+        """The layer in the place of `layer`, without its weights."""
         name = layer.name
-        inside = _parts(graph, name, kernels)
-        if inside:
-            twin = composites.quantized(layer, {p: _options(r) for p, r in inside.items()})
-        elif name in kernels:
-            read = {known.get(id(call.inputs[0])) for call in graph.calls(layer)}
-            before = fixed.get(f"{name}:input") or (read.pop() if len(read) == 1 else None)
-            coarse = coarse_parts.get(f"{name}:preactivation", {}) | coarse_parts.get(name, {})
-            return _quantized_layer(graph, layer, kernels[name], fixed, before, coarse)
-        elif name in graph.kernels and graph.kernels[name].batch_norm is not None:
-            adapter = graph.kernels[name].adapter
-            twin = type(layer).from_config(adapter.quantized_config(layer, use_bias=True))
-        else:
-            twin = resizing.as_layer(layer) if resizing.is_bare(layer) else clone_layer(layer)
-        if name in fixed and _wrappable(graph, layer, twin):
+        if name in self.kernels and not self._parts(name):
+            return self._kernel_layer(layer)
+        twin = self._float_layer(layer)
+        if name in self.fixed and _wrappable(self.graph, layer, twin):
             mixes = mixes_values(layer)
             wrapper = layers.QuantizedAveragePooling if mixes else layers.QuantizedOutput
-            return wrapper(twin, fixed[name], coarse_parts.get(name), name=name)
+            return wrapper(twin, self.fixed[name], self.coarse_parts.get(name), name=name)
         return twin
 
-    def read(layer: Any, x: Any) -> Any:
-        site = f"{layer.name}:input"
-        return round_to(site, f"{layer.name}_input_quantizer", x) if site in grids else x
+    def _float_layer(self, layer: keras.layers.Layer) -> Any:
+        """In the place of a layer without a quantized kernel of its own."""
+        inside, ref = self._parts(layer.name), self.graph.kernels.get(layer.name)
+        if inside:
+            return composites.quantized(layer, {p: _options(r) for p, r in inside.items()})
+        if ref is not None and ref.batch_norm is not None:
+            return type(layer).from_config(ref.adapter.quantized_config(layer, use_bias=True))
+        return resizing.as_layer(layer) if resizing.is_bare(layer) else clone_layer(layer)
 
-    def call(layer: Any, twin: Any, *args: Any, **kwargs: Any) -> Any:
+    def _kernel_layer(self, layer: keras.layers.Layer) -> layers.KernelLayer:
+        name, replacement = layer.name, self.kernels[layer.name]
+        read = {self.known.get(id(call.inputs[0])) for call in self.graph.calls(layer)}
+        preactivation = f"{name}:preactivation"
+        adapter = self.graph.kernels[name].adapter
+        return adapter.quantized_class.from_config(
+            {
+                **adapter.quantized_config(layer, replacement.bias is not None),
+                **_options(replacement),
+                "input_grid": self.fixed.get(f"{name}:input")
+                or (read.pop() if len(read) == 1 else None),
+                "output_grid": kernel_output_grid(self.graph, layer, self.fixed),
+                "preactivation_grid": self.fixed.get(preactivation),
+                "equalized": replacement.equalized,
+                "coarse_parts": self.coarse_parts.get(preactivation, {})
+                | self.coarse_parts.get(name, {}),
+            }
+        )
+
+    def read(self, layer: keras.layers.Layer, x: Tensor) -> Tensor:
+        """`x` as the replacement of `layer` reads it."""
+        site = f"{layer.name}:input"
+        return self._rounded(site, f"{layer.name}_input_quantizer", x) if site in self.grids else x
+
+    def call(
+        self, layer: keras.layers.Layer, twin: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """What is in the place of a call of `layer`; `twin` is in its own."""
         name = layer.name
-        if name in graph.folded:
+        if name in self.graph.folded:
             return args[0]
-        args = (read(layer, args[0]), *args[1:]) if args else args
+        args = (self.read(layer, args[0]), *args[1:]) if args else args
         outputs = twin(*args, **kwargs)
-        if name in fixed and not isinstance(twin, (layers.KernelLayer, layers.QuantizedOutput)):
-            outputs = round_to(name, f"{name}_quantizer", outputs)
+        if name in self.fixed and not isinstance(
+            twin, (layers.KernelLayer, layers.QuantizedOutput)
+        ):
+            outputs = self._rounded(name, f"{name}_quantizer", outputs)
         return outputs
 
-    model, twins = rebuild(graph, replace, call)
-    for name, twin in twins.items():
-        ref = graph.kernels.get(name)
-        inner = layers.unwrapped(twin)
-        inside = _parts(graph, name, kernels)
+    def fill(self, name: str, twin: keras.layers.Layer) -> None:
+        """Give the built `twin` of the layer `name` what `rebuild` does not: quantized weights."""
+        graph, ref, inner = self.graph, self.graph.kernels.get(name), layers.unwrapped(twin)
+        inside = self._parts(name)
         if inside:
             composites.copy_floats(graph.calls_of(name)[0].layer, inner)
             composites.assign(inner, {path: (r.kernel, r.bias) for path, r in inside.items()})
-        elif ref is not None and name in kernels:
-            ref.adapter.store(twin, kernels[name].kernel, kernels[name].bias)
+        elif ref is not None and name in self.kernels:
+            ref.adapter.store(inner, self.kernels[name].kernel, self.kernels[name].bias)
         elif ref is not None and ref.batch_norm is not None:
             kernel, bias = ref.weights()
             assert bias is not None  # the norm's shift
@@ -143,15 +181,30 @@ def rewrite(
             original = graph.calls_of(name)[0]
             check_copied(original.layer, inner)
             if isinstance(inner, keras.layers.BatchNormalization):
-                _round_shift(inner, known.get(id(original.inputs[0])))
+                _round_shift(inner, self.known.get(id(original.inputs[0])))
 
-    def call_again(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        return call(layer, twins.get(layer.name, identity), *args, **used(kwargs))
+    def _parts(self, name: str) -> dict[str, Replacement]:
+        """Replacements of the kernels inside a composite, by path."""
+        refs = self.graph.kernels_of.get(name, [])
+        kernels = self.kernels
+        return {ref.part: kernels[ref.name] for ref in refs if ref.part and ref.name in kernels}
 
-    return Rewritten(model, twins, call_again, read)
+    def _rounded(self, site: str, name: str, tensor: Tensor) -> Tensor:
+        """`tensor`, rounded at a site by a layer of about this name."""
+        if site not in self.quantizers:
+            while name in self.taken:
+                name += "_"
+            self.taken.add(name)
+            grid = self.grids[site]
+            self.quantizers[site] = (
+                layers.OracleQuantize(grid, name=name)
+                if isinstance(grid, OracleGrid)
+                else layers.FakeQuantize(grid, self.coarse_parts.get(site), name=name)
+            )
+        return self.quantizers[site](tensor)
 
 
-def _wrappable(graph: Graph, layer: Any, twin: Any) -> bool:
+def _wrappable(graph: Graph, layer: keras.layers.Layer, twin: keras.layers.Layer) -> bool:
     """Whether a `QuantizedOutput` can call `twin` as the model does `layer`: with one input."""
     whole = (keras.layers.InputLayer, keras.Model)  # models would be closed to all later steps
     if not isinstance(twin, keras.layers.Layer) or isinstance(twin, whole):
@@ -159,7 +212,7 @@ def _wrappable(graph: Graph, layer: Any, twin: Any) -> bool:
     return all(call.only_reads for call in graph.calls(layer))
 
 
-def _round_shift(norm: keras.layers.BatchNormalization, grid: ActivationGrid | None) -> None:
+def _round_shift(norm: keras.layers.Layer, grid: ActivationGrid | None) -> None:
     """Round the shift of a batch norm to the step of the integer sums it is added to.
 
     An integer runtime computes a batch norm that stands alone as a depthwise convolution with
@@ -173,28 +226,6 @@ def _round_shift(norm: keras.layers.BatchNormalization, grid: ActivationGrid | N
     norm.beta.assign(np.asarray(norm.beta) + np.where(step == 0, 0, rounded - shift))
 
 
-def _quantized_layer(
-    graph: Graph,
-    layer: Any,
-    replacement: Replacement,
-    grids: Mapping[str, ActivationGrid],
-    input_grid: ActivationGrid | None,
-    coarse_parts: Mapping[str, float],
-) -> layers.KernelLayer:
-    adapter = graph.kernels[layer.name].adapter
-    return adapter.quantized_class.from_config(
-        {
-            **adapter.quantized_config(layer, replacement.bias is not None),
-            **_options(replacement),
-            "input_grid": input_grid,
-            "output_grid": kernel_output_grid(graph, layer, grids),
-            "preactivation_grid": grids.get(f"{layer.name}:preactivation"),
-            "equalized": replacement.equalized,
-            "coarse_parts": coarse_parts,
-        }
-    )
-
-
 def _options(replacement: Replacement) -> dict[str, Any]:
     """The options of a layer that stores a kernel, alone or among others."""
     kernel = replacement.kernel
@@ -204,9 +235,3 @@ def _options(replacement: Replacement) -> dict[str, Any]:
         "copies": kernel.splits,
         "kernel_sqnr_db": replacement.sqnr_db,
     }
-
-
-def _parts(graph: Graph, name: str, kernels: Mapping[str, Replacement]) -> dict[str, Replacement]:
-    """Replacements of the kernels inside a composite, by path."""
-    refs = graph.kernels_of.get(name, [])
-    return {ref.part: kernels[ref.name] for ref in refs if ref.part and ref.name in kernels}

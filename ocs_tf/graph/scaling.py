@@ -40,13 +40,13 @@ def scale_channels(graph: Graph, scales: Mapping[str, Any]) -> keras.Model:
             own = channels >= 0
             read.setdefault(reader, np.ones(len(channels)))[own] = scale[channels[own]]
 
-    def replace(layer: Any) -> Any:
+    def replace(layer: keras.layers.Layer) -> keras.layers.Layer:
         scaled = layer.name in made or layer.name in read
         if scaled and isinstance(layer, keras.layers.BatchNormalization):
             return type(layer).from_config({**layer.get_config(), "scale": True})
         return clone_layer(layer)
 
-    def call(layer: Any, twin: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(layer: keras.layers.Layer, twin: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         return twin(*args, **kwargs)
 
     model, twins = rebuild(graph, replace, call)
@@ -68,7 +68,7 @@ def check_scales(graph: Graph, scales: Mapping[str, Any]) -> None:
 
 
 def _scaled_weights(
-    layer: Any, made: NDArray[np.float64] | None, read: NDArray[np.float64] | None
+    layer: keras.layers.Layer, made: NDArray[np.float64] | None, read: NDArray[np.float64] | None
 ) -> list[NDArray[np.float32]]:
     """Weights of `layer` with output channels times `made` and input channels times `read`.
 
@@ -89,7 +89,7 @@ def _scaled_weights(
     return weights if bias is None else [*weights, (bias * factors).astype(np.float32)]
 
 
-def _scaled_norm(layer: Any, made: Any, read: Any) -> list[NDArray[np.float32]]:
+def _scaled_norm(layer: keras.layers.Layer, made: Any, read: Any) -> list[NDArray[np.float32]]:
     mean, variance = np.asarray(layer.moving_mean), np.asarray(layer.moving_variance)
     gamma = np.asarray(layer.gamma) if layer.scale else np.ones(mean.shape)
     made, read = (1.0 if factors is None else factors for factors in (made, read))

@@ -82,7 +82,7 @@ def keras3_name(name: str) -> str:
     return name.replace("/", "_")
 
 
-def copy_weights(old: Any, new: Any) -> None:
+def copy_weights(old: Any, new: keras.layers.Layer) -> None:
     """Give the built layer `new` the weights of `old`, with those of layers within.
 
     Raises:
@@ -103,7 +103,7 @@ def copy_weights(old: Any, new: Any) -> None:
         copy_weights(*pair)
 
 
-def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
+def _pairs(old: Any, new: keras.layers.Layer) -> Iterator[tuple[Any, Any]]:
     """Layers within `old` that have weights, with their counterparts: by name, else in order."""
     theirs = [layer for layer in tf_keras_internals.sublayers(old) if layer.weights]
     ours = [layer for layer in layers_right_within(new) if layer.weights]

@@ -69,7 +69,8 @@ class _Translator:
     def __init__(self, custom_objects: Mapping[str, Any]) -> None:
         self.custom_objects = custom_objects
         self.names: set[str] = set()  # of all layers, at any depth
-        self.twins: dict[int, tuple[Any, Any]] = {}  # by the id of the old one, which is kept
+        # By the id of the old one, which is kept.
+        self.twins: dict[int, tuple[Any, keras.layers.Layer]] = {}
 
     def whole(self, model: Any) -> keras.Model:
         self.names = tf_keras_internals.layer_names(model)
@@ -79,7 +80,7 @@ class _Translator:
                 copy_weights(old, new)
         return result
 
-    def twin(self, layer: Any) -> Any:
+    def twin(self, layer: Any) -> keras.layers.Layer:
         """The counterpart of a layer or model; one for all calls of it."""
         if id(layer) not in self.twins:
             custom = type(layer).__name__ in self.custom_objects
@@ -87,7 +88,7 @@ class _Translator:
             self.twins[id(layer)] = layer, make(layer)
         return self.twins[id(layer)][1]
 
-    def layer(self, layer: Any) -> Any:
+    def layer(self, layer: Any) -> keras.layers.Layer:
         return keras3_layer(layer, self.name(layer.name), self.custom_objects, self.twin)
 
     def name(self, name: str) -> str:
@@ -157,7 +158,7 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _input(tensor: Any, name: str) -> Any:
+def _input(tensor: Any, name: str) -> keras.KerasTensor:
     """A symbolic input like one of tf_keras."""
     sparse = "Sparse" in type(tensor).__name__
     if "Ragged" in type(tensor).__name__:
@@ -177,7 +178,7 @@ def _give_name(name: str, result: Any, arguments: Sequence[Any]) -> None:
     """Name what was made of `arguments` after the layer of tf_keras; a model has each name once."""
     behind = {id(argument) for argument in arguments}
     tensors = keras.tree.flatten(result)
-    operations: dict[int, Any] = {}
+    operations: dict[int, keras.Operation] = {}
     while tensors:
         tensor = tensors.pop()
         if isinstance(tensor, keras.KerasTensor) and id(tensor) not in behind:
@@ -206,7 +207,7 @@ def _with_states(arguments: Any, kwargs: Mapping[str, Any]) -> tuple[list[Any], 
     return [sequence], {**kwargs, "initial_state": states} if states else dict(kwargs)
 
 
-def _taken(layer: Any, twin: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _taken(layer: Any, twin: keras.layers.Layer, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments that are not as they would be without."""
     parameters = inspect.signature(twin.call).parameters
     given = {key: value for key, value in kwargs.items() if value is not None}

@@ -46,7 +46,7 @@ class QuantizedAttention(FromConfig, keras.layers.Layer):
         return {**super().get_config(), "kernels": kernels}
 
 
-def projections(layer: Any) -> dict[str, Any]:
+def projections(layer: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
     """The projections that an attention layer, float or quantized, has, by name."""
     found = {name: getattr(layer, _attribute(name), None) for name in PROJECTIONS}
     return {name: projection for name, projection in found.items() if projection is not None}

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from ocs_tf.keras_types import Tensor
 from ocs_tf.layers.checks import (
     FromConfig,
     check_copies_of,
@@ -144,7 +145,7 @@ class KernelLayer(FromConfig, keras.layers.Layer):
         """Shape of the unexpanded codes `[..., C, F]`: input channels on axis -2."""
         raise NotImplementedError
 
-    def keras_layout(self, kernel: Any) -> Any:
+    def keras_layout(self, kernel: Tensor) -> Tensor:
         """A kernel in the layout of `codes` in that of the Keras layer: the same, as a rule."""
         return kernel
 
@@ -168,21 +169,21 @@ class KernelLayer(FromConfig, keras.layers.Layer):
         )
         self.built = True
 
-    def effective_codes(self) -> Any:
+    def effective_codes(self) -> Tensor:
         """Codes with copies summed back, float32 tensor `[..., C, F]`."""
         return effective_codes(self.codes, self.channel_map, self.copies)
 
     @property
-    def kernel(self) -> Any:
+    def kernel(self) -> Tensor:
         """The effective float32 kernel in the layout of the Keras layer."""
         codes = self.effective_codes()
         return self.keras_layout(codes * self._per_column(self.scale, codes))
 
-    def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
+    def apply_kernel(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """The output of the layer without bias and activation function."""
         raise NotImplementedError
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         x, step = ops.cast(inputs, "float32"), ops.cast(self.scale, "float64")
         # Integers are added up times a power of two near their step, which changes no rounding: no
         # sum overflows or vanishes that would not in the float layer.
@@ -216,7 +217,7 @@ class KernelLayer(FromConfig, keras.layers.Layer):
             outputs = fake_quantize(outputs, self.output_grid)
         return ops.cast(outputs, self.compute_dtype)
 
-    def _per_column(self, values: Any, codes: Any) -> Any:
+    def _per_column(self, values: Tensor, codes: Tensor) -> Tensor:
         """`[F]` or scalar `values` shaped to broadcast against the unexpanded `codes`."""
         if len(values.shape) and codes.shape[-1] != values.shape[0]:
             return ops.reshape(values, codes.shape[-2:])  # depthwise
@@ -234,7 +235,7 @@ class KernelLayer(FromConfig, keras.layers.Layer):
             keras.activations.relu6,
         )
 
-    def _per_channel(self, values: Any, outputs: Any) -> Any:
+    def _per_channel(self, values: Tensor, outputs: Tensor) -> Tensor:
         """`[F]` or scalar `values` shaped to broadcast against the layer's `outputs`."""
         if len(values.shape) and getattr(self, "data_format", None) == "channels_first":
             return ops.reshape(values, (1, -1) + (1,) * (len(outputs.shape) - 2))

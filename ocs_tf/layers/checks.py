@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
 from ocs_tf.numerics import GRANULARITIES, ActivationGrid, QuantizedKernel
@@ -127,7 +128,7 @@ def check_grid(name: str, grid: Any, kind: type = ActivationGrid) -> Any:
     return grid
 
 
-def check_kernel(layer: Any, kernel: QuantizedKernel) -> None:
+def check_kernel(layer: keras.layers.Layer, kernel: QuantizedKernel) -> None:
     """Raise `ValueError` if `kernel` is not one that `layer`, which is built, may store."""
     options = {"weight_bits", "granularity", "copies", "kernel_sqnr_db"}
     kernel_options(**{name: getattr(layer, name) for name in options})
@@ -158,7 +159,7 @@ def check_kernel(layer: Any, kernel: QuantizedKernel) -> None:
         check_channel_map(mapping, channels)
 
 
-def _check_array(name: str, array: np.ndarray, weight: Any) -> None:
+def _check_array(name: str, array: np.ndarray, weight: keras.Variable) -> None:
     shape, dtype = tuple(weight.shape), str(weight.dtype)
     if array.shape != shape or array.dtype != dtype:
         raise ValueError(
@@ -166,7 +167,7 @@ def _check_array(name: str, array: np.ndarray, weight: Any) -> None:
         )
 
 
-def check_floats(layer: Any) -> None:
+def check_floats(layer: keras.layers.Layer) -> None:
     """Raise `ValueError` if a float weight of `layer`, or inside of it, is not finite."""
     for weight in layer.weights:
         if "float" in str(weight.dtype):
@@ -180,7 +181,7 @@ def check_copies_of(name: str, grid: Any, channels: int) -> None:
         code_counts(with_name.copies, channels)
 
 
-def check_file(layer: Any, store: Any) -> None:
+def check_file(layer: keras.layers.Layer, store: Any) -> None:
     """Raise `ValueError` if what is going to be loaded would be cast, and so change."""
     variables = layer._trainable_variables + layer._non_trainable_variables
     stored = set(store.keys())  # Keras 3.5 has no `in` here

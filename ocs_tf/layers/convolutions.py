@@ -7,11 +7,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from ocs_tf.keras_types import Tensor
 from ocs_tf.layers.base import KernelLayer
 from ocs_tf.layers.quantizers import PACKAGE
 
 
-def _channels(layer: Any, input_shape: Any) -> int:
+def _channels(layer: keras.layers.Layer, input_shape: Any) -> int:
     return int(input_shape[-1 if layer.data_format == "channels_last" else 1])
 
 
@@ -20,7 +21,7 @@ class _Convolution(KernelLayer):
         channels = _channels(self, input_shape)
         return *self.kernel_size, channels // self.groups, self.filters
 
-    def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
+    def apply_kernel(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return self.convolution_op(inputs, kernel)
 
 
@@ -28,7 +29,7 @@ class _Convolution(KernelLayer):
 class QuantizedConv1D(_Convolution, keras.layers.Conv1D):
     """`keras.layers.Conv1D` with a quantized kernel; see `KernelLayer`."""
 
-    def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
+    def apply_kernel(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         padding = self.padding
         if padding == "causal":
             inputs, padding = ops.pad(inputs, self._compute_causal_padding()), "valid"
@@ -58,10 +59,10 @@ class _Transposed(KernelLayer):
     def kernel_shape(self, input_shape: Any) -> tuple[int, ...]:
         return *self.kernel_size, _channels(self, input_shape), self.filters
 
-    def keras_layout(self, kernel: Any) -> Any:
+    def keras_layout(self, kernel: Tensor) -> Tensor:
         return ops.swapaxes(kernel, -1, -2)
 
-    def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
+    def apply_kernel(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return ops.conv_transpose(
             inputs,
             kernel,
@@ -99,7 +100,7 @@ class _Depthwise(KernelLayer):
     def count_outputs(self, kernel_shape: tuple[int, ...]) -> int:
         return kernel_shape[-2] * kernel_shape[-1]
 
-    def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
+    def apply_kernel(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return ops.depthwise_conv(
             inputs,
             kernel,

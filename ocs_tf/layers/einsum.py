@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+
+import keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class EinsumSpec:
     regular: bool
 
     @classmethod
-    def of(cls, layer: Any, input_shape: Sequence[int | None]) -> EinsumSpec:
+    def of(cls, layer: keras.layers.Layer, input_shape: Sequence[int | None]) -> EinsumSpec:
         """The axes of a `layer` that reads inputs of this shape."""
         left, result = layer.equation.replace(" ", "").split("->")
         source, kernel = left.split(",")

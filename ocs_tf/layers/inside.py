@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from ocs_tf.keras_internals import layers_within, take_signature
+from ocs_tf.keras_types import Tensor
 from ocs_tf.layers.checks import FromConfig, of_layer
 from ocs_tf.layers.quantizers import PACKAGE
 from ocs_tf.layers.structure import is_users, put, sublayers
@@ -38,7 +39,10 @@ class QuantizedInside(FromConfig, keras.layers.Layer):
     """
 
     def __init__(
-        self, layer: Any, parts: Mapping[str, Mapping[str, Any]] | None = None, **kwargs: Any
+        self,
+        layer: keras.layers.Layer,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             name=kwargs.get("name", layer.name), dtype=layer.dtype_policy, trainable=False
@@ -53,7 +57,7 @@ class QuantizedInside(FromConfig, keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         self.built = True  # what is inside is built when it is called
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, *args: Any, **kwargs: Any) -> Tensor:
         outputs = self.layer(*args, **kwargs)  # makes and builds what is inside of it
         if self._waiting:
             self._put_in()
@@ -63,7 +67,7 @@ class QuantizedInside(FromConfig, keras.layers.Layer):
     def _put_in(self) -> None:
         for path, config in self._waiting.items():
             *outer, name = path.split("/")
-            holder = self.layer
+            holder: Any = self.layer
             for step in outer:
                 holder = sublayers(holder).get(step)
             old = None if holder is None else sublayers(holder).get(name)
@@ -78,7 +82,7 @@ class QuantizedInside(FromConfig, keras.layers.Layer):
             put(holder, old, new)
         self._waiting = {}
 
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor) -> Tensor:
         return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self) -> dict[str, Any]:
@@ -100,7 +104,9 @@ class QuantizedInside(FromConfig, keras.layers.Layer):
         return made
 
 
-def _quantized(layer: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _quantized(
+    layer: keras.layers.Layer, path: tuple[str, ...]
+) -> Iterator[tuple[str, keras.layers.Layer]]:
     """What is in the place of layers inside of a user's layer, by path."""
     for name, child in sublayers(layer).items():
         if is_users(child):

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from ocs_tf.keras_types import Tensor
 from ocs_tf.layers.checks import FromConfig, check_grid, of_layer
 from ocs_tf.numerics import ActivationGrid, OracleGrid, code_limit
 from ocs_tf.numerics.checks import check_counts
@@ -20,7 +21,7 @@ _EXPONENTS = range(-300, 301)  # of steps, and products of two
 _POWERS = np.ldexp(1.0, np.asarray(_EXPONENTS))
 
 
-def fake_quantize(x: Any, grid: ActivationGrid) -> Any:
+def fake_quantize(x: Tensor, grid: ActivationGrid) -> Tensor:
     """`x` rounded to `grid` and back, in `x`'s floating dtype."""
     # In half precision a scale can vanish, and a 16-bit code has no exact representation.
     wide = ops.cast(x, "float32") if x.dtype in ("float16", "bfloat16") else x
@@ -28,14 +29,14 @@ def fake_quantize(x: Any, grid: ActivationGrid) -> Any:
     return ops.cast((codes - grid.zero_point) * grid.scale, x.dtype)
 
 
-def requantize(sums: Any, step: Any, grid: ActivationGrid) -> Any:
+def requantize(sums: Tensor, step: Tensor, grid: ActivationGrid) -> Tensor:
     """`sums` of `step` each, rounded to `grid` by the one factor that hardware uses."""
     factor = exact_float32(ops.divide, step, grid.scale)
     codes = _clip(ops.round(sums * factor) + grid.zero_point, grid)
     return (codes - grid.zero_point) * grid.scale
 
 
-def power_of_two_below(values: Any) -> Any:
+def power_of_two_below(values: Tensor) -> Tensor:
     """The largest powers of two that are not above positive `values`, or next to them; float64."""
     exponents = ops.floor(ops.log2(ops.cast(values, "float64")))
     # Looked up: not all backends compute powers exactly.
@@ -43,7 +44,7 @@ def power_of_two_below(values: Any) -> Any:
     return ops.take(ops.convert_to_tensor(_POWERS), index)
 
 
-def _clip(codes: Any, grid: ActivationGrid) -> Any:
+def _clip(codes: Tensor, grid: ActivationGrid) -> Tensor:
     """`codes` within the bounds of `grid`: with split channels, those differ on the last axis."""
     low, high = grid.code_bounds(codes.shape[-1] if grid.copies else 1)
     if not grid.copies:
@@ -51,7 +52,7 @@ def _clip(codes: Any, grid: ActivationGrid) -> Any:
     return ops.clip(codes, ops.cast(low, codes.dtype), ops.cast(high, codes.dtype))
 
 
-def exact_float32(operation: Callable[[Any, Any], Any], x: Any, constant: Any) -> Any:
+def exact_float32(operation: Callable[[Any, Any], Any], x: Tensor, constant: Any) -> Tensor:
     """`operation(x, constant)` rounded once to float32, as runtimes compute it.
 
     `constant` is a number or a float64 tensor. Left in float32, a graph optimizer would multiply by
@@ -93,7 +94,7 @@ class FakeQuantize(FromConfig, keras.layers.Layer):
             self.coarse_parts = check_counts("coarse_parts", coarse_parts or {})
         self.supports_masking = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         return fake_quantize(ops.convert_to_tensor(inputs), self.grid)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -105,7 +106,7 @@ class FakeQuantize(FromConfig, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class QuantizedOutput(FromConfig, keras.layers.Wrapper):
+class QuantizedOutput(FromConfig, keras.layers.Wrapper):  # type: ignore[misc]
     """A layer without a quantized kernel whose output is rounded to an activation grid.
 
     It carries the wrapped layer's name, so that a converted model keeps its layer and output names.
@@ -132,17 +133,17 @@ class QuantizedOutput(FromConfig, keras.layers.Wrapper):
             self.coarse_parts = check_counts("coarse_parts", coarse_parts or {})
         self.supports_masking = layer.supports_masking
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         outputs = self.layer(inputs)
         if isinstance(outputs, (list, tuple, dict)):
             raise ValueError(f"layer {self.name!r} has several outputs, and one grid.")
         return fake_quantize(outputs, self.grid)
 
-    def compute_output_spec(self, inputs: Any) -> Any:
+    def compute_output_spec(self, inputs: Tensor) -> Any:
         # Not found out by tracing `call`: TensorFlow takes some names only outside of functions.
         return self.layer.compute_output_spec(inputs)
 
-    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor = None) -> Tensor:
         return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self) -> dict[str, Any]:
@@ -170,7 +171,7 @@ class OracleQuantize(FromConfig, keras.layers.Layer):
             self.grid: OracleGrid = check_grid("grid", grid, OracleGrid)
         self.supports_masking = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         x = ops.cast(inputs, "float32")
         axes = tuple(range(len(x.shape) - 1))
         smallest, largest = ops.min(x, axes), ops.max(x, axes)
@@ -188,7 +189,7 @@ class OracleQuantize(FromConfig, keras.layers.Layer):
             above = below + levels
         return ops.cast(ops.clip(ops.round(x / step), k * below, k * above) * step, inputs.dtype)
 
-    def _code_counts(self, magnitudes: Any) -> Any:
+    def _code_counts(self, magnitudes: Tensor) -> Tensor:
         """How many codes hold each channel, float32 `[C]`: `copies_by_maximum` in closed form.
 
         It takes the largest of all quotients `magnitude / k` that are still above the next one.
@@ -219,7 +220,7 @@ class QuantizedAveragePooling(QuantizedOutput):
     It takes the mean of the codes and rounds ties away from code 0, as TFLite's kernels do.
     """
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         grid = self.grid
         x = ops.round(ops.cast(inputs, "float32") / grid.scale)
         codes = self.layer(x) + grid.zero_point

@@ -14,6 +14,7 @@ import keras
 from keras import ops
 
 from ocs_tf.keras_internals import layers_within
+from ocs_tf.keras_types import Tensor
 from ocs_tf.layers.checks import FromConfig, as_stored, check_floats, of_layer, options_by_name
 from ocs_tf.layers.quantizers import PACKAGE
 from ocs_tf.layers.storage import StoredKernel
@@ -24,7 +25,7 @@ CELL_KERNELS = ("kernel", "recurrent_kernel")
 def _kernel(name: str) -> Any:
     """A property of a cell: the float kernel, whether it is stored as one or as codes."""
 
-    def get(cell: Any) -> Any:
+    def get(cell: keras.layers.Layer) -> Any:
         unpacked = cell.unpacked_kernels.get(name)
         if unpacked is not None:
             return unpacked
@@ -33,7 +34,7 @@ def _kernel(name: str) -> Any:
             return ops.cast(weight.kernel, cell.compute_dtype)
         return weight
 
-    def put(cell: Any, weight: Any) -> None:
+    def put(cell: keras.layers.Layer, weight: keras.Variable) -> None:
         setattr(cell, f"_{name}_weight", weight)
 
     return property(get, put, doc="The effective kernel, a float tensor.")
@@ -110,7 +111,7 @@ class QuantizedSimpleRNNCell(QuantizedCell, keras.layers.SimpleRNNCell):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class QuantizedRNN(FromConfig, keras.layers.RNN):
+class QuantizedRNN(FromConfig, keras.layers.RNN):  # type: ignore[misc]
     """`keras.layers.RNN` over quantized cells: what a quantized LSTM, GRU or SimpleRNN becomes."""
 
     def inner_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -132,7 +133,9 @@ class UnrolledRNN(keras.layers.RNN):
 
     zero_output_for_mask: bool
 
-    def inner_loop(self, sequences: Any, initial_state: Any, mask: Any, **kwargs: Any) -> Any:
+    def inner_loop(  # type: ignore[override]
+        self, sequences: Tensor, initial_state: Any, mask: Tensor | None, **kwargs: Any
+    ) -> Any:
         """One copy of the cell for each step."""
         if mask is None or not (self.go_backwards and self.zero_output_for_mask):
             return super().inner_loop(sequences, initial_state, mask, **kwargs)

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from ocs_tf.keras_types import Tensor
 from ocs_tf.layers.checks import (
     FromConfig,
     check_file,
@@ -27,7 +28,9 @@ from ocs_tf.numerics import QuantizedKernel
 from ocs_tf.numerics.checks import LARGEST_INT32, check_integer, shown
 
 
-def add_weight(layer: Any, name: str, shape: Any, dtype: str, initializer: str = "zeros") -> Any:
+def add_weight(
+    layer: keras.layers.Layer, name: str, shape: Any, dtype: str, initializer: str = "zeros"
+) -> keras.Variable:
     """A weight that is neither trained nor cast to half precision, where a small step vanishes."""
     return layer.add_weight(
         name=name,
@@ -39,7 +42,7 @@ def add_weight(layer: Any, name: str, shape: Any, dtype: str, initializer: str =
     )
 
 
-def add_kernel(layer: Any, shape: Sequence[int], outputs: int) -> None:
+def add_kernel(layer: keras.layers.Layer, shape: Sequence[int], outputs: int) -> None:
     """Give `layer` the weights of a kernel that has `shape` without its copies."""
     *spatial, channels, columns = shape
     layer.codes = add_weight(layer, "codes", (*spatial, channels + layer.copies, columns), "int8")
@@ -50,7 +53,7 @@ def add_kernel(layer: Any, shape: Sequence[int], outputs: int) -> None:
         layer.channel_map = add_weight(layer, "channel_map", (channels + layer.copies,), "int32")
 
 
-def effective_codes(codes: Any, channel_map: Any, copies: int) -> Any:
+def effective_codes(codes: Tensor, channel_map: Tensor, copies: int) -> Tensor:
     """Codes `[..., C', F]` with copies summed back, float32 tensor `[..., C, F]`."""
     codes = ops.cast(codes, "float32")
     if not copies:
@@ -61,7 +64,7 @@ def effective_codes(codes: Any, channel_map: Any, copies: int) -> Any:
     return codes[..., :channels, :] + ops.moveaxis(sums, 0, -2)
 
 
-def quantized_kernel(layer: Any) -> QuantizedKernel:
+def quantized_kernel(layer: keras.layers.Layer) -> QuantizedKernel:
     """The quantized kernel that `layer` stores, as NumPy arrays.
 
     Raises:
@@ -79,7 +82,7 @@ def quantized_kernel(layer: Any) -> QuantizedKernel:
     return kernel
 
 
-def load_kernel(layer: Any, store: Any) -> None:
+def load_kernel(layer: keras.layers.Layer, store: Any) -> None:
     """Load the weights of `layer` from `store`, as Keras does, but check them.
 
     Raises:
@@ -93,7 +96,7 @@ def load_kernel(layer: Any, store: Any) -> None:
         check_floats(layer)
 
 
-def assign_kernel(layer: Any, kernel: QuantizedKernel) -> None:
+def assign_kernel(layer: keras.layers.Layer, kernel: QuantizedKernel) -> None:
     """Store `kernel` in `layer`.
 
     Raises:
@@ -147,7 +150,7 @@ class StoredKernel(FromConfig, keras.layers.Layer):
         self.built = True
 
     @property
-    def kernel(self) -> Any:
+    def kernel(self) -> Tensor:
         """The effective float32 kernel `[C, F]`, tensor."""
         return effective_codes(self.codes, self.channel_map, self.copies) * self.scale
 

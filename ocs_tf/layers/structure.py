@@ -26,9 +26,10 @@ from ocs_tf.keras_internals import (
     untrack,
     variable_like,
 )
+from ocs_tf.keras_types import Tensor
 
 
-def is_users(layer: Any) -> bool:
+def is_users(layer: keras.layers.Layer) -> bool:
     """Whether a user wrote the class of `layer`, which may be a model with its own `call`."""
     own = type(layer).__module__.split(".")[0] not in ("keras", "ocs_tf")
     graph = isinstance(layer, keras.Sequential) or (
@@ -37,21 +38,21 @@ def is_users(layer: Any) -> bool:
     return own and isinstance(layer, keras.layers.Layer) and not graph
 
 
-def sublayers(layer: Any) -> dict[str, Any]:
+def sublayers(layer: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
     """The layers inside of `layer`, each once, by names that are the same in every process.
 
     Those of a layer that a user wrote are its attributes, alone or in containers: `dense`,
     `blocks_0`. Those of a model have their own names, but for automatic ones, which are counted
     anew in each model.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, keras.layers.Layer] = {}
     for name, part in _named(layer):
         if all(part is not other for other in found.values()):
             found[_unique(name, found)] = part
     return found
 
 
-def _named(layer: Any) -> Iterator[tuple[str, Any]]:
+def _named(layer: keras.layers.Layer) -> Iterator[tuple[str, keras.layers.Layer]]:
     if isinstance(layer, keras.Model) and not is_users(layer):
         for part in layer.layers:
             if not isinstance(part, keras.layers.InputLayer):
@@ -64,7 +65,7 @@ def _named(layer: Any) -> Iterator[tuple[str, Any]]:
                 yield name, part
 
 
-def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _items(name: str, value: Any) -> Iterator[tuple[str, keras.layers.Layer]]:
     """The items of nested containers, by their places."""
     if isinstance(value, (list, tuple)):
         value = dict(enumerate(value))
@@ -75,7 +76,9 @@ def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def copied(layer: Any, remake: Callable[[str, Any], Any]) -> Any:
+def copied(
+    layer: keras.layers.Layer, remake: Callable[[str, keras.layers.Layer], keras.layers.Layer]
+) -> keras.layers.Layer:
     """A layer like `layer`, with variables of its own, around other layers.
 
     Arguments:
@@ -102,7 +105,7 @@ def copied(layer: Any, remake: Callable[[str, Any], Any]) -> Any:
     return new
 
 
-def put(layer: Any, old: Any, new: Any) -> None:
+def put(layer: keras.layers.Layer, old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """Put the layer `new` in the place of `old`, one of `sublayers`, wherever `layer` has it."""
     with unlocked(layer):
         untrack(layer, old)
@@ -122,7 +125,9 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def mapped(value: Any, old: Any, new: Any, twins: Mapping[int, Any]) -> Any:
+def mapped(
+    value: Any, old: keras.layers.Layer, new: keras.layers.Layer, twins: Mapping[int, Any]
+) -> Any:
     """`value`, in containers of its own, with the twins of what is in it."""
     if id(value) in twins:
         return twins[id(value)]
@@ -164,16 +169,16 @@ class _Plain(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         self._of_plain = self.add_weight(())
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         return inputs
 
 
 class _PlainModel(keras.Model):
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         return inputs
 
 
-def own_attributes(layer: Any) -> dict[str, Any]:
+def own_attributes(layer: keras.layers.Layer) -> dict[str, Any]:
     """The attributes of `layer` but for those that Keras and TensorFlow keep in every layer."""
     others = _keras_attributes(isinstance(layer, keras.Model))
     return {name: value for name, value in vars(layer).items() if name not in others}

@@ -3,7 +3,7 @@
 The paper (Zhao et al., ICML 2019) splits the channel that holds the largest weight, then clips.
 With quantization-aware splits there is more to know: the codes of a channel's copies add up to one
 code of the whole weight, so a split leaves each weight's rounding as it was and doubles the range
-of its channel's codes. What a split is worth is thus the clipping error that it takes from one
+of its channel's codes. The gain of a split is thus the clipping error that it takes from one
 input channel, over all steps the output channels might have then.
 """
 

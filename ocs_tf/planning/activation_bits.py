@@ -7,7 +7,8 @@ fewer (Zhao et al., ICML 2019; Nagel et al., arXiv:2106.08295).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+import keras
 
 from ocs_tf.config import Config, Override
 from ocs_tf.graph.analysis.activation_sites import Site, all_sites, moves_values
@@ -78,7 +79,7 @@ def check_overrides(graph: Graph, config: Config, quantized: set[str]) -> None:
             )
 
 
-def _overridden(layers: Sequence[Any], config: Config) -> int | str | None:
+def _overridden(layers: Sequence[keras.layers.Layer], config: Config) -> int | str | None:
     """The bits that overrides give to what `layers` make together, or `"unset"`."""
     given = [config.override_for(layer) or Override("") for layer in layers]
     bits = [override.activation_bits for override in given]
@@ -98,10 +99,10 @@ def _rounded_tensors(graph: Graph, site: Site) -> set[int]:
     return {id(tensor) for tensor in site.tensors}
 
 
-def _makers(graph: Graph, sites: Sequence[Site]) -> Mapping[str, list[Any]]:
+def _makers(graph: Graph, sites: Sequence[Site]) -> Mapping[str, list[keras.layers.Layer]]:
     """By site, the layers that compute what it rounds: a layer, and what is fused with it."""
     own = {site.layer for site in sites if site.is_output}
-    makers: dict[str, list[Any]] = {}
+    makers: dict[str, list[keras.layers.Layer]] = {}
     for site in sites:
         nodes = graph.calls_of(site.layer)
         found = {node.layer.name: node.layer for node in nodes}
@@ -111,9 +112,9 @@ def _makers(graph: Graph, sites: Sequence[Site]) -> Mapping[str, list[Any]]:
     return makers
 
 
-def _fused(graph: Graph, node: Node, own: set[str]) -> list[Any]:
+def _fused(graph: Graph, node: Node, own: set[str]) -> list[keras.layers.Layer]:
     """The layers in front of `node` whose outputs exist only inside of one kernel with it."""
-    found: list[Any] = []
+    found: list[keras.layers.Layer] = []
     while len(node.inputs) == 1 and not graph.kernels_of[node.layer.name]:
         node = graph.producer[id(node.inputs[0])]
         if node.layer.name in own or moves_values(node.layer):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -203,7 +204,7 @@ def _sizes(kernel: NDArray[Any]) -> NDArray[np.floating]:
     return np.maximum(taps.max(0), -taps.min(0))
 
 
-def _norm_sizes(norm: Any) -> tuple[NDArray[np.floating], NDArray[Any] | None]:
+def _norm_sizes(norm: keras.layers.Layer) -> tuple[NDArray[np.floating], NDArray[Any] | None]:
     """Root mean squares of outputs `[1, C]` for inputs as in training, and the shift."""
     gain = np.asarray(norm.gamma, np.float64) if norm.scale else np.ones(norm.moving_mean.shape)
     shift = np.asarray(norm.beta) if norm.center else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 
@@ -148,7 +148,7 @@ def _check_overrides(graph: Graph, config: Config) -> None:
         )
 
 
-def _kind(layer: Any) -> str:
+def _kind(layer: keras.layers.Layer) -> str:
     """The class of a layer and, if it is a wrapper, of what it wraps."""
     inside = getattr(layer, "layer", None)
     name = type(layer).__name__

@@ -244,7 +244,7 @@ def _measured(
 
 
 def _quantize_in_float(
-    ref: KernelRef, layer: Any, plan: LayerPlan, calls: Calls, config: Config
+    ref: KernelRef, layer: keras.layers.Layer, plan: LayerPlan, calls: Calls, config: Config
 ) -> None:
     """Give a float `layer` the dequantized weights of the kernel of `ref`."""
     kernel, bias = ref.weights()

@@ -1,4 +1,4 @@
-"""The native library of the packed format: its C++ sources (`cc/`), and how Python finds it."""
+"""Running `.tflite` files, and the native library that packed ones need (C++ sources in `cc/`)."""
 
 from ocs_tf.runtime.library import LIBRARY_VERSION, NativeLibraryError, library_path
 

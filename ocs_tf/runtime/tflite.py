@@ -8,14 +8,12 @@ import mmap
 import os
 import pathlib
 import struct
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ocs_tf.paths import existing_file
-from ocs_tf.process import ignored_warnings, quiet
+from ocs_tf.process import ignored_warnings
 from ocs_tf.runtime import compatibility, operators
 from ocs_tf.runtime.library import library_path
 
@@ -104,39 +102,6 @@ def delegate_path() -> str:
         NativeLibraryError: it is missing, cannot be loaded, or is of another version.
     """
     return os.fspath(library_path())
-
-
-def allocate_for(interpreter: Any, arrays: Sequence[np.ndarray]) -> None:
-    """Allocate tensors, inputs whose sizes are open (but for the batch size) as in `arrays`."""
-    for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
-        shape = [int(detail["shape"][0]), *array.shape[1:]]
-        if -1 in detail["shape_signature"][1:] and detail["shape"].tolist() != shape:
-            interpreter.resize_tensor_input(detail["index"], shape)
-    with quiet():
-        interpreter.allocate_tensors()
-
-
-def has_grid(detail: dict[str, Any]) -> bool:
-    """Whether an input or output, as an interpreter describes it, holds codes."""
-    return bool(detail["quantization"][0]) and np.dtype(detail["dtype"]).kind in "iu"
-
-
-def to_codes(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
-    """`array` in the dtype, and on the grid, of an input as an interpreter describes it."""
-    if not has_grid(detail):
-        return np.ascontiguousarray(array, detail["dtype"])
-    scale, zero_point = detail["quantization"]
-    limits = np.iinfo(detail["dtype"])
-    codes = np.rint(array / np.float32(scale)) + zero_point
-    return np.clip(codes, limits.min, limits.max).astype(detail["dtype"])
-
-
-def to_floats(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
-    """The numbers that an output, as an interpreter describes it, stands for."""
-    if not has_grid(detail):
-        return array
-    scale, zero_point = detail["quantization"]
-    return (array.astype(np.float32) - zero_point) * np.float32(scale)
 
 
 def custom_operators(content: bytes | mmap.mmap) -> set[str]:

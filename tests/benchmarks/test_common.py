@@ -60,6 +60,24 @@ def test_rows_are_read_from_the_file(tmp_path, resume):
     assert list(store(path, resume=resume)) == ([row] if resume else [])
 
 
+def test_what_is_missing_is_measured_once(tmp_path, capsys):
+    results = store(tmp_path / "rows.json")
+    results.add(Row("a", 8, 1.5))
+    cases = [Case("a", 8), Case("b", 4), Case("b", 4), Case("c", 2)]
+    assert results.missing(cases) == [Case("b", 4), Case("c", 2)]
+    asked = []
+
+    def measure(case: Case) -> Row:
+        asked.append(case)
+        return Row(case.name, case.bits, 7.0)
+
+    assert results.fill(cases, measure) == 2
+    assert asked == [Case("b", 4), Case("c", 2)]
+    assert capsys.readouterr().out == f"{Row('b', 4, 7.0)}\n{Row('c', 2, 7.0)}\n"
+    assert results.fill(cases, measure, "again") == 0
+    assert capsys.readouterr() == ("", "")
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "rows.json"
     results = store(path)

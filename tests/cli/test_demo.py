@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import ocs_tf
-from ocs_tf._compare import TFLiteModel
 from ocs_tf.cli import demo
+from ocs_tf.runtime.model import TFLiteModel
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
+
+import ocs_tf
 
 
 def randomize(model: keras.Model, outlier: float = 4.0) -> keras.Model:
@@ -198,3 +201,18 @@ def covering(options: Collection[str], shifts: Collection[int] = (0, 1)) -> list
         for index, network in enumerate(MODELS)
         for shift in shifts
     ]
+
+
+def linear() -> keras.Model:
+    """Signed activations, whose zero point lies inside of the grid."""
+    inputs = keras.Input((6, 6, 5), name="x")
+    x = layers.Conv2D(10, 3, name="b")(layers.Conv2D(16, 1, name="a")(inputs))
+    x = layers.GlobalAveragePooling2D()(x)
+    return randomize(keras.Model(inputs, layers.Dense(4, name="head")(x)))
+
+
+@functools.cache
+def quantized_model(**options) -> keras.Model:
+    model = MODELS["mobile"]()
+    data = None if options.get("activation_bits", 8) is None else samples(model)
+    return ocs_tf.convert(model, representative_dataset=data, verbose=False, **FAST, **options)

@@ -12,7 +12,8 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf._compare import TFLiteModel, compare
+from ocs_tf._compare import compare
+from ocs_tf.runtime.model import TFLiteModel
 
 # A layer, and the weights of its second output channel.
 LAYERS: dict[str, tuple[Callable[[], Any], Any]] = {

@@ -8,8 +8,9 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf._compare import TFLiteModel, compare
+from ocs_tf._compare import compare
 from ocs_tf.export import flatbuffer as fb
+from ocs_tf.runtime.model import TFLiteModel
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from ai_edge_litert import interpreter as litert
 from keras import layers, ops
 
 import ocs_tf
-from ocs_tf._compare import TFLiteModel, compare
+from ocs_tf._compare import compare
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export import float_regions
+from ocs_tf.runtime.model import TFLiteModel
 from tests.export.files import Grid, to_tflite
 
 

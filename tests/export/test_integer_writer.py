@@ -314,7 +314,9 @@ def test_needed_activations():
     case = build("average-pool")
     derived = [name for name in case.grids if "AvgPool" in name]
     assert len(derived) == 1
-    assert integer_writer.needed_activations(case.float_model) == set(case.grids) - set(derived)
+    assert integer_writer.needed_activations(fb.read(case.float_model)) == set(case.grids) - set(
+        derived
+    )
 
 
 def test_missing_activation():

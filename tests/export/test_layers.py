@@ -12,7 +12,7 @@ from keras import layers
 
 import ocs_tf
 from ocs_tf.export import flatbuffer as fb
-from ocs_tf.runtime import tflite
+from ocs_tf.runtime import runner, tflite
 
 CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     # a layer (its name is "layer"), the shape that it reads; () for three row numbers
@@ -224,7 +224,7 @@ def test_a_bias_for_each_step(target: str, tmp_path: pathlib.Path) -> None:
     file = tflite.Interpreter(path)
     (given,), (made,) = file.get_input_details(), file.get_output_details()
     wanted = np.asarray(quantized(data[:1]))
-    file.set_tensor(given["index"], tflite.to_codes(data[:1], given))
+    file.set_tensor(given["index"], runner.to_codes(data[:1], given))
     file.invoke()
-    found = tflite.to_floats(file.get_tensor(made["index"]), made)
+    found = runner.to_floats(file.get_tensor(made["index"]), made)
     np.testing.assert_allclose(found, wanted, atol=np.abs(wanted).max() / 60)

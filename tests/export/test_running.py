@@ -8,11 +8,12 @@ import pytest
 from keras import layers, ops
 
 import ocs_tf
-from ocs_tf._compare import TFLiteModel, compare
+from ocs_tf._compare import compare
 from ocs_tf.export import exporter
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.running import FLOOR_DB
+from ocs_tf.runtime.model import TFLiteModel
 
 
 def network() -> keras.Model:

@@ -12,11 +12,11 @@ import pytest
 from keras import layers, ops
 
 import ocs_tf
-from ocs_tf._compare import TFLiteModel, compare
+from ocs_tf._compare import compare
 from ocs_tf.export.errors import VerificationError
-from ocs_tf.export.tensor_grids import _open_size
-from ocs_tf.runtime import tflite
+from ocs_tf.runtime import runner, tflite
 from ocs_tf.runtime.library import library_path
+from ocs_tf.runtime.model import TFLiteModel
 
 LENGTH, WIDTH, ROWS = 6, 8, 50
 NATIVE = pytest.param(
@@ -153,11 +153,11 @@ def test_ends_are_in_the_order_of_keras(target, tmp_path, rng):
     export(quantized, tmp_path, target, data)
     file = interpreter(tmp_path)
     for detail, array in zip(file.get_input_details(), data, strict=True):
-        file.set_tensor(detail["index"], tflite.to_codes(array[:1], detail))
+        file.set_tensor(detail["index"], runner.to_codes(array[:1], detail))
     file.invoke()
     wanted = model.predict_on_batch([array[:1] for array in data])
     for detail, reference in zip(file.get_output_details(), wanted, strict=True):
-        found = tflite.to_floats(file.get_tensor(detail["index"]), detail)
+        found = runner.to_floats(file.get_tensor(detail["index"]), detail)
         np.testing.assert_allclose(found, reference, atol=0.05 * np.abs(reference).max() + 0.05)
 
 
@@ -191,46 +191,6 @@ def test_one_grid_where_it_is_asked_for(tmp_path, rng):
         )
     result = ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", strict=True)
     assert any(note.startswith("The parts of 'row' share one grid") for note in result.notes)
-
-
-def _open_image(*stack: keras.Layer) -> keras.Model:
-    return keras.Sequential([keras.Input((None, None, 3)), *stack])
-
-
-@pytest.mark.parametrize(
-    ("model", "size"),
-    [
-        # 5 -> 1 of each: (size - 5) // 2 + 1; six times is 1 from 253 on.
-        (lambda: _open_image(*(layers.Conv2D(4, 5, strides=2) for _ in range(6))), 256),
-        (lambda: _open_image(layers.Cropping2D(40)), 128),  # 2 * 40 and one more
-        (lambda: _open_image(layers.MaxPooling2D(40)), 64),
-        (lambda: _open_image(layers.Reshape((-1, 8, 3))), 32),
-    ],
-    ids=["convolutions", "crop", "pool", "reshape"],
-)
-def test_open_sizes_are_large_enough(model: Callable[[], keras.Model], size: int) -> None:
-    assert _open_size(model()) == size
-
-
-class Positions(layers.Layer):
-    """Adds a row of a table for each step."""
-
-    def build(self, input_shape: Any) -> None:
-        self.table = self.add_weight(shape=(12, input_shape[-1]), name="table")
-
-    def call(self, x: Any) -> Any:
-        return x + keras.ops.slice(self.table, (0, 0), (keras.ops.shape(x)[1], x.shape[-1]))
-
-
-def test_open_sizes_are_small_enough_for_a_table_of_positions() -> None:
-    x = keras.Input((None, 3))
-    assert _open_size(keras.Model(x, layers.Dense(2)(Positions()(x)))) == 8  # 16 are too many
-
-
-def test_open_sizes_are_large_enough_for_what_cuts_inputs() -> None:
-    x = keras.Input((None, 3))
-    model = keras.Model(x, layers.Dense(2)(x[:, 100:]))
-    assert _open_size(model) == 128  # 64 would leave nothing
 
 
 @pytest.fixture(scope="module")

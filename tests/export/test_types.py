@@ -12,9 +12,10 @@ import pytest
 from keras import layers, ops
 
 import ocs_tf
-from ocs_tf._compare import TFLiteModel, compare
+from ocs_tf._compare import compare
 from ocs_tf.runtime import tflite
 from ocs_tf.runtime.library import library_path
+from ocs_tf.runtime.model import TFLiteModel
 
 NATIVE = pytest.param(
     "packed", marks=pytest.mark.skipif(not library_path().exists(), reason="no native library")

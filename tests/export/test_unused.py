@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf.runtime import tflite
+from ocs_tf.runtime import runner, tflite
 
 
 def of_one_step(layer: Callable[[], keras.Layer]) -> keras.Model:
@@ -53,9 +53,9 @@ def test_they_are_left_out_and_noted(name: str, tmp_path: pathlib.Path) -> None:
     given, made = file.get_input_details()[0], file.get_output_details()[0]
     found = []
     for sample in data:
-        file.set_tensor(given["index"], tflite.to_codes(sample[None], given))
+        file.set_tensor(given["index"], runner.to_codes(sample[None], given))
         file.invoke()
-        found.append(tflite.to_floats(file.get_tensor(made["index"]), made))
+        found.append(runner.to_floats(file.get_tensor(made["index"]), made))
     wanted = np.asarray(model(data))
     noise = np.square(np.concatenate(found) - wanted).mean()
     assert noise < np.square(wanted).mean() / 10**1.5  # 15 dB

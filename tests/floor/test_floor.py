@@ -16,7 +16,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 import ocs_tf
-from ocs_tf._compare import TFLiteModel
+from ocs_tf.runtime.model import TFLiteModel
 
 SHAPE = (8, 8, 3)
 LOAD = """

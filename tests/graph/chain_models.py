@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from ocs_tf.graph.analysis.chains import chains
+from ocs_tf.graph.reader import Graph
+
 SHAPE = (6, 6, 4)
 
 
@@ -215,3 +218,18 @@ def filled(model: keras.Model, randomize: Any) -> keras.Model:
 def model_of(name: str, randomize: Any) -> keras.Model:
     inputs = keras.Input(SHAPE, name="x")
     return filled(keras.Model(inputs, CASES[name][0](inputs)), randomize)
+
+
+def random_scales(graph: Graph, low: float = 1e-2, high: float = 1e2) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    exponents = np.log([low, high])
+    return {name: np.exp(rng.uniform(*exponents, c.size)) for name, c in chains(graph).items()}
+
+
+def check_same(model: keras.Model, other: keras.Model, seed: int = 2) -> None:
+    rng = np.random.default_rng(seed)
+    x = [rng.normal(size=(3, *t.shape[1:])).astype(np.float32) for t in model.inputs]
+    x = x[0] if len(x) == 1 else x
+    want, got = (keras.tree.flatten(m.predict_on_batch(x)) for m in (model, other))
+    for a, b in zip(want, got, strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from ocs_tf.keras2 import comparison, is_keras2, keras3_model, tf_keras_internals
+from ocs_tf.keras2 import is_keras2, keras3_model
 
 tf_keras = pytest.importorskip("tf_keras")
 tf = pytest.importorskip("tensorflow")
@@ -249,23 +249,3 @@ def test_refusals_and_their_remedies(
         keras3_model(make(), custom if remedy is None or "shift" in message else None)
     if remedy is not None:
         assert isinstance(keras3_model(remedy(), custom), keras.Model)
-
-
-def test_models_that_cannot_be_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(model: Any, arrays: Any) -> None:
-        raise RuntimeError("only supports NHWC")
-
-    monkeypatch.setattr(tf_keras_internals, "outputs", fail)
-    with pytest.warns(UserWarning, match="could not be compared.*here: only supports NHWC"):
-        assert keras3_model(functional(layers.Dense(2))).built
-
-
-def test_rounding_that_the_model_enlarges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums in another order differ in their last place, and the sine enlarges that."""
-    model = functional(lambda x: tf.sin(layers.BatchNormalization()(x) * 1e4), (2, 2, 4))
-    for weight in model.weights:
-        weight.assign(np.linspace(0.3, 0.9, 4))
-    assert keras3_model(model).built
-    monkeypatch.setattr(comparison, "_nudged", comparison._outputs)
-    with pytest.raises(ValueError, match="differs from that of tf_keras"):
-        keras3_model(model)

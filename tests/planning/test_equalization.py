@@ -11,7 +11,6 @@ import ai_edge_litert.interpreter as litert
 import keras
 import numpy as np
 import pytest
-from keras import layers
 
 import ocs_tf
 from ocs_tf.graph.analysis.chains import chains
@@ -19,56 +18,15 @@ from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.scaling import scale_channels
 from ocs_tf.layers import QuantizedOutput
 from ocs_tf.numerics.cross_layer_equalization import LIMIT
-from ocs_tf.planning.calibration import ChannelRanges, channel_ranges, observe
+from ocs_tf.planning.calibration import ChannelRanges, channel_ranges
 from ocs_tf.planning.equalization import choose_scales, joined_scales
 from tests.graph.chain_models import (
     SHAPE,
-    conv,
+    check_same,
     dense,
-    filled,
-    in_between,
     model_of,
-    norm,
     parametrize_cases,
 )
-
-
-def random_scales(graph: Graph, low: float = 1e-2, high: float = 1e2) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(5)
-    exponents = np.log([low, high])
-    return {name: np.exp(rng.uniform(*exponents, c.size)) for name, c in chains(graph).items()}
-
-
-def check_same(model: keras.Model, other: keras.Model, seed: int = 2) -> None:
-    rng = np.random.default_rng(seed)
-    x = [rng.normal(size=(3, *t.shape[1:])).astype(np.float32) for t in model.inputs]
-    x = x[0] if len(x) == 1 else x
-    want, got = (keras.tree.flatten(m.predict_on_batch(x)) for m in (model, other))
-    for a, b in zip(want, got, strict=True):
-        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
-
-
-@parametrize_cases
-@pytest.mark.parametrize("fold", [False, True], ids=["unfolded", "folded"])
-def test_the_function_stays_the_same(name: str, fold: bool, randomize: Any) -> None:
-    model = model_of(name, randomize)
-    weights = [np.array(w) for w in model.weights]
-    graph = Graph(model, fold)
-    scales = random_scales(graph)
-    other = scale_channels(graph, scales)
-    check_same(model, other)
-    assert [type(a) for a in graph.model.layers] == [type(b) for b in other.layers]
-    assert Graph(other, fold).folded == graph.folded
-    for weight, before in zip(model.weights, weights, strict=True):
-        np.testing.assert_array_equal(weight, before)
-    x = np.random.default_rng(3).normal(size=(2, *SHAPE)).astype(np.float32)
-    for maker, chain in chains(graph).items():
-        (before,), (after,) = (
-            next(iter(observe(m, [m.get_layer(maker).output], [[x]]))) for m in (graph.model, other)
-        )
-        want = before / scales[maker]
-        np.testing.assert_allclose(after, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
-        assert chain.size == before.shape[-1]
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
@@ -125,37 +83,6 @@ def test_dead_channels_of_what_is_concatenated_are_left_alone(randomize: Any) ->
     scale = joined_scales(graph, joined_ranges(graph, images()), "channel")["b"]
     assert scale[1] == 1
     assert np.isfinite(scale).all()
-
-
-def test_outputs_of_the_model_keep_their_scale(randomize: Any) -> None:
-    inputs = keras.Input(SHAPE)
-    x = conv("a")(inputs)
-    y = layers.ReLU(name="relu")(x)
-    z = conv("b", activation="relu")(y)
-    outputs = {"middle": y, "end": conv("c")(z)}
-    model = filled(keras.Model(inputs, outputs), randomize)
-    assert list(chains(Graph(model))) == ["b"]
-    other = scale_channels(Graph(model), random_scales(Graph(model)))
-    assert set(other.output) == {"middle", "end"}
-    check_same(model, other)
-
-
-def test_channels_first(randomize: Any) -> None:
-    """Which convolution Keras computes on a CPU is another matter: weights tell."""
-    options = {"data_format": "channels_first"}
-    inputs = keras.Input((4, 6, 6))
-    x = layers.Conv2D(5, 3, name="a", **options)(inputs)
-    x = layers.MaxPooling2D(**options)(layers.ReLU()(norm("n", axis=1)(x)))
-    x = layers.GlobalAveragePooling2D(**options)(layers.DepthwiseConv2D(1, name="d", **options)(x))
-    model = filled(keras.Model(inputs, dense("b")(x)), randomize)
-    graph = Graph(model)
-    assert {k: set(c.readers) for k, c in chains(graph).items()} == {"n": {"d"}, "d": {"b"}}
-    scales = random_scales(graph)
-    other = scale_channels(graph, scales)
-    depthwise = [np.asarray(m.get_layer("d").kernel)[..., 0] for m in (model, other)]
-    np.testing.assert_allclose(depthwise[1], depthwise[0] * scales["n"] / scales["d"], rtol=1e-5)
-    heads = [np.asarray(m.get_layer("b").kernel) for m in (model, other)]
-    np.testing.assert_allclose(heads[1], heads[0] * scales["d"][:, None], rtol=1e-5)
 
 
 def peaks(model: keras.Model, maker: str, reader: str) -> tuple[np.ndarray, np.ndarray]:
@@ -225,47 +152,6 @@ def test_no_bias_grows_beyond_the_largest(fold: bool, randomize: Any) -> None:
     shift = np.asarray(scale_channels(graph, {"n": scale}).get_layer("n").beta)
     assert np.abs(shift).max() <= 3 * (1 + 1e-6)
     assert scale[1:].max() < 10  # the others do not follow
-
-
-@pytest.mark.parametrize(
-    ("scales", "message"),
-    [
-        ({"z": [1.0]}, "channels of layer 'z', which .* does not have, .*; those are: a$"),
-        ({"b": np.ones(3)}, "channels of layer 'b', which .* cannot be scaled; those are: a$"),
-        ({"a": np.ones(4)}, "channels of layer 'a' by 4 numbers; it must be 5 positive ones"),
-        ({"a": [1, 1, 1, 1, 0]}, "must be 5 positive ones"),
-        ({"a": [1, 1, 1, 1, np.nan]}, "must be 5 positive ones"),
-        ({"a": [1, 1, 1, 1, np.inf]}, "must be 5 positive ones"),
-    ],
-    ids=["unknown", "last", "size", "zero", "nan", "infinite"],
-)
-def test_scales_that_do_not_fit(scales: Any, message: str, randomize: Any) -> None:
-    with pytest.raises(ValueError, match=message.replace("a$", r"a\.$")):
-        scale_channels(Graph(model_of("relu", randomize)), scales)
-
-
-@keras.saving.register_keras_serializable("tests")
-class Forgetful(layers.Layer):
-    """Its configuration lacks what decides the shape of a weight."""
-
-    def __init__(self, size: int = 1, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.gain = self.add_weight(shape=(size,), name="gain")
-
-    def call(self, x: Any) -> Any:
-        return x * keras.ops.sum(self.gain)
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config()
-
-
-def test_a_layer_whose_configuration_lacks_something_is_copied() -> None:
-    inputs = keras.Input(SHAPE)
-    x = Forgetful(3, name="forgetful")(inputs)
-    model = keras.Model(inputs, in_between(layers.ReLU())(x))
-    scaled = scale_channels(Graph(model), {"a": np.full(5, 2.0)})
-    data = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
-    np.testing.assert_allclose(scaled(data), model(data), rtol=1e-4, atol=1e-5)
 
 
 # From end to end -------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Apart:
         self._form = form
         self._barriers: dict[str, Any] = {}  # by name; a layer may be called more than once
 
-    def from_makers(self, layer: Any, given: Any) -> Any:
+    def from_makers(self, layer: keras.layers.Layer, given: Any) -> Any:
         """The arguments of a layer with kernels, apart from it: nothing is folded into them."""
         if self._form.kernels == "float" or not has_kernels(layer):
             return given
@@ -43,7 +43,7 @@ class Apart:
             return self._behind_barriers(given, f"{layer.name}_barrier")
         return given
 
-    def from_readers(self, layer: Any, made: Any, function: Any) -> Any:
+    def from_readers(self, layer: keras.layers.Layer, made: Any, function: Any) -> Any:
         """The output of a layer with kernels, apart from what the converter might fold into them.
 
         Arguments:
@@ -67,6 +67,6 @@ class Apart:
         )
 
 
-def has_kernels(layer: Any) -> bool:
+def has_kernels(layer: keras.layers.Layer) -> bool:
     """Whether a layer of a quantized model has quantized kernels."""
     return isinstance(layer, layers.KernelLayer) or bool(inside(layer))

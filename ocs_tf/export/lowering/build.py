@@ -148,17 +148,17 @@ class _Lowering:
 
     # Layers ---------------------------------------------------------------------------------
 
-    def _replace(self, layer: Any) -> Any:
+    def _replace(self, layer: keras.layers.Layer) -> keras.Operation:
         twin = in_float32(without_dropout(self._twin(layers.unwrapped(layer))))
         grid = getattr(layer, "grid", None) or getattr(layer, "output_grid", None)
         return self._in_form(twin, grid)
 
-    def _in_form(self, twin: Any, grid: ActivationGrid | None) -> Any:
+    def _in_form(self, twin: keras.layers.Layer, grid: ActivationGrid | None) -> keras.Operation:
         """`twin`, whose output is on `grid`, if on any, for all numbers that it may be given."""
         small = self.form.integer and grid is not None and not may_be_large(grid)
         return twin if small else with_large_numbers(twin)
 
-    def _twin(self, layer: Any) -> Any:
+    def _twin(self, layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, layers.KernelLayer):
             return self._kernel_layer(layer)
         if inside(layer):
@@ -179,7 +179,7 @@ class _Lowering:
         self.weights[layer.name] = weights
         return type(layer).from_config(config)
 
-    def _kernel_layer(self, layer: layers.KernelLayer) -> Any:
+    def _kernel_layer(self, layer: layers.KernelLayer) -> keras.layers.Layer:
         """The float layer whose kernel is exactly `codes * scale`."""
         adapter = adapter_of(layer)
         kernel, bias = with_norm(layer, self.decided.norms.get(layer.name), self.form)
@@ -205,11 +205,12 @@ class _Lowering:
             self._note(layer.name, adapter.kind, made)
         return adapter.layer_class.from_config(config)
 
-    def _fill(self, layer: Any, twin: Any) -> None:
+    def _fill(self, layer: keras.layers.Layer, twin: keras.layers.Layer) -> None:
         """Give the float composite `twin` of `layer` its weights; note its kernels."""
         composites.copy_floats(layer, twin)
         parts = composites.parts(twin)
         for path, stored in inside(layer).items():
+            holder: Any
             holder, adapter = parts[path].holder, parts[path].adapter
             kernel = stored.quantized_kernel()
             adapter.write(holder, adapter.from_stored(as_float(kernel, holder), holder))
@@ -251,7 +252,7 @@ class _Lowering:
             self.kernels.append(ExportKernel(name, codes.astype(np.int8), kernel.scale, kind, bits))
 
     def _repeat(
-        self, layer: Any, config: dict[str, Any], weights: list[np.ndarray]
+        self, layer: keras.layers.Layer, config: dict[str, Any], weights: list[np.ndarray]
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Configuration and weights of `layer` with repeated output channels, if it has any."""
         mapping = self.decided.repeated.get(layer.name)
@@ -262,7 +263,7 @@ class _Lowering:
             return adapter.repeat_outputs(config, weights, mapping)
         return config, channels.repeat_weights(layer, weights, mapping)
 
-    def _stands_alone(self, norm: Any) -> bool:
+    def _stands_alone(self, norm: keras.layers.Layer) -> bool:
         """Whether neither the lowering nor the converter folds `norm` into the layer before it."""
         calls = self.graph.calls_of(norm.name)
         before = [self.graph.producer[id(call.inputs[0])].layer for call in calls]
@@ -292,7 +293,7 @@ class _Lowering:
             for reader in readers
         )
 
-    def _norm_as_depthwise(self, norm: Any) -> Any:
+    def _norm_as_depthwise(self, norm: keras.layers.Layer) -> keras.layers.Layer:
         """An affine layer as a 1x1 depthwise convolution: 8-bit factors, exact to float rounding.
 
         A converter would multiply and add in two rounded steps, with one step size for all
@@ -309,13 +310,15 @@ class _Lowering:
         self.weights[norm.name] = [kernel, shift.astype(np.float32)]
         return keras.layers.DepthwiseConv2D(1, name=norm.name)
 
-    def _fused(self, layer: Any) -> bool:
+    def _fused(self, layer: keras.layers.Layer) -> bool:
         calls = self.graph.calls_of(layer.name)
         return all(fuses_into_producer(self.graph, call) for call in calls)
 
     # Calls ----------------------------------------------------------------------------------
 
-    def _call(self, layer: Any, twin: Any, *args: Any, **kwargs: Any) -> Any:
+    def _call(
+        self, layer: keras.layers.Layer, twin: keras.layers.Layer, *args: Any, **kwargs: Any
+    ) -> Any:
         name = layer.name
         if name in self.decided.dropped:
             return args[0]
@@ -353,7 +356,9 @@ class _Lowering:
             self.added[name] = layer_class(*args, name=name)
         return self.added[name]
 
-    def _scaled(self, layer: Any, twin: Any, tensor: Any) -> Any:
+    def _scaled(
+        self, layer: keras.layers.Layer, twin: keras.layers.Layer, tensor: keras.KerasTensor
+    ) -> keras.KerasTensor:
         """The output of `twin`, in place of the affine `layer`, for a `tensor` of any rank."""
         if not isinstance(twin, keras.layers.DepthwiseConv2D):
             return twin(tensor)
@@ -370,13 +375,15 @@ class _Lowering:
             tensor = self._once(keras.layers.Reshape, back, name=f"{layer.name}_back")(tensor)
         return tensor
 
-    def _duplicate(self, tensor: Any, name: str) -> Any:
+    def _duplicate(self, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
         """`tensor` with its channels repeated as layer `name` needs."""
         output = self._repeated(tensor, self.decided.expanded[name], name)
         self._note_grid(f"{name}_copies", output, self.tensor_grids.get(id(tensor)))
         return output
 
-    def _repeated(self, tensor: Any, mapping: np.ndarray, name: str) -> Any:
+    def _repeated(
+        self, tensor: keras.KerasTensor, mapping: np.ndarray, name: str
+    ) -> keras.KerasTensor:
         """The channels of `tensor` that `mapping` lists: slices, concatenated."""
         # Neighbours that follow each other in order make one slice.
         runs = np.split(mapping, np.flatnonzero(np.diff(mapping) != 1) + 1)
@@ -386,14 +393,18 @@ class _Lowering:
         ]
         return self._once(keras.layers.Concatenate, name=f"{name}_copies")(slices)
 
-    def _split(self, tensor: Any, grid: ActivationGrid, name: str) -> Any:
+    def _split(
+        self, tensor: keras.KerasTensor, grid: ActivationGrid, name: str
+    ) -> keras.KerasTensor:
         """`tensor` with its channels split as `grid` says, in float."""
         _, gain, offset = copy_parts(grid.copies, tensor.shape[-1])
         mapping = np.array([*range(tensor.shape[-1]), *grid.copies])
         expanded = self._repeated(tensor, mapping, name)
         return expanded * gain.astype(np.float32) + (offset * grid.scale).astype(np.float32)
 
-    def _rounded(self, name: str, tensor: Any, grid: ActivationGrid | None) -> Any:
+    def _rounded(
+        self, name: str, tensor: keras.KerasTensor, grid: ActivationGrid | None
+    ) -> keras.KerasTensor:
         """`tensor`, which the quantized model rounds to `grid`, if any."""
         if grid is not None and grid.copies:
             grid = dataclasses.replace(grid, copies=())  # they are channels like others by now
@@ -402,13 +413,13 @@ class _Lowering:
         self._note_grid(name, tensor, grid)
         return tensor
 
-    def _note_grid(self, name: str, tensor: Any, grid: ActivationGrid | None) -> None:
+    def _note_grid(self, name: str, tensor: keras.KerasTensor, grid: ActivationGrid | None) -> None:
         if grid is not None:
             self.grids.setdefault(name, grid)
             self.tensor_grids[id(tensor)] = grid
 
 
-def _passes_factors(layer: Any) -> bool:
+def _passes_factors(layer: keras.layers.Layer) -> bool:
     """Whether factors in front of `layer` are as good as behind it."""
     linear = affine_axis(layer) is not None or isinstance(layer, layers.FakeQuantize)
     return linear or moves_values(layers.unwrapped(layer))

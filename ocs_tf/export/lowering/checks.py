@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import keras
 
 from ocs_tf import layers
 from ocs_tf.export.form import Form
@@ -47,7 +47,7 @@ def check(graph: Graph, form: Form) -> None:
             )
 
 
-def _check_stored(layer: Any, wrapper: Any) -> None:
+def _check_stored(layer: keras.layers.Layer, wrapper: keras.Operation) -> None:
     """Refuse what no conversion makes, from a damaged file or of weights that were set."""
     with of_layer(layer.name):
         if isinstance(wrapper, (layers.FakeQuantize, layers.QuantizedOutput)):
@@ -62,7 +62,7 @@ def _check_stored(layer: Any, wrapper: Any) -> None:
         layer.check_state()
 
 
-def _check_length(layer: Any, graph: Graph, form: Form) -> None:
+def _check_length(layer: keras.layers.Layer, graph: Graph, form: Form) -> None:
     if not (form.integer and inside(layer)):
         return
     steps = [call.inputs[0].shape[1] for call in graph.calls_of(layer.name)]

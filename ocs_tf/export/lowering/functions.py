@@ -5,21 +5,20 @@ TensorFlow's converter makes log(exp(x) + 1) of a softplus, and exp(x) is beyond
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
+from ocs_tf.keras_types import Tensor
 from ocs_tf.numerics import ActivationGrid
 
 _LARGE = 20.0  # from where on softplus(x) is x in float32: log(1 + exp(-20)) is 2e-9
 
 
-def _softplus(x: Any) -> Any:
+def _softplus(x: Tensor) -> Tensor:
     return ops.maximum(x, ops.softplus(ops.minimum(x, _LARGE)))
 
 
-def _log_sigmoid(x: Any) -> Any:
+def _log_sigmoid(x: Tensor) -> Tensor:
     return ops.negative(_softplus(ops.negative(x)))
 
 
@@ -38,7 +37,7 @@ def may_be_large(grid: ActivationGrid) -> bool:
     return grid.scale * (2 ** (grid.bits - 1) + abs(grid.zero_point)) > 2 * _LARGE
 
 
-def with_large_numbers(layer: Any) -> Any:
+def with_large_numbers(layer: keras.Operation) -> keras.Operation:
     """`layer` (or operation), never called yet, in a form that files compute for all numbers."""
     if not isinstance(layer, keras.layers.Layer):
         function = _OPERATIONS.get(type(layer).__name__)

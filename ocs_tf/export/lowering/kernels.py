@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import keras
 import numpy as np
@@ -19,20 +18,20 @@ from ocs_tf.planning.weights import SMALLEST_CHANNEL
 _CONVOLUTIONS = ("conv", "depthwise", "transposed")
 
 
-def adapter_of(layer: Any) -> adapters.KernelAdapter:
+def adapter_of(layer: keras.layers.Layer) -> adapters.KernelAdapter:
     """The adapter of a quantized layer with one kernel."""
     adapter = adapters.adapter_of_quantized(layer)
     assert adapter is not None
     return adapter
 
 
-def inside(layer: Any) -> dict[str, Any]:
+def inside(layer: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
     """The quantized kernels inside of a composite, by path."""
     layer = layers.unwrapped(layer)
     return {} if isinstance(layer, layers.KernelLayer) else composites.stored_parts(layer)
 
 
-def quantized(layer: Any, form: Form) -> tuple[QuantizedKernel, np.ndarray | None]:
+def quantized(layer: keras.layers.Layer, form: Form) -> tuple[QuantizedKernel, np.ndarray | None]:
     """Kernel in the layer's layout, and bias, for the copies of split activations."""
     kernel = layer.quantized_kernel()
     bias = None if layer.bias is None else np.asarray(layer.bias)
@@ -43,7 +42,7 @@ def quantized(layer: Any, form: Form) -> tuple[QuantizedKernel, np.ndarray | Non
     return split_outputs(kernel, bias, copies, layer.output_grid) if copies else (kernel, bias)
 
 
-def output_copies(layer: Any, form: Form) -> tuple[int, ...]:
+def output_copies(layer: keras.layers.Layer, form: Form) -> tuple[int, ...]:
     grid = layer.output_grid
     return grid.copies if grid is not None and form.splits_activations else ()
 
@@ -70,7 +69,7 @@ def with_norm(
     return dataclasses.replace(kernel, codes=codes, scale=scale), bias
 
 
-def as_float(kernel: QuantizedKernel, layer: Any) -> np.ndarray:
+def as_float(kernel: QuantizedKernel, layer: keras.layers.Layer) -> np.ndarray:
     """The effective kernel in float32, in the layout of the quantized `layer`'s codes."""
     codes = kernel.effective_codes()
     scale = kernel.scale
@@ -91,7 +90,7 @@ def in_two_dimensions(codes: np.ndarray, kind: str) -> np.ndarray:
     return codes[None] if kind in _CONVOLUTIONS and codes.ndim == 3 else codes
 
 
-def is_depthwise(layer: Any, scale: np.ndarray | None = None) -> bool:
+def is_depthwise(layer: keras.layers.Layer, scale: np.ndarray | None = None) -> bool:
     """Whether `layer` keeps its output channels on two axes (and `scale`, if given, has both)."""
     depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
     return isinstance(layer, depthwise) and (scale is None or scale.ndim > 0)

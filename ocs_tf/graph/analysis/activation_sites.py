@@ -21,6 +21,7 @@ from ocs_tf.graph.analysis.indices import index_tensors
 from ocs_tf.graph.analysis.masks import mask_ranges, masked_scores, without_masked
 from ocs_tf.graph.layer_traits import holds, keras_class
 from ocs_tf.graph.reader import Graph, Node
+from ocs_tf.keras_types import LayerT
 from ocs_tf.layers import unwrapped
 from ocs_tf.numerics import ActivationGrid
 
@@ -44,7 +45,7 @@ class Site:
     """
 
     key: str
-    tensors: tuple[Any, ...]
+    tensors: tuple[keras.KerasTensor, ...]
     group: str
     fixed: str | None = None
     through: Any = None
@@ -140,7 +141,7 @@ class _SiteFinder:
         group, span = self._root(site.group), self.mask_ranges.get(id(tensor))
         return dataclasses.replace(site, group=group, through=through, span=span)
 
-    def _visit(self, node: Node, output: Any) -> None:
+    def _visit(self, node: Node, output: keras.KerasTensor) -> None:
         layer, name = node.layer, node.layer.name
         if name in self.exact or self._behind_exact(node):
             return
@@ -177,7 +178,7 @@ class _SiteFinder:
         before = self.graph.producer[id(node.inputs[0])].layer.name
         return fuses_into_producer(self.graph, node) and before in self.sites
 
-    def _visit_kernel(self, node: Node, output: Any) -> None:
+    def _visit_kernel(self, node: Node, output: keras.KerasTensor) -> None:
         layer, name = node.layer, node.layer.name
         norm = self.graph.kernels[name].batch_norm
         if norm is not None:
@@ -191,7 +192,12 @@ class _SiteFinder:
             self._add(name, output, name, function)
 
     def _add(
-        self, key: str, tensor: Any, group: str, fixed: str | None = None, through: Any = None
+        self,
+        key: str,
+        tensor: keras.KerasTensor,
+        group: str,
+        fixed: str | None = None,
+        through: Any = None,
     ) -> None:
         before = self.sites.get(key)
         group = before.group if before else group
@@ -200,7 +206,7 @@ class _SiteFinder:
         tensors = (*(before.tensors if before else ()), tensor)
         self.sites[key] = Site(key, tensors, group, fixed, through)
 
-    def _group(self, tensor: Any) -> str:
+    def _group(self, tensor: keras.KerasTensor) -> str:
         return self.group_of.get(id(tensor), f"tensor {id(tensor)}")
 
     def _root(self, group: str) -> str:
@@ -214,17 +220,19 @@ class _SiteFinder:
         if group != other and not (site is not None and site.fixed):
             self.alias[other] = group
 
-    def _fused_into_relu(self, tensor: Any, layer: Any = None) -> bool:
+    def _fused_into_relu(
+        self, tensor: keras.KerasTensor, layer: keras.layers.Layer | None = None
+    ) -> bool:
         """Whether `tensor` vanishes in a kernel that applies the ReLU behind it."""
         if layer is not None and not _fuses_relu(layer):
             return False
         return self._all_read_by(tensor, lambda reader: is_relu(reader.layer))
 
-    def _is_shifted(self, tensor: Any, layer: Any) -> bool:
+    def _is_shifted(self, tensor: keras.KerasTensor, layer: keras.layers.Layer) -> bool:
         """Whether `tensor` vanishes in a kernel that takes up the constant added behind it."""
         return _fuses_relu(layer) and self._all_read_by(tensor, _adds_constant)
 
-    def _all_read_by(self, tensor: Any, fits: Callable[[Node], bool]) -> bool:
+    def _all_read_by(self, tensor: keras.KerasTensor, fits: Callable[[Node], bool]) -> bool:
         """Whether one call that `fits` reads `tensor`, and so for all calls of a shared layer."""
         calls = self.graph.calls(self.graph.producer[id(tensor)].layer)
         readers = [self.graph.only_consumer(call.outputs[0]) for call in calls]
@@ -232,7 +240,7 @@ class _SiteFinder:
 
 
 def kernel_output_grid(
-    graph: Graph, layer: Any, grids: Mapping[str, ActivationGrid]
+    graph: Graph, layer: keras.layers.Layer, grids: Mapping[str, ActivationGrid]
 ) -> ActivationGrid | None:
     """The grid on which a kernel layer's sums arrive: its own, or that of the ReLU behind it.
 
@@ -262,12 +270,12 @@ def tensor_grids(graph: Graph, grids: Mapping[str, ActivationGrid]) -> dict[int,
     return found
 
 
-def moves_values(layer: Any) -> bool:
+def moves_values(layer: keras.layers.Layer) -> bool:
     """Whether the output of `layer` holds only numbers of its input, on the grid of the input."""
     return holds(layer, "moves") and holds(layer, "keeps_grid")
 
 
-def mixes_values(layer: Any) -> bool:
+def mixes_values(layer: keras.layers.Layer) -> bool:
     """Whether the output of `layer` holds new numbers, but stays on the grid of its input."""
     return holds(layer, "keeps_grid") and not holds(layer, "moves")
 
@@ -278,7 +286,7 @@ def fuses_into_producer(graph: Graph, node: Node) -> bool:
     return _fuses_relu(before) and graph.only_consumer(node.inputs[0]) is node
 
 
-def _fuses_relu(layer: Any) -> bool:
+def _fuses_relu(layer: keras.layers.Layer) -> bool:
     fuses = holds(layer, "fuses_relu") or affine_axis(layer) is not None
     return fuses and activation_function(layer) is None
 
@@ -292,23 +300,23 @@ def _adds_constant(node: Node) -> bool:
     return last is not node.inputs[0] and any(isinstance(v, int | float) for v in values)
 
 
-def separable_activation(layer: Any) -> Any:
+def separable_activation(layer: keras.layers.Layer) -> Any:
     """The activation function in `layer` that a runtime computes as a step of its own."""
     return None if _relu_limit(layer) is not None else activation_function(layer)
 
 
-def is_relu6(layer: Any) -> bool:
+def is_relu6(layer: keras.layers.Layer) -> bool:
     """Whether `layer` is nothing but a ReLU that ends at 6."""
     return is_relu(layer) and _relu_limit(layer) == 6
 
 
-def is_relu(layer: Any) -> bool:
+def is_relu(layer: keras.layers.Layer) -> bool:
     """Whether `layer` is nothing but a ReLU, unbounded or up to 6."""
     alone = keras_class(layer) in (_LAYERS.ReLU, _LAYERS.Activation)
     return alone and _relu_limit(layer) is not None
 
 
-def without_activation(layer: Any, input_shape: Any) -> Any:
+def without_activation(layer: LayerT, input_shape: Any) -> LayerT:
     """A copy of `layer` that leaves out its activation function."""
     config = {
         **adapters.config_of(layer),
@@ -321,7 +329,7 @@ def without_activation(layer: Any, input_shape: Any) -> Any:
     return linear
 
 
-def activation_function(layer: Any) -> Any:
+def activation_function(layer: keras.layers.Layer) -> Any:
     """The activation function that `layer` applies to its output, or `None`."""
     if keras_class(layer) is _LAYERS.Softmax:
         return keras.activations.softmax
@@ -329,7 +337,7 @@ def activation_function(layer: Any) -> Any:
     return None if adapters.is_linear(function) else function
 
 
-def _relu_limit(layer: Any) -> float | None:
+def _relu_limit(layer: keras.layers.Layer) -> float | None:
     """Upper bound of a plain ReLU (infinite, 6), or `None` if `layer` does not end in one."""
     if isinstance(layer, _LAYERS.ReLU):
         plain = not layer.negative_slope and not layer.threshold
@@ -341,7 +349,7 @@ def _relu_limit(layer: Any) -> float | None:
     return float("inf") if function is keras.activations.relu else None
 
 
-def _fixed_function(layer: Any) -> str | None:
+def _fixed_function(layer: keras.layers.Layer) -> str | None:
     if is_operation(layer, ("Softmax", "Sigmoid", "Tanh")):
         return type(layer).__name__.lower()
     names = {
@@ -366,11 +374,11 @@ def _feeds_pool(graph: Graph, node: Node) -> bool:
     return pools and graph.only_consumer(node.inputs[0]) is node
 
 
-def concatenates(layer: Any) -> bool:
+def concatenates(layer: keras.layers.Layer) -> bool:
     """Whether `layer` is a concatenation: a layer, or a bare `keras.ops.concatenate`."""
     return keras_class(layer) is _LAYERS.Concatenate or is_operation(layer, ("Concatenate",))
 
 
-def is_operation(operation: Any, names: tuple[str, ...]) -> bool:
+def is_operation(operation: keras.Operation, names: tuple[str, ...]) -> bool:
     """Whether `operation` is a bare Keras operation (not a layer) of one of these class names."""
     return not isinstance(operation, _LAYERS.Layer) and type(operation).__name__ in names

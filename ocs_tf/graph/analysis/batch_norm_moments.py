@@ -83,7 +83,7 @@ def _of_call(node: Node, inputs: list[Moments | None]) -> Moments | None:
     return _through(layer.activation, *moments) if acts_elementwise(layer.activation) else None
 
 
-def _of_batch_norm(norm: Any, rank: int) -> Moments | None:
+def _of_batch_norm(norm: keras.layers.Layer, rank: int) -> Moments | None:
     if norm.axis not in (-1, rank - 1):
         return None
     channels = norm.moving_mean.shape[0]

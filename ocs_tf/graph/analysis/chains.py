@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import keras
 import numpy as np
@@ -34,7 +33,7 @@ class Place:
         channels: which of the chain's channels each of them is, or -1, int `[C_in]`.
     """
 
-    tensor: Any
+    tensor: keras.KerasTensor
     axis: int
     channels: NDArray[np.intp]
 
@@ -59,7 +58,7 @@ class Chain:
         places: all tensors that hold the channels, from the one that is made on.
     """
 
-    layer: Any
+    layer: keras.layers.Layer
     size: int
     readers: dict[str, NDArray[np.intp]]
     joined: Place | None = None
@@ -91,7 +90,7 @@ def _made_axis(graph: Graph, node: Node) -> int | None:
     return adapters.channel_axis(layer) % rank
 
 
-def _has_kernel(layer: Any) -> bool:
+def _has_kernel(layer: keras.layers.Layer) -> bool:
     """Whether the layer multiplies channels by a kernel and adds a bias, no more (as LoRA does)."""
     adapter = adapters.adapter_for(layer)
     if adapter is None or not adapter.is_direct(layer):
@@ -174,7 +173,7 @@ def _carried(node: Node, place: Place) -> Place | None:
     return Place(output, axis % len(output.shape), place.channels)
 
 
-def _flattened(layer: Any, place: Place, output: Any) -> Place | None:
+def _flattened(layer: keras.layers.Layer, place: Place, output: keras.KerasTensor) -> Place | None:
     sizes = place.tensor.shape[1:]
     if None in sizes or layer.data_format != "channels_last":
         return None

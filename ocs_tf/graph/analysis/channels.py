@@ -7,7 +7,6 @@ the channel up to the reader works channel by channel, that layer can produce th
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import keras
 import numpy as np
@@ -55,7 +54,7 @@ def producers(graph: Graph, node: Node) -> list[Node]:
         tensor = before.inputs[0]
 
 
-def can_repeat_outputs(layer: Any) -> bool:
+def can_repeat_outputs(layer: keras.layers.Layer) -> bool:
     """Whether `layer` makes its channels by a kernel, so that it can make some of them twice."""
     adapter = adapters.any_adapter(layer)
     return (
@@ -80,7 +79,9 @@ def is_channelwise(node: Node) -> bool:
     return holds_for(dataclasses.replace(node, layer=layer), "channelwise")
 
 
-def repeat_weights(layer: Any, weights: list[np.ndarray], channel_map: np.ndarray) -> list[Any]:
+def repeat_weights(
+    layer: keras.layers.Layer, weights: list[np.ndarray], channel_map: np.ndarray
+) -> list[np.ndarray]:
     """Weights of a channelwise `layer` for the channels of `channel_map`."""
     adapter = adapters.any_adapter(layers.unwrapped(layer))
     axis = -2 if adapter is not None and adapter.kind == "depthwise" else -1

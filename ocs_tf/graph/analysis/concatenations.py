@@ -93,7 +93,7 @@ def _fewest(grid: ActivationGrid) -> float:
     return min(FEWEST_CODES, FEWEST_CODES * 2.0 ** (grid.bits - 8))
 
 
-def _call(graph: Graph, site: Site, tensor: Any) -> str:
+def _call(graph: Graph, site: Site, tensor: keras.KerasTensor) -> str:
     """The call of a layer that makes `tensor`, or reads it where the site is in front of it."""
     makes = graph.producer[id(tensor)].inputs if site.is_output else (tensor,)
     inputs = ", ".join(str(graph.producer[id(read)].layer.name) for read in makes)
@@ -166,7 +166,7 @@ def ends_of(graph: Graph, names: Collection[str]) -> set[int]:
     return found
 
 
-def _ends(graph: Graph, tensor: Any) -> bool:
+def _ends(graph: Graph, tensor: keras.KerasTensor) -> bool:
     """Whether `tensor`, moved about at most, is an output that nothing else reads."""
     readers = graph.consumers[id(tensor)]
     if id(tensor) in graph.output_ids:
@@ -200,7 +200,7 @@ def _rounding_site(graph: Graph, node: Node) -> str:
     return str(reader.layer.name if reader is not None and fused else node.layer.name)
 
 
-def _span(graph: Graph, tensor: Any, ranges: Ranges) -> float:
+def _span(graph: Graph, tensor: keras.KerasTensor, ranges: Ranges) -> float:
     """Maximum less minimum of `tensor`, or of what only moves its numbers; 0 where unknown."""
     while id(tensor) not in ranges:
         node = graph.producer[id(tensor)]

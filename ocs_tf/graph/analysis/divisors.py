@@ -6,7 +6,8 @@ Where rounding makes such a number 0, what was finite would not stay so.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+
+import keras
 
 from ocs_tf.graph.analysis.activation_sites import is_operation, moves_values
 from ocs_tf.graph.reader import Graph, Node
@@ -27,7 +28,7 @@ def divisors(graph: Graph) -> set[int]:
     return found
 
 
-def _divisors_of(node: Node) -> Iterator[Any]:
+def _divisors_of(node: Node) -> Iterator[keras.KerasTensor]:
     """Those of the tensors that a call reads."""
     if is_operation(node.layer, _INFINITE_AT_0):
         yield from node.inputs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 
@@ -47,7 +46,7 @@ def index_tensors(graph: Graph) -> set[int]:
     return {i for i in found if "float" in str(_tensor(graph, i).dtype)}
 
 
-def graph_on(model: Any, fold_batch_norm: bool, dtypes: Sequence[str]) -> Graph:
+def graph_on(model: keras.Model, fold_batch_norm: bool, dtypes: Sequence[str]) -> Graph:
     """The graph of a model with a `call` of its own, given the dtypes of the data for it.
 
     Integers are taken as such where they say which, and where nothing else will do. Otherwise they
@@ -77,7 +76,7 @@ def graph_on(model: Any, fold_batch_norm: bool, dtypes: Sequence[str]) -> Graph:
     return Graph(model, fold_batch_norm, dtypes=exact)
 
 
-def table_rows(graph: Graph, tensor: Any) -> int | None:
+def table_rows(graph: Graph, tensor: keras.KerasTensor) -> int | None:
     """Rows of the smallest table in which the numbers of `tensor`, unchanged, are looked up."""
     found: list[int | None] = []
     for reader in graph.consumers[id(tensor)]:
@@ -90,7 +89,7 @@ def table_rows(graph: Graph, tensor: Any) -> int | None:
     return min((rows for rows in found if rows is not None), default=None)
 
 
-def _reads_index(reader: Node, tensor: Any, found: set[int]) -> bool:
+def _reads_index(reader: Node, tensor: keras.KerasTensor, found: set[int]) -> bool:
     """Whether `reader` needs `tensor` exactly: its numbers say which, not how much."""
     if _looks_up(reader, tensor, set()):
         return True
@@ -100,7 +99,7 @@ def _reads_index(reader: Node, tensor: Any, found: set[int]) -> bool:
     return bool(exact) and all(exact)
 
 
-def _looks_up(reader: Node, tensor: Any, looked_up: set[int]) -> bool:
+def _looks_up(reader: Node, tensor: keras.KerasTensor, looked_up: set[int]) -> bool:
     """Whether `reader` looks `tensor` up, or passes it on to what does (`looked_up`)."""
     layer = reader.layer
     adapter = adapters.any_adapter(layer)
@@ -124,5 +123,5 @@ def _behind_kernels(graph: Graph) -> set[int]:
     return reached
 
 
-def _tensor(graph: Graph, key: int) -> Any:
+def _tensor(graph: Graph, key: int) -> keras.KerasTensor:
     return next(tensor for tensor in graph.producer[key].outputs if id(tensor) == key)

@@ -76,14 +76,14 @@ def check_layouts(graph: Graph) -> None:
                 )
 
 
-def _dtype(layer: Any, node: Node) -> str:
+def _dtype(layer: keras.layers.Layer, node: Node) -> str:
     """In which `layer`, or an operation, computes."""
     if isinstance(layer, keras.layers.Layer):
         return str(layer.compute_dtype)
     return str(keras.backend.standardize_dtype(node.inputs[0].dtype))
 
 
-def _channels_first(node: Node) -> Iterator[tuple[Any, str, int, bool]]:
+def _channels_first(node: Node) -> Iterator[tuple[keras.layers.Layer, str, int, bool]]:
     """The `channels_first` operations of `node`, inner layers included: it, name, rank, grouped."""
     if not isinstance(node.layer, keras.layers.Layer):
         operation = _BARE.get(type(node.layer).__name__)

@@ -145,7 +145,7 @@ def _is_softmax(node: Node) -> bool:
     return _operation(node) == "Softmax"
 
 
-def _makers(graph: Graph, tensor: Any) -> Iterator[Node]:
+def _makers(graph: Graph, tensor: keras.KerasTensor) -> Iterator[Node]:
     """The operations that a score comes from without leaving its size."""
     waiting, seen = [tensor], set()
     while waiting:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 
@@ -78,7 +77,7 @@ def _check_reader(graph: Graph, name: str, quantized: set[str]) -> None:
         raise NotSplittable(f"{name!r} reads it, whose kernel sums over other axes, too")
 
 
-def _check_readers(graph: Graph, tensor: Any, quantized: set[str]) -> None:
+def _check_readers(graph: Graph, tensor: keras.KerasTensor, quantized: set[str]) -> None:
     """Check who reads `tensor`, also through layers that only move its channels' values."""
     if id(tensor) in graph.output_ids:
         raise NotSplittable("it is an output of the model")
@@ -93,7 +92,7 @@ def _check_readers(graph: Graph, tensor: Any, quantized: set[str]) -> None:
             raise NotSplittable(f"{node.layer.name!r} reads it, which has no weights to repeat")
 
 
-def _check_producer(graph: Graph, tensor: Any, quantized: set[str]) -> None:
+def _check_producer(graph: Graph, tensor: keras.KerasTensor, quantized: set[str]) -> None:
     node: Node = graph.producer[id(tensor)]
     if is_relu(node.layer):
         _check_unbounded(node.layer, is_relu6(node.layer))
@@ -113,6 +112,6 @@ def _check_producer(graph: Graph, tensor: Any, quantized: set[str]) -> None:
         raise NotSplittable(f"{layer.name!r} makes it, whose activation function is not a ReLU")
 
 
-def _check_unbounded(layer: Any, bounded: bool) -> None:
+def _check_unbounded(layer: keras.layers.Layer, bounded: bool) -> None:
     if bounded:
         raise NotSplittable(f"{layer.name!r} makes it, a ReLU that ends at 6 for each copy, too")

@@ -25,7 +25,9 @@ MOVES = (
 MASKED = 1e4  # factors as large as this make masks of scores: -1e9, as a rule
 
 
-def rescaling(operation: Any, args: Sequence[Any]) -> tuple[keras.layers.Rescaling, Any] | None:
+def rescaling(
+    operation: keras.Operation, args: Sequence[Any]
+) -> tuple[keras.layers.Rescaling, keras.KerasTensor] | None:
     """The layer that does what `operation` does with `args`, and the tensor that it reads.
 
     `None` if it is nothing of the kind, or changes the dtype. A sum with one number is left alone:
@@ -55,7 +57,7 @@ def rescaling(operation: Any, args: Sequence[Any]) -> tuple[keras.layers.Rescali
     return keras.layers.Rescaling(scale.tolist(), **options), tensor
 
 
-def is_mask(tensor: Any) -> bool:
+def is_mask(tensor: keras.KerasTensor) -> bool:
     """Whether `tensor` is made of booleans and constants by bare operations."""
     operation = maker(tensor)
     kind = type(operation).__name__
@@ -67,7 +69,7 @@ def is_mask(tensor: Any) -> bool:
     return kind in (*_KINDS, *MOVES) and bool(inputs) and all(map(is_mask, inputs))
 
 
-def _by_channel(constant: Any, tensor: Any) -> NDArray[np.float64] | None:
+def _by_channel(constant: Any, tensor: keras.KerasTensor) -> NDArray[np.float64] | None:
     """`constant` as numbers `[]` or `[C]` (last axis of `tensor`), finite; `None` if it is not."""
     if not isinstance(constant, (int, float, np.number, np.ndarray)) or isinstance(constant, bool):
         return None

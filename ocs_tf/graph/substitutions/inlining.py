@@ -41,6 +41,7 @@ from ocs_tf.graph.substitutions.tracing import (
     untraceable,
 )
 from ocs_tf.keras_internals import (
+    KerasCall,
     calls_in_order,
     context_arguments,
     is_made,
@@ -49,13 +50,16 @@ from ocs_tf.keras_internals import (
     maker,
     mask_of,
 )
+from ocs_tf.keras_types import Tensor
 from ocs_tf.layers import KernelLayer, QuantizedCell
 from ocs_tf.layers.structure import is_users
 
 Path = tuple[str, ...]  # names of the models that a layer is in, from the outside in
 
 
-def flat(model: Any, open_quantized: bool = True, dtypes: Sequence[str] = ()) -> keras.Model:
+def flat(
+    model: keras.Model, open_quantized: bool = True, dtypes: Sequence[str] = ()
+) -> keras.Model:
     """A functional model without models inside that computes what `model` does, on its variables.
 
     A functional model that has nothing to be put in its place is returned as it is. Names of
@@ -114,7 +118,7 @@ def _functional(model: keras.Model) -> keras.Model:
     return model
 
 
-def _is_replaced(node: Any) -> bool:
+def _is_replaced(node: KerasCall) -> bool:
     """Whether something else comes in the place of what is called there."""
     operation, args = node.operation, node.arguments.args
     consists_of = (separable.is_separable, scaled_sum.is_scaled_sum, is_reversible)
@@ -126,7 +130,7 @@ def _is_replaced(node: Any) -> bool:
 class _Made:
     """A layer or operation of the new model, still to be named."""
 
-    operation: Any
+    operation: keras.Operation
     name: str
     path: Path
 
@@ -139,13 +143,13 @@ class _Flattener:
         self.opened = False  # whether anything was put in its place
         self.made: list[_Made] = []
         # By the id of the user's operation, which is kept, so that the id stays its own.
-        self.twins: dict[int, tuple[Any, Callable[..., Any], list[_Made]]] = {}
+        self.twins: dict[int, tuple[keras.Operation, Callable[..., Any], list[_Made]]] = {}
         self.own: set[int] = set()  # ids of the new model's operations
         self.created: set[int] = set()  # ids of operations that a `call` made
 
     def functional(self, model: keras.Model) -> keras.Model:
         """`model`, flat."""
-        tensors: dict[int, Any] = {}
+        tensors: dict[int, keras.KerasTensor] = {}
         for node in calls_in_order(model):
             if node.is_input:
                 options = node.operation.get_config()
@@ -180,8 +184,8 @@ class _Flattener:
 
     def _replay(
         self,
-        nodes: Iterable[Any],
-        tensors: dict[int, Any],
+        nodes: Iterable[KerasCall],
+        tensors: dict[int, keras.KerasTensor],
         path: Path,
         override: Mapping[str, Any] | None = None,
     ) -> None:
@@ -214,7 +218,9 @@ class _Flattener:
         self._replay(found.nodes, tensors, path)
         return keras.tree.map_structure(lambda t: tensors[id(t)], found.outputs)
 
-    def _call(self, operation: Any, path: Path, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _call(
+        self, operation: keras.layers.Layer, path: Path, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
         if _has_layers(operation) and not self._is_kept(operation):
             within = (*path, str(operation.name))
             if isinstance(operation, keras.Model) and has_graph(operation):
@@ -228,7 +234,8 @@ class _Flattener:
                 return self._with_masks(operation, args, kwargs, outputs, within)
         shape = settled(operation, args[0].shape) if open_shape(operation) else None
         if shape is not None:
-            return self._twin(operation, path, type(operation)(shape))(*args, **kwargs)
+            remade: Any = type(operation)
+            return self._twin(operation, path, remade(shape))(*args, **kwargs)
         scaled = rescaling(operation, args)
         if scaled is not None:
             self.opened = True
@@ -236,7 +243,7 @@ class _Flattener:
             return self._twin(operation, path, layer)(tensor)
         return self._twin(operation, path)(*args, **kwargs)
 
-    def _trace(self, layer: Any, args: Any, kwargs: Mapping[str, Any]) -> Trace:
+    def _trace(self, layer: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any]) -> Trace:
         if not self.open_traced:
             raise untraceable(layer, "what was traced does not compute the same")
         found = trace(layer, args, kwargs, self._is_own)
@@ -244,7 +251,12 @@ class _Flattener:
         return found
 
     def _with_masks(
-        self, layer: Any, args: Any, kwargs: Mapping[str, Any], outputs: Any, path: Path
+        self,
+        layer: keras.layers.Layer,
+        args: Any,
+        kwargs: Mapping[str, Any],
+        outputs: Any,
+        path: Path,
     ) -> Any:
         """The `outputs` of a traced `layer`, with the masks that Keras gives them after a call."""
         first = next(iter(inspect.signature(layer.call).bind(*args, **kwargs).arguments.values()))
@@ -274,14 +286,16 @@ class _Flattener:
         inputs, mask = context.pop("inputs"), context.pop("mask", None)
         model = _functional(model)
         masks = [None] * len(model.inputs) if mask is None else keras.tree.flatten(mask)
-        tensors: dict[int, Any] = {}
+        tensors: dict[int, keras.KerasTensor] = {}
         for old, new, its_mask in zip(model.inputs, _in_order(model, inputs), masks, strict=True):
             tensors[id(old)] = self._masked(self._fitting(new, old, path), its_mask, path)
         override = {name: value for name, value in context.items() if value is not None}
         self._replay(calls_in_order(model), tensors, path, override)
         return keras.tree.map_structure(lambda t: tensors[id(t)], model.output)
 
-    def _fitting(self, tensor: Any, wanted: Any, path: Path) -> Any:
+    def _fitting(
+        self, tensor: keras.KerasTensor, wanted: keras.KerasTensor, path: Path
+    ) -> keras.KerasTensor:
         """`tensor` with the dtype and rank of `wanted`, as Keras makes the inputs of models fit."""
         if tensor is None:
             return None  # an optional input
@@ -297,7 +311,9 @@ class _Flattener:
             self._add(maker(tensor), _without_number(maker(tensor).name), path)
         return tensor
 
-    def _masked(self, tensor: Any, mask: Any, path: Path) -> Any:
+    def _masked(
+        self, tensor: keras.KerasTensor, mask: keras.KerasTensor | None, path: Path
+    ) -> keras.KerasTensor:
         """`tensor` with a mask that a model was given as an argument."""
         if mask is None:
             return tensor
@@ -305,7 +321,7 @@ class _Flattener:
         self._add(layer, "with_mask", path)
         return layer(tensor, mask=mask)
 
-    def _named_output(self, old: Any, new: Any) -> Any:
+    def _named_output(self, old: keras.KerasTensor, new: keras.KerasTensor) -> keras.KerasTensor:
         """`new` from an operation of the name that `old` comes from, if that was a nested model."""
         source = maker(old)
         if not isinstance(source, keras.Model) or id(source) in self.twins:
@@ -318,7 +334,9 @@ class _Flattener:
 
     # Layers ----------------------------------------------------------------------------------
 
-    def _twin(self, operation: Any, path: Path, layer: Any = None) -> Callable[..., Any]:
+    def _twin(
+        self, operation: keras.layers.Layer, path: Path, layer: keras.Operation | None = None
+    ) -> Callable[..., Any]:
         """The replacement of the user's `operation`; the same for all its calls.
 
         Arguments:
@@ -332,7 +350,7 @@ class _Flattener:
         return twin
 
     def _make_twin(
-        self, operation: Any, path: Path, layer: Any
+        self, operation: keras.layers.Layer, path: Path, layer: keras.Operation | None
     ) -> tuple[Callable[..., Any], list[_Made]]:
         if separable.is_separable(operation):
             self.opened = True
@@ -352,12 +370,14 @@ class _Flattener:
         name = _without_number(name) if id(operation) in self.created else name
         return twin, [self._add(twin, name, path)]
 
-    def _both_ways(self, layer: Any, path: Path) -> tuple[Callable[..., Any], list[_Made]]:
+    def _both_ways(
+        self, layer: keras.layers.Layer, path: Path
+    ) -> tuple[Callable[..., Any], list[_Made]]:
         """What is in the place of a `ReversibleEmbedding`; only the ways that are called."""
         parts: dict[Any, Any] = {}
         made: list[_Made] = []
 
-        def call(inputs: Any, reverse: bool = False) -> Any:
+        def call(inputs: Tensor, reverse: bool = False) -> Tensor:
             make = (product if is_product(layer) else shallow_copy) if reverse else lookup
             if make not in parts:
                 parts[make] = make(layer)
@@ -366,13 +386,13 @@ class _Flattener:
 
         return call, made
 
-    def _add(self, operation: Any, name: str, path: Path) -> _Made:
+    def _add(self, operation: keras.Operation, name: str, path: Path) -> _Made:
         made = _Made(operation, name, path)
         self.made.append(made)
         self.own.add(id(operation))
         return made
 
-    def _is_own(self, operation: Any) -> bool:
+    def _is_own(self, operation: keras.Operation) -> bool:
         return id(operation) in self.own
 
 
@@ -384,14 +404,14 @@ class WithMask(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         return keras.ops.copy(inputs)  # a new tensor: others may read the one with its own mask
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
 
-def _has_layers(operation: Any) -> bool:
+def _has_layers(operation: keras.layers.Layer) -> bool:
     """Whether it is a model, or a user's layer that kernels are inside of."""
     if isinstance(operation, keras.Model):
         return True
@@ -408,7 +428,7 @@ def _constant(value: Any) -> Any:
     return value
 
 
-def _is_input(operation: Any) -> bool:
+def _is_input(operation: keras.Operation) -> bool:
     return isinstance(operation, keras.layers.InputLayer)
 
 
@@ -423,7 +443,7 @@ def _is_own_mask(arguments: Any) -> bool:
     return len(masks) == len(of_inputs) and all(same)
 
 
-def _in_order(model: keras.Model, inputs: Any) -> list[Any]:
+def _in_order(model: keras.Model, inputs: Tensor) -> list[keras.KerasTensor]:
     """What a functional model is called with, in the order of its inputs."""
     wanted = model.input
     if isinstance(inputs, Mapping) and not isinstance(wanted, Mapping):

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import keras
 
 Shape = tuple[int | None, ...]
 
 
-def open_shape(operation: Any) -> Shape | None:
+def open_shape(operation: keras.Operation) -> Shape | None:
     """The shape that a bare operation has as an option, if it has open sizes."""
     if isinstance(operation, keras.layers.Layer):
         return None
@@ -22,7 +21,7 @@ def open_shape(operation: Any) -> Shape | None:
     return next((shape for shape in shapes if None in shape), None)
 
 
-def settled(operation: Any, inputs: Shape) -> Shape | None:
+def settled(operation: keras.Operation, inputs: Shape) -> Shape | None:
     """The shape that `operation` reshapes to with one size left open, as -1; `None` if it cannot.
 
     The one `None` is the number of samples where it stands for the first axis of both.

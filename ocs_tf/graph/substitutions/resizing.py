@@ -20,14 +20,16 @@ _OPTIONS = (
 )
 
 
-def as_layer(operation: Any) -> Any:
+def as_layer(operation: Any) -> keras.layers.Resizing:
     """A `keras.layers.Resizing` that does what a bare `keras.ops.image.resize` does."""
     options = {name: getattr(operation, name) for name in _OPTIONS}
     height, width = operation.size
     return _LAYERS.Resizing(height, width, **options, name=operation.name)
 
 
-def as_one_operator(layer: Any, shape: tuple[int | None, ...]) -> Any:
+def as_one_operator(
+    layer: keras.layers.Layer, shape: tuple[int | None, ...]
+) -> keras.layers.Resizing | None:
     """`layer` in the form that a converter writes as a single operator, if it has one.
 
     A `keras.layers.UpSampling2D` to nearest neighbours becomes a `keras.layers.Resizing`; it would
@@ -51,6 +53,6 @@ def as_one_operator(layer: Any, shape: tuple[int | None, ...]) -> Any:
     )
 
 
-def is_bare(operation: Any) -> bool:
+def is_bare(operation: keras.Operation) -> bool:
     """Whether `operation` is a `keras.ops.image.resize` that is no layer."""
     return not isinstance(operation, _LAYERS.Layer) and type(operation).__name__ == "Resize"

@@ -5,25 +5,23 @@ Language models look words up in a table, and compare what they come to with the
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 
 _CLASS = getattr(keras.layers, "ReversibleEmbedding", None)  # of newer versions of Keras
 
 
-def is_reversible(layer: Any) -> bool:
+def is_reversible(layer: keras.layers.Layer) -> bool:
     """Whether `layer` is one, or a subclass that calls the same."""
     return _CLASS is not None and isinstance(layer, _CLASS) and type(layer).call is _CLASS.call
 
 
-def is_product(layer: Any) -> bool:
+def is_product(layer: keras.layers.Layer) -> bool:
     """Whether a reversed call of `layer` is a product and nothing else."""
     return layer.logit_soft_cap is None and layer.reverse_dtype is None
 
 
-def lookup(layer: Any) -> keras.layers.Embedding:
+def lookup(layer: keras.layers.Layer) -> keras.layers.Embedding:
     """What `layer` does forwards, with a copy of its table."""
     made = keras.layers.Embedding(
         layer.input_dim,
@@ -37,7 +35,7 @@ def lookup(layer: Any) -> keras.layers.Embedding:
     return made
 
 
-def product(layer: Any) -> keras.layers.Dense:
+def product(layer: keras.layers.Layer) -> keras.layers.Dense:
     """What `layer` does in reverse, with a copy of its table."""
     made = keras.layers.Dense(
         layer.input_dim, use_bias=False, name=f"{layer.name}_reverse", dtype=layer.dtype_policy

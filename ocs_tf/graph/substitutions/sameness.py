@@ -37,7 +37,7 @@ def computes_the_same(model: keras.Model, traced: keras.Model) -> bool:
     return all(map(_close, expected, found))
 
 
-def _sample(rng: np.random.Generator, tensor: Any) -> Any:
+def _sample(rng: np.random.Generator, tensor: keras.KerasTensor) -> Any:
     """Random numbers for an input, or indices and masks of 0 and 1; `None` for strings."""
     shape = [_OPEN_SIZE if size is None else size for size in tensor.shape[1:]]
     shape.insert(0, tensor.shape[0] or _SAMPLES)

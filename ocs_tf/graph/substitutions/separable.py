@@ -12,12 +12,12 @@ _PARTS = {
 }
 
 
-def is_separable(layer: Any) -> bool:
+def is_separable(layer: keras.layers.Layer) -> bool:
     """Whether `layer` is one of Keras' separable convolutions (and no subclass of one)."""
     return type(layer) in _PARTS
 
 
-def parts(layer: Any) -> tuple[Any, Any]:
+def parts(layer: keras.layers.Layer) -> tuple[keras.layers.Layer, keras.layers.Layer]:
     """The depthwise convolution and the 1x1 convolution of `layer`, with copies of its weights."""
     depthwise_class, pointwise_class = _PARTS[type(layer)]
     shared = {"data_format": layer.data_format, "dtype": layer.dtype_policy}
@@ -45,7 +45,9 @@ def parts(layer: Any) -> tuple[Any, Any]:
     return depthwise, pointwise
 
 
-def _fill(part: Any, layer: Any, channels: int, weights: list[Any]) -> None:
+def _fill(
+    part: keras.layers.Layer, layer: keras.layers.Layer, channels: int, weights: list[Any]
+) -> None:
     """Build `part` for inputs of so many channels, and give it `weights`."""
     sizes = (None,) * layer.rank
     last = layer.data_format == "channels_last"

@@ -18,6 +18,7 @@ import numpy as np
 
 from ocs_tf.graph.substitutions.reshaping import open_shape, settled
 from ocs_tf.keras_internals import (
+    KerasCall,
     has_calls,
     has_input_structure,
     is_made,
@@ -54,7 +55,7 @@ class Trace:
             differ from one time to the next.
     """
 
-    nodes: list[Any]
+    nodes: list[KerasCall]
     outputs: Any
     created: set[int]
 
@@ -65,16 +66,20 @@ def has_graph(model: keras.Model) -> bool:
     return has_calls(model) and definer.__module__.startswith("keras.")
 
 
-def nodes_behind(tensors: Iterable[Any], stop: Callable[[Any], bool]) -> list[Any]:
+def nodes_behind(
+    tensors: Iterable[keras.KerasTensor], stop: Callable[[keras.Operation], bool]
+) -> list[KerasCall]:
     """Keras' records of the calls that lead to `tensors`, in order, from behind `stop` on."""
-    ordered: list[Any] = []
+    ordered: list[KerasCall] = []
     seen: set[int] = set()
     stack = [(_node_of(tensor), False) for tensor in tensors]
     while stack:
         node, behind_done = stack.pop()
+        if node is None:
+            continue
         if behind_done:
             ordered.append(node)
-        elif node is not None and id(node) not in seen and not stop(node.operation):
+        elif id(node) not in seen and not stop(node.operation):
             seen.add(id(node))
             stack.append((node, True))
             stack.extend((_node_of(tensor), False) for tensor in reversed(node.input_tensors))
@@ -85,7 +90,7 @@ def trace(
     model: keras.layers.Layer,
     args: Any,
     kwargs: Mapping[str, Any],
-    stop: Callable[[Any], bool],
+    stop: Callable[[keras.Operation], bool],
 ) -> Trace:
     """Call `model.call` on symbolic tensors; no layer keeps a record of it.
 
@@ -165,7 +170,7 @@ def untraceable(model: keras.layers.Layer, reason: str, remedy: str = _REMEDY) -
     )
 
 
-def _is_open(node: Any) -> bool:
+def _is_open(node: KerasCall) -> bool:
     """Whether a bare operation is called with a shape of which some sizes are not known."""
     operation = node.operation
     if open_shape(operation) is None:
@@ -205,7 +210,7 @@ _tracing = threading.RLock()
 
 
 @contextlib.contextmanager
-def _untouched(operations: Iterable[Any]) -> Iterator[None]:
+def _untouched(operations: Iterable[keras.Operation]) -> Iterator[None]:
     """Takes away what Keras records with operations within the context, which one thread is in."""
     with _tracing:
         lists = [calls for operation in operations for calls in records_of(operation)]
@@ -217,11 +222,11 @@ def _untouched(operations: Iterable[Any]) -> Iterator[None]:
                 list.__delitem__(nodes, slice(length, None))  # they are Keras' tracked lists
 
 
-def _node_of(tensor: Any) -> Any:
+def _node_of(tensor: keras.KerasTensor) -> KerasCall | None:
     return making_call(tensor) if is_made(tensor) else None
 
 
-def _like(tensor: Any) -> Any:
+def _like(tensor: keras.KerasTensor) -> keras.KerasTensor:
     name = maker(tensor).name
     return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
 

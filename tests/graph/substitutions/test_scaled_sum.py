@@ -12,9 +12,9 @@ import pytest
 from keras import layers
 
 import ocs_tf
-from ocs_tf._compare import TFLiteModel
 from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.substitutions import scaled_sum
+from ocs_tf.runtime.model import TFLiteModel
 
 CustomScaleLayer = importlib.import_module(
     "keras.src.applications.inception_resnet_v2"
