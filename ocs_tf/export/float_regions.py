@@ -44,8 +44,13 @@ def float_operators(
         if (index in others or fb.op_name(model, op) not in (*INTEGER_FORMS, *_READS_NO_NUMBERS))
         and any(i in activations for i in (*op.inputs, *op.outputs))
     }
-    exact = {i for i in graph.outputs if fb.name(graph.tensors[i]) in unrounded}
-    left |= {index for index, op in enumerate(graph.operators) if exact & set(op.outputs)}
+    ends_in_float = {*graph.inputs, *graph.outputs} & activations
+    exact = {i for i in ends_in_float if fb.name(graph.tensors[i]) in unrounded}
+    left |= {
+        index
+        for index, op in enumerate(graph.operators)
+        if exact & {*op.inputs, *op.outputs} and fb.op_name(model, op) not in _READS_NO_NUMBERS
+    }
     touching: dict[int, list[int]] = {}
     for index, op in enumerate(graph.operators):
         for i in (*op.inputs, *op.outputs):
