@@ -435,8 +435,6 @@ def test_ranges_inside_of_a_layer_are_named(tmp_path):
     quantized = ocs_tf.convert(model, representative_dataset=samples(model), verbose=False)
     message = r"^the range of \S+( \(and of [1-9].*\))? is not known; pass"
     with pytest.raises(ValueError, match=message):
-        ValueError, match=r"^the range of \S+( \(and of [1-9].*\))? is not known; pass"
-    ):
         ocs_tf.export_tflite(quantized, tmp_path / "model.tflite")
 
 
