@@ -206,7 +206,7 @@ def describe(
         reasons.append(f"{_listed(kinds)} {'has' if len(kinds) == 1 else 'have'} no int8 form")
     if one_grid:
         reasons.append(f"inputs and output of {_listed(one_grid)} would have to share a grid")
-    reason = " and ".join(reasons) or "they read indices, which are not rounded"
+    reason = " and ".join(reasons) or "they read inputs that are not rounded"
     return in_float(layer_names(model, left, layers, matches), reason)
 
 

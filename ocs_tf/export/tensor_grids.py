@@ -138,7 +138,8 @@ def find_activations(
     if in_float:
         notes.append(_UNROUNDED.format(", ".join(dict.fromkeys(site.layer for site in in_float))))
         apart |= float_regions.touching(model, float_tensors)
-    notes += [_EXACT.format(name) for name in sorted(exact)]
+    ends = {maker(tensor).name for tensor in graph.model.outputs}
+    notes += [_EXACT.format(name) for name in sorted(exact & ends or exact)]
     left = float_regions.float_operators(model, grids, unrounded, apart)
     border = float_regions.border(model, grids, unrounded)
     groups = compositions.compositions(model, left, border)

@@ -1,6 +1,8 @@
 """Which float tensors hold indices: rows of tables, category ids. Rounded, they are wrong.
 
-So are numbers that stand for "no number here", such as -1 in front of a `Masking(-1)`.
+So are numbers that stand for "no number here", such as -1 in front of a `Masking(-1)`, and columns
+of a table of very different sizes in front of a normalization, of which one grid holds the largest:
+they are rounded behind it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ _LOOKS_UP = (
 # Bare operations whose second argument holds indices, by class name.
 _TAKES = ("Take", "TakeAlongAxis")
 _ENCODES = ("OneHot", "MultiHot")
+_CODES = 16  # the fewest of a grid of 256 that leave something of a channel's numbers
+_SPREAD = 4  # standard deviations on each side of the mean
 _COMPARES = ("Equal", "NotEqual")
 # TensorFlow's operations that leave whole numbers as they are, or read no numbers.
 _MOVES = (
@@ -122,6 +126,10 @@ def _looks_up(reader: Node, tensor: Any, looked_up: set[int]) -> bool:
     if isinstance(layer, keras.layers.Masking):
         # The number 0 is on every grid, but of one channel, other numbers may be rounded to it.
         return bool(layer.mask_value != 0) or tensor.shape[-1] == 1
+    if isinstance(layer, keras.layers.Normalization) and not layer.invert:
+        return _fewest_codes(layer.mean, layer.variance) < _CODES
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return _fewest_codes(layer.moving_mean, layer.moving_variance) < _CODES
     kind = type(layer).__name__
     if not isinstance(layer, keras.layers.Layer):
         if kind in _ENCODES:
@@ -131,6 +139,15 @@ def _looks_up(reader: Node, tensor: Any, looked_up: set[int]) -> bool:
         if kind in _TAKES:
             return all(value is not tensor for value in reader.arguments.args[:1])
     return kind in _KEEPS and any(id(out) in looked_up for out in reader.outputs)
+
+
+def _fewest_codes(means: Any, variances: Any) -> float:
+    """Of a grid for all channels of these statistics: how many the smallest one spans."""
+    mean, deviation = np.asarray(means), np.sqrt(np.asarray(variances))
+    low, high = mean - _SPREAD * deviation, mean + _SPREAD * deviation
+    span = max(high.max(), 0.0) - min(low.min(), 0.0)
+    spans = (high - low)[deviation > 0]  # what is always the same has no numbers to lose
+    return 256 * float(spans.min(initial=np.inf)) / max(span, np.finfo(np.float32).tiny)
 
 
 def _constants(node: Node) -> list[Any]:
