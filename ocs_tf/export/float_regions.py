@@ -149,6 +149,11 @@ def known_grids(model: Any, grids: Mapping[str, AnyGrid]) -> dict[int, AnyGrid]:
     for op in model.subgraphs[0].operators:
         kind = fb.op_name(model, op)
         kept = known.get(op.inputs[data_input(kind)]) if grid_rule(kind) == "input" else None
+        if kind == "CONCATENATION":
+            parts = [known.get(i) for i in op.inputs]
+            kept = parts[0]
+            alike = all(p is not None and kept is not None and not differ(p, kept) for p in parts)
+            kept = kept if alike else None
         if kept is not None:
             for i in op.outputs:
                 known.setdefault(i, kept)
@@ -163,12 +168,14 @@ def differ(one: Grid, other: Grid) -> bool:
 def moved(model: Any, grids: Mapping[str, AnyGrid]) -> dict[str, AnyGrid]:
     """The grids of tensors that are not in `grids` but hold the numbers of such as are.
 
-    What is resized inside of a layer (an image that was padded, say) is on the grid of the result.
+    What is resized inside of a layer (an image that was padded, say) is on the grid of the result;
+    what is concatenated of parts with one grid, on that.
     """
     graph = model.subgraphs[0]
     names = {i: name for name, i in fb.float_activations(model).items()}
     known = known_grids(model, grids)
-    found: dict[str, AnyGrid] = {}
+    joined = {op.outputs[0] for op in graph.operators if fb.op_name(model, op) == "CONCATENATION"}
+    found = {names[i]: known[i] for i in joined & set(known) if names.get(i, "") not in grids}
     resized: set[int] = set()
     for op in reversed(graph.operators):
         kind = fb.op_name(model, op)
