@@ -25,9 +25,12 @@ from ocs_tf.graph.analysis.chains import Chain, chains
 from ocs_tf.graph.analysis.concatenations import (
     coarse_calls,
     coarse_parts,
+    coarse_slices,
     describe,
     describe_all,
     output_concatenations,
+    slices,
+    with_readers,
 )
 from ocs_tf.graph.analysis.indices import graph_on
 from ocs_tf.graph.analysis.layouts import check_layouts
@@ -70,6 +73,7 @@ _COARSE = (
     "Give them similar ranges (scale the small one up, and the kernel that reads it down), or leave"
     " activations in float (activation_bits=None)."
 )
+_SLICE = "slice "  # in front of a name that is of no site
 _COARSE_CALLS = (
     "Call a layer of its own in its place, a copy with the same weights: it has a grid of its own."
 )
@@ -204,7 +208,12 @@ def _plan_activations(
         sites = input_sites(graph, quantized)
     bits = activation_bits(graph, sites, config)
     sites = [site for site in sites if site.key in bits]
-    observed = {site.key: site.tensors for site in sites if not site.fixed}
+    observed: dict[str, tuple[Any, ...]] = {
+        site.key: tuple(site.tensors) for site in sites if not site.fixed
+    }
+    cut: dict[str, tuple[Any, ...]] = {
+        f"{_SLICE}{name}": (tensor,) for name, tensor in slices(graph, observed).items()
+    }
     through = {site.key: site.through for site in sites if site.through is not None}
     spans = {site.key: site.span for site in sites if site.span is not None}
 
@@ -216,26 +225,34 @@ def _plan_activations(
     histogram = config.activation_clip != "none"
     measured = calibrate(
         graph.model,
-        observed,
+        observed | cut,
         bar,
         through=through,
         spans=spans,
         histogram=histogram,
         channels=split,
     )
+    cut_ranges = {
+        key.removeprefix(_SLICE): (seen.minimum, seen.maximum)
+        for key in cut
+        for seen in measured.pop(key, ())
+    }
     if synthetic:
         measured = widened(graph, sites, measured)
     statistics = together(measured)
     sites = _rounded(sites, statistics)
     grids = activation_grids(sites, statistics, config, bits, split, tables)
     coarse = coarse_parts(graph, _ranges(sites, measured, grids), grids)
-    exact = set(coarse) & output_concatenations(graph) if config.exact_outputs else set()
+    ends = output_concatenations(graph) if config.exact_outputs else set()
+    exact = with_readers(graph, set(coarse) & ends) & ends
     if exact and config.activation_scope == "all":
         sites = all_sites(graph, quantized, tables, exact)
         bits = activation_bits(graph, sites, config)
         sites = _rounded([site for site in sites if site.key in bits], statistics)
         grids = activation_grids(sites, statistics, config, bits, split, tables)
         coarse = {site: parts for site, parts in coarse.items() if site not in exact}
+    for site, parts in coarse_slices(graph, cut_ranges, grids).items():
+        coarse[site] = coarse.get(site, {}) | parts
     ranges = {key: [(s.minimum, s.maximum) for s in each] for key, each in measured.items()}
     calls = coarse_calls(graph, sites, ranges, grids)
     for site, parts in coarse.items():

@@ -5,8 +5,8 @@
 A document is given by the kind, the seed and its number. What comes of it must be a `ValueError`,
 or something that works: it can be written and read again, it computes, its numbers are finite. What
 Keras raises by itself, of a broken archive or of its own options, before any of our code has a say,
-is Keras' own: `.keras` files may end in any exception that is not raised in a module of `ocs_tf`.
-A document that takes longer than a minute ends the process.
+is Keras' own: `.keras` files may end in any exception but those of modules of `ocs_tf` and of what
+they call of other packages. A document that takes longer than a minute ends the process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 import ocs_tf
 from ocs_tf import Config, Override, Plan, layers
 
-PACKAGE = str(pathlib.Path(ocs_tf.__file__).parent)
+PACKAGE, KERAS = (str(pathlib.Path(package.__file__).parent) for package in (ocs_tf, keras))
 SECONDS_PER_DOCUMENT = 60
 APPLIED = 50  # of so many plans that are accepted, one is applied to a model
 LARGEST = 1 << 20  # elements of a weight; memory is not what is tested
@@ -377,28 +377,41 @@ def changed_array(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
 
 
 class Files:
-    """Saved models, with changed configurations, weights or bytes."""
+    """Saved models, with changed configurations, weights or bytes.
+
+    A change is in one place or two, so each model has one or two layers: a file loads in 10 ms.
+    """
 
     def __init__(self) -> None:
-        x = np.random.default_rng(0).normal(size=(8, 5, 3)).astype(np.float32)
-        recurrent = keras.Sequential(
-            [keras.Input((5, 3)), keras.layers.LSTM(2, name="lstm"), keras.layers.Dense(2)]
-        )
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(8, 5, 3)).astype(np.float32)
+        indices = rng.integers(0, 5, (8, 4))
+        split: dict[str, Any] = {"weight_bits": 4, "expand_ratio": 0.3}
+        oracle: dict[str, Any] = {"activation_expand_ratio": 0.3, "activation_split": "oracle"}
+        oracle |= {"activation_scope": "inputs"}
         self.contents = []
+        cases: list[tuple[np.ndarray, dict[str, Any], list[keras.Layer]]] = [
+            (x, split, [keras.layers.Conv1D(2, 2, name="conv"), keras.layers.BatchNormalization()]),
+            (x, {}, [keras.layers.DepthwiseConv1D(2, activation="relu")]),
+            (x, split | oracle, [keras.layers.Dense(2, name="dense")]),
+            (x, split, [keras.layers.EinsumDense("abc,cd->abd", (None, 2), bias_axes="d")]),
+            (indices, {"weight_bits": 3}, [keras.layers.Embedding(5, 2, name="table")]),
+            (x, split, [keras.layers.LSTM(2, name="lstm")]),
+        ]
+        for data, options, made in cases:
+            inputs = keras.Input(data.shape[1:], dtype=data.dtype.name)
+            self._add(keras.Sequential([inputs, *made]), data, options)
+        inputs = keras.Input((5, 3))
+        attention = keras.layers.MultiHeadAttention(1, 2, name="attention")(inputs, inputs)
+        self._add(keras.Model(inputs, attention + inputs), x, split)
+
+    def _add(self, model: keras.Model, data: np.ndarray, options: dict[str, Any]) -> None:
+        quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False, **options)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "model.keras"
-            for model in (network(), recurrent):
-                quantized = ocs_tf.convert(
-                    model,
-                    weight_bits=4,
-                    expand_ratio=0.3,
-                    representative_dataset=x,
-                    verbose=False,
-                )
-                quantized.save(path)
-                with zipfile.ZipFile(path) as archive:
-                    self.contents.append({n: archive.read(n) for n in archive.namelist()})
-        self.x = x
+            quantized.save(path)
+            with zipfile.ZipFile(path) as archive:
+                self.contents.append({n: archive.read(n) for n in archive.namelist()})
 
     def __call__(self, rng: np.random.Generator) -> Callable[[], None]:
         parts = dict(pick(rng, self.contents))
@@ -466,9 +479,11 @@ class Refused(Exception):
 
 
 def raised_here(error: BaseException) -> bool:
-    """Whether the exception, or the one that it stands for, was raised in a module of ours."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename.startswith(PACKAGE)
+    """Whether the exception was raised in a module of ours, or in what it calls but for Keras."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith((PACKAGE, KERAS)):
+            return frame.filename.startswith(PACKAGE)
+    return False
 
 
 def makers() -> dict[str, Callable[[], Callable[[np.random.Generator], Callable[[], None]]]]:

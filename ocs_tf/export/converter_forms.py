@@ -8,6 +8,8 @@ They are in the place of Keras' and TensorFlow's own while functions are traced 
   converter transposes what goes into that, and through the operators around it, as if it were 4-D.
 - `argmax` and `argmin` of Keras tell 0.0 from -0.0 by the bits of numbers, for which TFLite has no
   operators; to those here they are ties.
+- `einsum` of two tensors that adds up nothing is a matrix product to TensorFlow. The converter
+  gives it a wrong shape, or makes a product of numbers of it. Here, it is one.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def _in_forms() -> Iterator[None]:
         "argmax": lambda _: _position(tf.argmax),
         "argmin": lambda _: _position(tf.argmin),
     }
-    with computing_by(add=_adding_steps, **extremes), _slicing():
+    with computing_by(add=_adding_steps, einsum=_multiplying, **extremes), _slicing():
         yield
 
 
@@ -105,6 +107,31 @@ def _adding_steps(add: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         return add(x1, x2)
 
     return adding
+
+
+def _multiplying(einsum: Callable[..., Any]) -> Callable[..., Any]:
+    """`einsum` of Keras, but for those of two operands that only multiply numbers."""
+    import tensorflow as tf
+
+    def multiplying(subscripts: str, *operands: Any, **options: Any) -> Any:
+        left, _, result = subscripts.replace(" ", "").partition("->")
+        terms = left.split(",")
+        plain = result.isalpha() and all(
+            term.isalpha() and len(set(term)) == len(term) and set(term) <= set(result)
+            for term in terms
+        )
+        if len(operands) != 2 or not plain:
+            return einsum(subscripts, *operands, **options)
+        factors = []
+        for term, operand in zip(terms, operands, strict=True):
+            kept = [letter for letter in result if letter in term]
+            moved = tf.transpose(operand, [term.index(letter) for letter in kept])
+            for axis, letter in enumerate(result):
+                moved = moved if letter in term else tf.expand_dims(moved, axis)
+            factors.append(moved)
+        return tf.multiply(*factors)
+
+    return multiplying
 
 
 def _shape(value: Any) -> tuple[int | None, ...]:

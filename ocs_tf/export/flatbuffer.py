@@ -83,7 +83,7 @@ def extracted(
     used.pop(-1, None)
     places = {old: new for new, old in enumerate(used)} | {-1: -1}
     part, graph = copy.copy(model), copy.copy(given)
-    part.subgraphs, part.signatureDefs, part.buffers = [graph], None, [schema.BufferT()]
+    part.subgraphs, part.signatureDefs, part.buffers = [graph], [], [schema.BufferT()]
     part.operatorCodes = [copy.copy(code) for code in model.operatorCodes]
     part.metadata = part.metadataBuffer = None
     graph.tensors = [copy.copy(given.tensors[i]) for i in used]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import keras
 
 from ocs_tf.export import failures, naming
+from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.converter_forms import converter_forms
+from ocs_tf.export.kernel_matching import bias_input
 from ocs_tf.process import quiet
 
 
@@ -30,7 +35,7 @@ def convert_float(model: keras.Model) -> bytes:
         raise
     except Exception as error:  # of any kind
         raise ValueError(failures.describe(model, error)) from error
-    return naming.restore(content, inputs)
+    return _with_flat_biases(naming.restore(content, inputs))
 
 
 def _converted(model: keras.Model) -> bytes:
@@ -39,3 +44,24 @@ def _converted(model: keras.Model) -> bytes:
 
     with quiet(), converter_forms():
         return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+
+
+def _with_flat_biases(content: bytes) -> bytes:
+    """The file with biases `[out]`: TensorFlow 2.17 makes some `[1, 1, 1, out]`."""
+    model = fb.read(content)
+    changed = [_flatten_bias(model, place[0], op) for place, op in fb.operators(model)]
+    return fb.write(model) if any(changed) else content
+
+
+def _flatten_bias(model: Any, subgraph: int, op: Any) -> bool:
+    if fb.op_name(model, op) != "TRANSPOSE_CONV":
+        return False
+    index, tensors = bias_input(model, op), model.subgraphs[subgraph].tensors
+    if index is None or len(fb.shape(tensors[index])) == 1:
+        return False
+    flat = copy.copy(tensors[index])
+    flat.name, flat.shape = f"{fb.name(flat)};flat".encode(), [fb.shape(flat)[-1]]
+    flat.shapeSignature = None
+    tensors.append(flat)
+    op.inputs = [len(tensors) - 1 if i == index else i for i in op.inputs]
+    return True

@@ -44,8 +44,13 @@ def float_operators(
         if (index in others or fb.op_name(model, op) not in (*INTEGER_FORMS, *_READS_NO_NUMBERS))
         and any(i in activations for i in (*op.inputs, *op.outputs))
     }
-    exact = {i for i in graph.outputs if fb.name(graph.tensors[i]) in unrounded}
-    left |= {index for index, op in enumerate(graph.operators) if exact & set(op.outputs)}
+    ends_in_float = {*graph.inputs, *graph.outputs} & activations
+    exact = {i for i in ends_in_float if fb.name(graph.tensors[i]) in unrounded}
+    left |= {
+        index
+        for index, op in enumerate(graph.operators)
+        if exact & {*op.inputs, *op.outputs} and fb.op_name(model, op) not in _READS_NO_NUMBERS
+    }
     touching: dict[int, list[int]] = {}
     for index, op in enumerate(graph.operators):
         for i in (*op.inputs, *op.outputs):
@@ -144,6 +149,11 @@ def known_grids(model: Any, grids: Mapping[str, AnyGrid]) -> dict[int, AnyGrid]:
     for op in model.subgraphs[0].operators:
         kind = fb.op_name(model, op)
         kept = known.get(op.inputs[data_input(kind)]) if grid_rule(kind) == "input" else None
+        if kind == "CONCATENATION":
+            parts = [known.get(i) for i in op.inputs]
+            kept = parts[0]
+            alike = all(p is not None and kept is not None and not differ(p, kept) for p in parts)
+            kept = kept if alike else None
         if kept is not None:
             for i in op.outputs:
                 known.setdefault(i, kept)
@@ -158,12 +168,14 @@ def differ(one: Grid, other: Grid) -> bool:
 def moved(model: Any, grids: Mapping[str, AnyGrid]) -> dict[str, AnyGrid]:
     """The grids of tensors that are not in `grids` but hold the numbers of such as are.
 
-    What is resized inside of a layer (an image that was padded, say) is on the grid of the result.
+    What is resized inside of a layer (an image that was padded, say) is on the grid of the result;
+    what is concatenated of parts with one grid, on that.
     """
     graph = model.subgraphs[0]
     names = {i: name for name, i in fb.float_activations(model).items()}
     known = known_grids(model, grids)
-    found: dict[str, AnyGrid] = {}
+    joined = {op.outputs[0] for op in graph.operators if fb.op_name(model, op) == "CONCATENATION"}
+    found = {names[i]: known[i] for i in joined & set(known) if names.get(i, "") not in grids}
     resized: set[int] = set()
     for op in reversed(graph.operators):
         kind = fb.op_name(model, op)
@@ -201,7 +213,7 @@ def describe(
         reasons.append(f"{_listed(kinds)} {'has' if len(kinds) == 1 else 'have'} no int8 form")
     if one_grid:
         reasons.append(f"inputs and output of {_listed(one_grid)} would have to share a grid")
-    reason = " and ".join(reasons) or "they read indices, which are not rounded"
+    reason = " and ".join(reasons) or "they read inputs that are not rounded"
     return in_float(layer_names(model, left, layers, matches), reason)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 
 from ocs_tf.export import flatbuffer as fb
@@ -37,7 +38,9 @@ from ocs_tf.export.kernel_matching import (
     SMALLEST_RANGE,
     ExportKernel,
     assign,
+    computing_operators,
     kernel_input,
+    layout,
     separate,
 )
 from ocs_tf.export.verification import verify, verify_weights
@@ -56,6 +59,8 @@ _KERNEL_VERSION = {
     "TRANSPOSE_CONV": {"int32 int8": 3},
 }
 _DYNAMIC_DENSE_PER_CHANNEL = 12
+# Operators with kernels for which ai-edge-quantizer has no form with float activations.
+_QUANTIZER_LACKS = ("CONV_3D", "CONV_3D_TRANSPOSE", "GATHER")
 
 
 def write_int8(
@@ -137,8 +142,9 @@ def write_weights(
         float_model: as for `write_int8`.
         kernels: the integer kernels. Each must equal the weights of at least one operator.
         dynamic: operators multiply integers: the runtime quantizes their input to 8 bits each time,
-            to its own range. Otherwise a DEQUANTIZE turns the codes into floats again, and the
-            file computes what `float_model` does, to float rounding.
+            to its own range. Otherwise, and for those of `_QUANTIZER_LACKS` always, a DEQUANTIZE
+            turns the codes into floats again, and the file computes what `float_model` does, to
+            float rounding.
 
     Returns:
         The bytes of the .tflite file.
@@ -152,13 +158,75 @@ def write_weights(
     if not kernels:
         raise ValueError("kernels is empty: the file would be `float_model`, so use that")
     model = fb.read(float_model)
+    _name_apart(model)
     activations = "dynamic" if dynamic else "float"
     assigned = _assign(model, kernels, activations)
     engine = quantizer.Quantizer(fb.write(model))
-    statistics = _kernel_recipes(engine, model, assigned, activations)
-    result = _finish(_quantize(engine, statistics), assigned)
+    known = {p: k for p, k in assigned.items() if _has_recipe(model, p)}
+    statistics = _kernel_recipes(engine, model, known, activations)
+    quantized = _quantize(engine, statistics) if known else fb.read(fb.write(model))
+    _dequantize_others(quantized, {p: k for p, k in assigned.items() if p not in known})
+    result = _finish(quantized, assigned)
     verify_weights(model, fb.read(result), assigned, dynamic)
     return result
+
+
+def _name_apart(model: Any) -> None:
+    """Give tensors inside of loops and branches names of their own; ai-edge-quantizer 0.10 asks."""
+    seen = {fb.name(tensor) for tensor in model.subgraphs[0].tensors}
+    for number, graph in enumerate(model.subgraphs[1:], 1):
+        for index, tensor in enumerate(graph.tensors):
+            if fb.name(tensor) in seen:
+                tensor.name = f"{fb.name(tensor)};{number}.{index}".encode()
+            seen.add(fb.name(tensor))
+
+
+def _has_recipe(model: Any, place: fb.Place) -> bool:
+    return fb.op_name(model, fb.operator(model, place)) not in _QUANTIZER_LACKS
+
+
+def _dequantize_others(quantized: Any, kernels: Mapping[fb.Place, ExportKernel]) -> None:
+    """Store kernels as codes, and put a DEQUANTIZE behind them: of a table, behind its rows."""
+    computing = [computing_operators(graph, quantized) for graph in quantized.subgraphs]
+    stored: dict[tuple[int, int], int] = {}  # what a DEQUANTIZE makes of a tensor
+    for (subgraph, place), kernel in kernels.items():
+        graph, op = quantized.subgraphs[subgraph], computing[subgraph][place]
+        kind, index = fb.op_name(quantized, op), kernel_input(quantized, op)
+        if kind == "GATHER":
+            _store_codes(quantized, graph.tensors[index], kernel, kind)
+            rows = float_regions.twin(graph, op.outputs[0], "codes")
+            rows.type, rows.quantization = schema.TensorType.INT8, graph.tensors[index].quantization
+            made, op.outputs = op.outputs[0], [len(graph.tensors) - 1]
+            border = float_regions.border_operator(quantized, "DEQUANTIZE", op.outputs[0], made)
+            graph.operators.insert(_position(graph, op) + 1, border)
+            continue
+        if (subgraph, index) not in stored:
+            numbers = float_regions.twin(graph, index, "numbers")
+            numbers.buffer = 0
+            made = stored[subgraph, index] = len(graph.tensors) - 1
+            _store_codes(quantized, graph.tensors[index], kernel, kind)
+            border = float_regions.border_operator(quantized, "DEQUANTIZE", index, made)
+            graph.operators.insert(_position(graph, op), border)
+        op.inputs = [stored[subgraph, index] if i == index else i for i in op.inputs]
+
+
+def _position(graph: Any, op: Any) -> int:
+    return next(i for i, other in enumerate(graph.operators) if other is op)
+
+
+def _store_codes(model: Any, tensor: Any, kernel: ExportKernel, op_name: str) -> None:
+    placed = layout(kernel, op_name)
+    assert placed is not None  # it was assigned
+    if tensor.type == schema.TensorType.INT8:
+        return  # another operator reads it, too
+    tensor.type = schema.TensorType.INT8
+    model.buffers[tensor.buffer].data = placed[0].astype(np.int8).view(np.uint8).reshape(-1)
+    scale = np.atleast_1d(kernel.scale)
+    tensor.quantization = schema.QuantizationParametersT()
+    tensor.quantization.scale = scale
+    tensor.quantization.zeroPoint = np.zeros(scale.size, np.int64)
+    axis = placed[0].ndim - placed[1].ndim
+    tensor.quantization.quantizedDimension = axis if scale.size > 1 else 0
 
 
 def _assign(

@@ -109,7 +109,8 @@ def find_activations(
     if known.unrounded:
         kept.add(float_regions.touching(model, known.in_float))
         kept.notes.append(_UNROUNDED.format(", ".join(known.unrounded)))
-    kept.notes += [_EXACT.format(name) for name in sorted(exact)]
+    ends = {maker(tensor).name for tensor in graph.model.outputs}
+    kept.notes += [_EXACT.format(name) for name in sorted(exact & ends or exact)]
     ranges = _ranges_inside(limited, kept, masks, lowered, sample, source)
     for name in attention_scores.symmetric_factors(model) & set(ranges):
         ranges[name] = attention_scores.symmetric(*ranges[name])
@@ -219,7 +220,8 @@ def _ranges(
     ranges = {name: masks[name] for name in missing & set(masks)}
     missing -= set(ranges)
     if missing:
-        ranges |= _measured(content, sorted(missing), lowered, source)
+        measured = _measured(content, sorted(missing), lowered, source)
+        ranges |= _without_empty(kept.model, kept.grids, measured)
     return ranges
 
 
@@ -289,12 +291,38 @@ def _measured(
     content: bytes, missing: list[str], lowered: Lowered, source: data.Source | None
 ) -> dict[str, tuple[float, float]]:
     if source is None:
+        count = len(missing) - 1
+        others = (
+            f" (and of {count} more tensor{'s'[: count > 1]} inside of layers)" if count else ""
+        )
         raise ValueError(
-            f"the range of {missing[0]!r} (and {len(missing) - 1} more tensors inside of layers)"
-            " is not known; pass representative_dataset."
+            f"the range of {missing[0]!r}{others} is not known; pass representative_dataset."
         )
     measured = tensor_matching.measure_ranges(content, named_batches(lowered, source))
     return {name: measured[name] for name in missing}
+
+
+def _without_empty(
+    model: Any, grids: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """`ranges`; of what is 0 in all samples, as far as what it is computed from.
+
+    A step that is padding in all of them is not always. XNNPACK ends the process at such a kernel.
+    """
+    tensors = model.subgraphs[0].tensors
+    found, reach = dict(ranges), dict[int, float]()
+    for name, index in fb.float_activations(model).items():
+        if name in grids:
+            reach[index] = grids[name].scale * 2**_BITS
+        elif any(ranges.get(name, ())):
+            reach[index] = max(map(abs, ranges[name]))
+    for op in model.subgraphs[0].operators:
+        largest = max((reach[i] for i in op.inputs if i in reach), default=1.0)
+        for index in op.outputs:
+            if ranges.get(fb.name(tensors[index])) == (0.0, 0.0):
+                found[fb.name(tensors[index])] = (-largest, largest)
+            reach.setdefault(index, largest)
+    return found
 
 
 def _grids_by_group(

@@ -63,7 +63,8 @@ def verify_weights(
         model: the float model.
         result: what was written.
         assigned: kernels by operator.
-        dynamic: operators read the codes themselves; otherwise, what a DEQUANTIZE makes of them.
+        dynamic: operators read the codes themselves; otherwise, and those in three dimensions,
+            what a DEQUANTIZE makes of them. Lookups read codes in any case.
     """
     _verify_operators(model, result)
     _verify_kernels(result, assigned)
@@ -73,7 +74,9 @@ def verify_weights(
             kernel = kernel_input(model, float_op) if (subgraph, index) in assigned else None
             for wanted, found in zip(float_op.inputs, op.inputs, strict=True):
                 if wanted == kernel:
-                    _verify_reading(result, op, after.tensors[found], dynamic)
+                    kind = fb.op_name(result, op)
+                    reads_codes = kind == "GATHER" or (dynamic and "3D" not in kind)
+                    _verify_reading(result, op, after.tensors[found], reads_codes)
                 elif wanted >= 0:  # an optional input may be missing
                     tensors = before.tensors[wanted], after.tensors[found]
                     _verify_unchanged(model, result, *tensors)

@@ -296,6 +296,8 @@ class EinsumDenseAdapter(KernelAdapter):
     kind = "dense"
 
     def why_not_quantized(self, layer: keras.layers.Layer) -> str | None:
+        if layer.built and not self._spec(layer).summed:
+            return f"it multiplies numbers and adds up none of them ({layer.equation!r})"
         if layer.built and not self._spec(layer).regular:
             return (
                 f"its kernel is not one matrix: in {layer.equation!r}, input, kernel and output"

@@ -296,6 +296,7 @@ OPERATIONS: Mapping[str, Traits] = {
         Traits(no_product=True),
     ),
     **{name: ROWS[name] for name in ("Add", "Subtract", "Concatenate", "Maximum", "Minimum")},
+    **dict.fromkeys(("Hstack", "Stack", "Vstack"), Traits(joins=True, no_product=True)),
     "Multiply": dataclasses.replace(ROWS["Multiply"], no_product=False),  # by a constant, maybe
     # As a layer, it may be channelwise; as an operation, it is followed no further.
     "Resize": dataclasses.replace(_RESIZED, channelwise=False),

@@ -133,12 +133,12 @@ def _of_first_kernel(graph: Graph, node: Any) -> tuple[Any, ...] | None:
     ref = graph.kernels[node.layer.name]
     readers = graph.consumers[id(node.outputs[0])]
     norm = readers[0].layer if len(readers) == 1 else None
-    if not isinstance(norm, keras.layers.BatchNormalization) or not ref.adapter.is_direct(
-        ref.layer
-    ):
+    if norm is None or not isinstance(norm, keras.layers.BatchNormalization):
+        return None
+    if not ref.adapter.is_direct(ref.layer) or ref.adapter.groups(ref.layer) != 1:
         return None
     kernel, bias = ref.adapter.read(ref.layer)
-    if ref.adapter.groups(ref.layer) != 1 or norm.moving_mean.shape != kernel.shape[-1:]:
+    if norm.moving_mean.shape != kernel.shape[-1:]:
         return None
     mean = np.asarray(norm.moving_mean, np.float64) - (0 if bias is None else bias)
     variance = np.asarray(norm.moving_variance, np.float64)

@@ -53,6 +53,21 @@ def test_what_8_bits_are_enough_for_is_in_integers(exported):
     assert {"RSQRT", "SQUARED_DIFFERENCE"} <= kinds
 
 
+def test_the_largest_of_scores_is_looked_up(tmp_path):
+    """The last operator of a composition is a lookup, whose own file has no signature."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 5)).astype("float32")
+    inputs = keras.Input((5,))
+    scores = layers.Dense(300, name="scores")(inputs)
+    rows = layers.Embedding(300, 8, name="table")(keras.ops.argmax(scores, -1))
+    model = keras.Model(inputs, [layers.Dense(3, name="row")(rows), scores])
+    quantized = ocs_tf.convert(model, representative_dataset=x, activation_bits=8, verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, representative_dataset=x)
+    for close in compare(quantized, TFLiteModel(path), x):
+        assert close.max_difference <= 1e-6
+
+
 def test_what_they_are_too_few_for_is_as_in_keras(exported):
     result, quantized, data = exported
     *_, coarse = compare(quantized, TFLiteModel(result.path), data)

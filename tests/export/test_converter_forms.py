@@ -45,6 +45,19 @@ def test_slices_of_open_sizes(dtype: str) -> None:
         np.testing.assert_array_equal(found, x[key])
 
 
+@pytest.mark.parametrize("equation", ["abc,de->abcde", "abc,d->adbc", "abc,bc->acb", "abc,cb->abc"])
+def test_products_that_add_up_nothing(equation: str) -> None:
+    sizes = {"a": 2, "b": 3, "c": 4, "d": 5, "e": 2}
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 4)).astype("float32")
+    letters = equation.partition(",")[2].partition("->")[0]
+    factors = rng.normal(size=[sizes[letter] for letter in letters]).astype("float32")
+    inputs = keras.Input((3, 4), batch_size=2)
+    made = keras.layers.Lambda(lambda t: keras.ops.einsum(equation, t, factors))(inputs)
+    (found,) = outputs(keras.Model(inputs, made), x)
+    np.testing.assert_allclose(found, np.einsum(equation, x, factors), rtol=1e-6)
+
+
 @pytest.mark.parametrize("axis", [None, 1, -1])
 @pytest.mark.parametrize("keepdims", [False, True])
 def test_places_of_extremes(axis: int | None, keepdims: bool) -> None:

@@ -159,6 +159,49 @@ def test_integer_kernels_inside_of_a_loop(
         np.testing.assert_allclose(run(path, x, runtime), want, atol=tolerance)
 
 
+# ai-edge-quantizer has no form of these with float activations.
+@pytest.mark.parametrize("activations", ["float", "dynamic"])
+@pytest.mark.parametrize("case", ["Embedding", "Conv3D", "Conv3DTranspose"])
+def test_integer_kernels_that_are_dequantized(
+    case: str, activations: str, tmp_path: pathlib.Path
+) -> None:
+    """Exactly the codes, and rows of a table are turned into floats after they are looked up."""
+    quantized = quantize(case, 8, 0.0)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, activations=activations)
+    x = data_for(case)
+    want = np.asarray(quantized(x))
+    for runtime in RUNTIMES:
+        np.testing.assert_allclose(run(path, x, runtime), want, rtol=1e-5, atol=1e-5)
+    model = fb.read(path.read_bytes())
+    kernel = model_of(case).weights[0]
+    stored = [
+        fb.type_name(tensor)
+        for tensor in model.subgraphs[0].tensors
+        if fb.is_constant(model, tensor) and np.prod(fb.shape(tensor)) == kernel.numpy().size
+    ]
+    assert stored == ["int8"]
+    if case == "Embedding":
+        assert [fb.op_name(model, op) for _, op in fb.operators(model)][-2:] == [
+            "GATHER",
+            "DEQUANTIZE",
+        ]
+
+
+def test_a_table_that_is_looked_up_twice(tmp_path: pathlib.Path) -> None:
+    ids = keras.Input((3,), dtype="int32")
+    table = layers.Embedding(7, 4)
+    first, second = table(ids), table(ids[:, ::-1])
+    model = keras.Model(ids, layers.Dense(5)(first + second))
+    x = data_for("Embedding")
+    quantized = ocs_tf.convert(model, weight_bits=8, verbose=False)
+    path = tmp_path / "model.tflite"
+    ocs_tf.export_tflite(quantized, path, activations="float")
+    want = np.asarray(quantized(x))
+    for runtime in RUNTIMES:
+        np.testing.assert_allclose(run(path, x, runtime), want, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("case", ["LSTM", "GRU", "SimpleRNN"])
 def test_sequences_of_any_length_have_no_integer_activations(
     case: str, tmp_path: pathlib.Path

@@ -87,6 +87,26 @@ def test_masks_reach_files_calibrated_on_full_sentences(name, target, tmp_path, 
         assert close.sqnr_db > (22 if target == "int8" else 50)
 
 
+def padded_sequences(mark, rng):
+    """Of at most 5 steps of 6."""
+    data = rng.normal(size=(32, LENGTH, 3)).astype("float32")
+    for sample, steps in enumerate(data):
+        steps[2 + sample % 4 :] = mark
+    return data
+
+
+@pytest.mark.parametrize("mark", [0.0, -1.0])
+@pytest.mark.parametrize("layer", [layers.GRU, layers.LSTM])
+def test_a_step_that_is_padding_in_all_samples(layer, mark, tmp_path, rng):
+    """What it computes is 0, a range that XNNPACK cannot take: the process ended."""
+    data = padded_sequences(mark, rng)
+    x = keras.Input((LENGTH, 3))
+    model = keras.Model(x, layers.Dense(3)(layer(4)(layers.Masking(mark)(x))))
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    (close,) = compare(model, export(quantized, tmp_path, "int8", data), data)
+    assert close.sqnr_db > 20
+
+
 @pytest.mark.parametrize("target", ["int8", NATIVE])
 def test_float_ids_find_their_rows(target, tmp_path, rng):
     ids, x = keras.Input((4,), name="ids"), keras.Input((3,), name="x")

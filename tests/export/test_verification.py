@@ -76,7 +76,7 @@ def damage_codes(model, weights):
 
 
 def damage_scale(model, weights):
-    weights.quantization.scale[2] = np.nextafter(weights.quantization.scale[2], 1)
+    weights.quantization.scale[2] = np.nextafter(weights.quantization.scale[2], np.float32(1))
 
 
 def damage_type(model, weights):

@@ -1,8 +1,8 @@
 """Tensors that share a grid although their ranges differ: what is left of the small ones.
 
-All that is concatenated, or of which the largest is taken, shares one grid. A sum has a grid that
-holds the largest of its terms. All calls of a shared layer have one. A part, or a call, that spans
-few of the grid's codes has lost its numbers.
+All that is concatenated, or of which the largest is taken, shares one grid. So does what is cut out
+of a tensor. A sum has a grid that holds the largest of its terms. All calls of a shared layer have
+one. A part, or a call, that spans few of the grid's codes has lost its numbers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ocs_tf.graph.analysis.activation_sites import (
     Site,
     concatenates,
     fuses_into_producer,
+    is_operation,
     is_relu,
     moves_values,
 )
@@ -60,6 +61,44 @@ def coarse_parts(
     return found
 
 
+def slices(graph: Graph, sites: Collection[str]) -> dict[str, Any]:
+    """Tensors that are cut out of those of `sites`, by the name of what does it and a number."""
+    return {
+        f"{node.layer.name}[{number}]": tensor
+        for node in graph.nodes
+        if is_operation(node.layer, ("GetItem", "Split")) and len(node.inputs) == 1
+        if _rounding_site(graph, _maker(graph, node.inputs[0])) in sites
+        for number, tensor in enumerate(node.outputs)
+    }
+
+
+def coarse_slices(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    grids: Mapping[str, ActivationGrid | OracleGrid],
+) -> dict[str, dict[str, float]]:
+    """The `slices` that get fewer than `FEWEST_CODES` codes of the grid of the whole.
+
+    Arguments:
+        ranges: minimum and maximum of the slices, by name.
+        grids: by site.
+
+    Returns:
+        As `coarse_parts`, slices by name. Those of which all numbers are the same are left out.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, tensor in slices(graph, grids).items():
+        whole = _maker(graph, graph.producer[id(tensor)].inputs[0])
+        site = _rounding_site(graph, whole)
+        grid = grids.get(site)
+        if isinstance(grid, ActivationGrid) and name in ranges:
+            low, high = ranges[name]
+            codes = (high - low) / grid.scale
+            if 0 < codes < _fewest(grid):
+                found.setdefault(site, {})[name.removesuffix("[0]")] = codes
+    return found
+
+
 def coarse_calls(
     graph: Graph,
     sites: Sequence[Site],
@@ -100,12 +139,38 @@ def _call(graph: Graph, site: Site, tensor: keras.KerasTensor) -> str:
     return f"{site.layer}({inputs})"
 
 
+def _is_joined(layer: Any) -> bool:
+    """Whether `layer` puts parts beside each other."""
+    return concatenates(layer) or is_operation(layer, ("Stack",))
+
+
+def with_readers(graph: Graph, names: Collection[str]) -> set[str]:
+    """These concatenations, and those that concatenate what they make."""
+    found = set(names)
+    for node in graph.nodes:  # in order
+        if _is_joined(node.layer):
+            makers = {str(_maker(graph, tensor).layer.name) for tensor in node.inputs}
+            found.update({str(node.layer.name)} if makers & found else ())
+    return found
+
+
+def _maker(graph: Graph, tensor: Any) -> Node:
+    """What makes `tensor`, before it is moved about."""
+    node = graph.producer[id(tensor)]
+    while node.inputs and moves_values(node.layer):
+        node = graph.producer[id(node.inputs[0])]
+    return node
+
+
 def output_concatenations(graph: Graph) -> set[str]:
-    """Names of the concatenations that are outputs of the model, and nothing else."""
+    """Names of the concatenations that are outputs of the model, and nothing else.
+
+    Or parts of such, as boxes beside scores are in each of several sizes.
+    """
     return {
         str(node.layer.name)
         for node in graph.nodes
-        if concatenates(node.layer)
+        if _is_joined(node.layer)
         if _ends(graph, node.outputs[0])
     }
 
@@ -126,11 +191,11 @@ def output_parts(graph: Graph) -> list[dict[str, Any]]:
 
 def _part_indices(graph: Graph, node: Node, rank: int) -> dict[str, Any]:
     layer = unwrapped(node.layer)
-    if not concatenates(layer):
+    if not _is_joined(layer):
         return {}
     axis, start, indices = layer.axis % rank, 0, {}
     for number, tensor in enumerate(node.inputs):
-        size = tensor.shape[axis]
+        size = tensor.shape[axis] if len(tensor.shape) == rank else 1  # of a stack
         if size is None or axis == 0:
             return {}
         name = str(graph.producer[id(tensor)].layer.name)
@@ -146,12 +211,14 @@ def exact_concatenations(graph: Graph, grids: Collection[str]) -> set[str]:
     Arguments:
         grids: names of the layers whose outputs are on grids.
     """
-    return {
+    ends = output_concatenations(graph) - set(grids)
+    innermost = {
         name
-        for name in output_concatenations(graph) - set(grids)
+        for name in ends
         for tensor in graph.calls_of(name)[0].inputs
-        if graph.producer[id(tensor)].layer.name in grids
+        if _maker(graph, tensor).layer.name in grids
     }
+    return with_readers(graph, innermost) & ends
 
 
 def ends_of(graph: Graph, names: Collection[str]) -> set[int]:
@@ -167,12 +234,13 @@ def ends_of(graph: Graph, names: Collection[str]) -> set[int]:
 
 
 def _ends(graph: Graph, tensor: keras.KerasTensor) -> bool:
-    """Whether `tensor`, moved about at most, is an output that nothing else reads."""
+    """Whether `tensor`, moved about or joined at most, is an output that nothing else reads."""
     readers = graph.consumers[id(tensor)]
     if id(tensor) in graph.output_ids:
         return not readers
-    moved = len(readers) == 1 and moves_values(readers[0].layer)
-    return moved and _ends(graph, readers[0].outputs[0])
+    passes = bool(readers) and (moves_values(readers[0].layer) or _is_joined(readers[0].layer))
+    # A concatenation may read it twice.
+    return passes and len(set(map(id, readers))) == 1 and _ends(graph, readers[0].outputs[0])
 
 
 def describe(site: str, parts: Mapping[str, float], levels: int = 256) -> str:

@@ -111,7 +111,7 @@ def is_computed(operation: str, rank: int, grouped: bool, dtype: str = "float32"
     size = [2] * rank
     arguments: dict[str, tuple[Any, ...]] = {
         "conv": (_kernel(size, _CHANNELS // 2 if grouped else _CHANNELS, _CHANNELS),),
-        "conv_transpose": (_kernel(size, _CHANNELS, _CHANNELS),),
+        "conv_transpose": (_kernel(size, _CHANNELS, _CHANNELS), 1),  # Keras 3.5 needs strides
         "depthwise_conv": (_kernel(size, _CHANNELS, 1),),
         "separable_conv": (
             _kernel(size, _CHANNELS, 1),

@@ -16,13 +16,14 @@ _OPTIONS = (
     "fill_mode",
     "fill_value",
     "data_format",
-    "antialias",
 )
 
 
 def as_layer(operation: Any) -> keras.layers.Resizing:
     """A `keras.layers.Resizing` that does what a bare `keras.ops.image.resize` does."""
     options = {name: getattr(operation, name) for name in _OPTIONS}
+    if operation.antialias:
+        options["antialias"] = True  # no option of Keras 3.5
     height, width = operation.size
     return _LAYERS.Resizing(height, width, **options, name=operation.name)
 

@@ -18,7 +18,9 @@ from ocs_tf.graph.analysis.concatenations import (
     coarse_calls,
     coarse_parts,
     exact_concatenations,
+    output_concatenations,
     output_parts,
+    with_readers,
 )
 from ocs_tf.graph.reader import Graph
 
@@ -229,6 +231,64 @@ def test_parts_of_an_output_are_kept_exact(join: Any, rng: np.random.Generator) 
         shared = convert(model, x, exact_outputs=False).predict_on_batch(x).reshape(-1, 6)
     small = slice(0, 3)
     assert np.square(shared - wanted)[:, small].sum() > 0.1 * np.square(wanted)[:, small].sum()
+
+
+def sizes(join: Any) -> keras.Model:
+    """Boxes beside scores, of two sizes of things below each other."""
+    x = keras.Input((8,), name="x")
+    rows = []
+    for _ in range(2):
+        boxes = layers.Dense(3)(x) * 1000.0
+        rows.append(join([boxes, layers.Dense(3, activation="sigmoid")(x)]))
+    rows = [layers.Reshape((1, 6))(row) for row in rows]
+    return keras.Model(x, layers.Concatenate(axis=1, name="below")(rows))
+
+
+@pytest.mark.parametrize("join", [layers.Concatenate(), lambda parts: ops.stack(parts, 1)])
+def test_parts_of_parts_are_kept_exact(join: Any, rng: np.random.Generator) -> None:
+    x = data(rng)
+    model = sizes(join)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantized = convert(model, x)
+    wanted, found = (m.predict_on_batch(x)[:, :, 3:] for m in (model, quantized))
+    assert np.square(wanted).sum() > 10**3 * np.square(wanted - found).sum()  # 30 dB
+
+
+def test_what_reads_an_exact_concatenation_is_exact() -> None:
+    x = keras.Input((4,), name="x")
+    inner = layers.Concatenate(name="inner")([x, x])
+    outer = layers.Concatenate(name="outer")([layers.Reshape((8,))(inner), x])
+    used = layers.Concatenate(name="used")([x, x])
+    graph = Graph(keras.Model(x, [outer, layers.Dense(2)(used)]))
+    assert output_concatenations(graph) == {"inner", "outer"}
+    assert with_readers(graph, {"inner"}) == {"inner", "outer"}
+    assert with_readers(graph, {"used"}) == {"used"}
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [lambda y: (y[:, :3], y[:, 3:]), lambda y: ops.split(layers.Reshape((6,))(y), 2, -1)],
+)
+def test_a_warning_names_what_is_cut_out_with_few_codes(cut: Any, rng: np.random.Generator) -> None:
+    """As the boxes and scores of a head that is one layer."""
+
+    def head_of(factor: float) -> keras.Model:
+        x = keras.Input((8,), name="x")
+        whole = layers.Dense(6, name="whole")
+        small, large = cut(whole(x))
+        model = keras.Model(x, [ops.sigmoid(small), large])
+        kernel = np.asarray(whole.kernel)
+        whole.kernel.assign(np.concatenate([kernel[:, :3], factor * kernel[:, 3:]], 1))
+        return model
+
+    x = data(rng)
+    with pytest.warns(UserWarning, match=r"^the parts of 'whole' share .*(get_item|split)"):
+        quantized = convert(head_of(1000.0), x)
+    assert "Few codes: the parts of 'whole'" in str(ocs_tf.report(quantized))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(head_of(4.0), x)
 
 
 def test_exact_concatenations_are_those_without_a_grid() -> None:

@@ -30,6 +30,39 @@ def indices(model: keras.Model) -> set[str]:
     return {graph.producer[key].layer.name for key in index_tensors(graph)}
 
 
+class Categories(layers.Layer):
+    """A user's layer that makes integers of its input."""
+
+    def call(self, inputs: Any) -> Any:
+        whole = ops.cast(ops.round(ops.reshape(inputs, (-1, 6, 1))), "int32")
+        return layers.Flatten()(ops.one_hot(whole, 3))
+
+
+class Weighted(layers.Layer):
+    """One that multiplies by its input, too."""
+
+    def call(self, inputs: Any) -> Any:
+        return ops.cast(ops.cast(inputs, "int32"), "float32") * inputs
+
+
+def normalized(x: Any, sizes: Any) -> Any:
+    return layers.Normalization(mean=np.full(6, 3.0), variance=np.square(sizes))(x)
+
+
+def batch_normalized(x: Any, sizes: Any) -> Any:
+    norm = layers.BatchNormalization()
+    norm.build((None, 6))
+    norm.moving_variance.assign(np.square(sizes))
+    return norm(x)
+
+
+SIZES = np.array([1, 100, 0.1, 1, 1, 1], "float32")
+
+
+def sequence(x: Any) -> Any:
+    return layers.Reshape((3, 2), name="shaped")(x)
+
+
 READ_AS_INDICES: dict[str, Callable[[Any], Any]] = {
     "lookup": embedded,
     "reshaped": lambda x: embedded(layers.Reshape((3, 2), name="shaped")(x)),
@@ -44,6 +77,13 @@ READ_AS_INDICES: dict[str, Callable[[Any], Any]] = {
     "both-in-another-shape": lambda x: layers.Concatenate()(
         [embedded(layers.Reshape((3, 2), name="shaped")(x)), layers.Dense(2, name="numbers")(x)]
     ),
+    "marked": lambda x: layers.GRU(2)(layers.Masking(-1.0)(sequence(x))),
+    "marked-by-0": lambda x: layers.GRU(2)(layers.Masking()(layers.Reshape((6, 1))(x))),
+    "marked-itself": lambda x: x * ops.cast(ops.not_equal(x, -1.0), "float32"),
+    "columns": lambda x: normalized(x, SIZES),
+    "columns-of-a-batch": lambda x: batch_normalized(x, SIZES),
+    "own": lambda x: Categories()(x),
+    "lambda": lambda x: layers.Lambda(lambda t: ops.cast(ops.cast(t, "int32"), "float32"))(x),
     "bucket": lambda x: layers.Discretization([1.0, 2.0], output_mode="one_hot")(x[:, :1]),
 }
 
@@ -60,6 +100,11 @@ NUMBERS: dict[str, Callable[[Any], Any]] = {
     "dense": lambda x: x,
     "kernel-in-front": lambda x: embedded(ops.round(layers.Dense(6)(x))),
     "output": lambda x: x * 1.5,
+    "alike": lambda x: normalized(x, SIZES**0.25),
+    "alike-in-a-batch": lambda x: batch_normalized(x, SIZES**0.25),
+    "padded-by-0": lambda x: layers.GRU(2)(layers.Masking()(sequence(x))),
+    "own": lambda x: Weighted()(x),
+    "lambda": lambda x: layers.Lambda(lambda t: t * 2)(x),
 }
 
 
@@ -85,6 +130,30 @@ def test_lookups_of_float_ids_find_their_rows(scope: str, rng: np.random.Generat
     )
     wanted, found = model.predict_on_batch(data), quantized.predict_on_batch(data)
     assert np.square(wanted - found).sum() < 1e-3 * np.square(wanted).sum()
+
+
+@pytest.mark.parametrize("norm", [normalized, batch_normalized])
+def test_columns_of_every_size_reach_the_network(norm: Any, rng: np.random.Generator) -> None:
+    """One grid for all would have steps 10 times as large as the smallest numbers."""
+    x = ids()
+    model = keras.Model(x, layers.Dense(4)(norm(x, SIZES)))
+    data = (3 + rng.normal(size=(64, 6)) * SIZES).astype("float32")
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    wanted, found = np.asarray(model(data)), np.asarray(quantized(data))
+    assert np.square(wanted - found).sum() < 1e-3 * np.square(wanted).sum()
+
+
+@pytest.mark.parametrize("mark", [-1.0, 0.0])
+def test_padding_stays_padding(mark: float, rng: np.random.Generator) -> None:
+    """Grids hold 0, but not every number; the steps behind the last one change no state."""
+    x = keras.Input((6, 2))
+    model = keras.Model(x, layers.GRU(3)(layers.Masking(mark)(x)))
+    data = rng.normal(size=(64, 6, 2)).astype("float32")
+    for sample, steps in enumerate(data):
+        steps[2 + sample % 4 :] = mark
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    wanted, found = np.asarray(model(data)), np.asarray(quantized(data))
+    assert np.square(wanted - found).sum() < 2e-3 * np.square(wanted).sum()
 
 
 def test_numbers_beside_indices_have_a_grid_of_their_own(rng: np.random.Generator) -> None:
