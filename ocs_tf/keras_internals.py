@@ -103,6 +103,15 @@ def mask_of(tensor: keras.KerasTensor) -> keras.KerasTensor | None:
     return getattr(tensor, "_keras_mask", None)
 
 
+def with_mask(values: Any, mask: Any) -> Any:
+    """`values` as a tensor with a mask, as the output of a layer has; itself if there is none."""
+    if mask is None:
+        return values
+    tensor = keras.ops.copy(values)  # not the tensor that the user may have
+    tensor._keras_mask = mask
+    return tensor
+
+
 def context_arguments(operation: keras.Operation) -> Collection[str]:
     """Arguments of a call that Keras passes on to the calls within, such as `training`."""
     return getattr(operation, "_call_context_args", ())

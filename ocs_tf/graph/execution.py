@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.rewrite import Rewritten
-from ocs_tf.keras_internals import context_arguments
+from ocs_tf.keras_internals import context_arguments, mask_of, with_mask
 
 Batches = Sequence[Sequence[NDArray[Any]]]
 _SAMPLES = 1024
@@ -53,6 +53,7 @@ def run_by_layer(
     inputs = {id(tensor): index for index, tensor in enumerate(graph.model.inputs)}
     last_reads = _last_reads(graph)
     values: dict[int, list[Any]] = {}  # by tensor: of each batch
+    masks: dict[int, list[Any]] = {}  # those of steps, where Keras has some
     left = {name: len(graph.calls_of(name)) if every_call else 1 for name in names}
     for node in progress(graph.nodes):
         if node.arguments is None:
@@ -62,8 +63,15 @@ def run_by_layer(
                 arrays = [np.asarray(rewritten.call(node.layer, x)) for x in arrays]
             values[id(tensor)] = arrays
             continue
-        given = {id(tensor): values[id(tensor)] for tensor in node.inputs}
-        run = functools.partial(_run, node, given, len(batches))
+        given = {
+            id(tensor): [
+                with_mask(*pair) for pair in zip(values[id(tensor)], masks[id(tensor)], strict=True)
+            ]
+            if id(tensor) in masks
+            else values[id(tensor)]
+            for tensor in node.inputs
+        }
+        run = functools.partial(_arrays, node, given, len(batches))
         if left.get(node.layer.name):
             left[node.layer.name] -= 1
             layer, read = node.layer, values[id(node.inputs[0])]
@@ -73,16 +81,25 @@ def run_by_layer(
             yield layer, Call([np.asarray(x) for x in read], run)
         if not any(left.values()):
             return
-        for tensor, made in zip(node.outputs, zip(*run(rewritten), strict=True), strict=True):
-            values[id(tensor)] = list(made)
+        results = zip(*_run(node, given, len(batches), rewritten), strict=True)
+        for tensor, made in zip(node.outputs, results, strict=True):
+            values[id(tensor)] = [keras.ops.convert_to_numpy(result) for result in made]
+            if mask_of(made[0]) is not None:
+                masks[id(tensor)] = [mask_of(result) for result in made]
         for key in last_reads[id(node)]:
             del values[key]
+            masks.pop(key, None)
+
+
+def _arrays(*arguments: Any) -> list[list[Any]]:
+    """What `_run` returns, as arrays."""
+    return [[keras.ops.convert_to_numpy(r) for r in results] for results in _run(*arguments)]
 
 
 def _run(
     node: Node, values: Mapping[int, Sequence[Any]], batches: int, rewritten: Rewritten | None
 ) -> list[list[Any]]:
-    """The outputs of a call for each batch, given the values of what it reads."""
+    """The outputs of a call for each batch, given the values of what it reads, with their masks."""
     outputs = []
     for index in range(batches):
         args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.inputs})
@@ -90,8 +107,7 @@ def _run(
         if "training" in context_arguments(layer):
             kwargs["training"] = False  # as where the whole model is called so
         call = layer if rewritten is None else functools.partial(rewritten.call, node.layer)
-        results = keras.tree.flatten(call(*args, **kwargs))
-        outputs.append([keras.ops.convert_to_numpy(result) for result in results])
+        outputs.append(keras.tree.flatten(call(*args, **kwargs)))
     return outputs
 
 

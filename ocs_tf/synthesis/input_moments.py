@@ -138,7 +138,7 @@ def _of_first_kernel(graph: Graph, node: Any) -> tuple[Any, ...] | None:
     if not ref.adapter.is_direct(ref.layer) or ref.adapter.groups(ref.layer) != 1:
         return None
     kernel, bias = ref.adapter.read(ref.layer)
-    if norm.moving_mean.shape != kernel.shape[-1:]:
+    if len(np.asarray(norm.moving_mean)) != kernel.shape[-1]:
         return None
     mean = np.asarray(norm.moving_mean, np.float64) - (0 if bias is None else bias)
     variance = np.asarray(norm.moving_variance, np.float64)

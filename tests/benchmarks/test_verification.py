@@ -25,7 +25,7 @@ def test_costs_and_warnings_are_told(monkeypatch, tmp_path):
             warnings.warn("of the file", stacklevel=1)
         return types.SimpleNamespace(closeness=[types.SimpleNamespace(sqnr_db=d) for d in (9, 7)])
 
-    def in_turns(actions, rounds):
+    def in_turns(actions, rounds, clock):
         return {"with": [3.0, 5.0, 4.0], "without": [2.0, 2.0, 9.0]}
 
     monkeypatch.setattr(common, "load_zoo", lambda folder: zoo)
@@ -48,7 +48,9 @@ def test_costs_and_warnings_are_told(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("zoo")
 def test_correct_data_are_not_warned_of(monkeypatch):
-    monkeypatch.setattr(common, "in_turns", lambda *args: {"with": [2.0], "without": [1.0]})
+    monkeypatch.setattr(
+        common, "in_turns", lambda *args, **options: {"with": [2.0], "without": [1.0]}
+    )
     monkeypatch.setattr(verification, "CALIBRATION", 32)
     (row,) = verification.measure(verification.QUICK, ("float",))
     assert row.warned == []

@@ -18,7 +18,13 @@ import keras
 from ocs_tf.graph import adapters
 from ocs_tf.graph.affine import affine_axis
 from ocs_tf.graph.analysis.indices import index_tensors
-from ocs_tf.graph.analysis.masks import mask_ranges, masked_scores, without_masked
+from ocs_tf.graph.analysis.masks import (
+    mask_ranges,
+    masked_maxima,
+    masked_scores,
+    only_unmasked,
+    without_masked,
+)
 from ocs_tf.graph.layer_traits import holds, keras_class
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.keras_types import LayerT
@@ -122,6 +128,7 @@ class _SiteFinder:
         self.group_of: dict[int, str] = {}  # tensor -> group
         self.alias: dict[str, str] = {}  # group -> group it was united with
         self.masked_scores = masked_scores(graph)
+        self.masked_maxima = masked_maxima(graph)
         self.mask_ranges = mask_ranges(graph)
         self.indices = index_tensors(graph)
 
@@ -138,6 +145,8 @@ class _SiteFinder:
         through, (tensor, *_) = site.through, site.tensors
         if through is None and id(tensor) in self.masked_scores:
             through = without_masked
+        if through is None and id(tensor) in self.masked_maxima:
+            through = only_unmasked
         group, span = self._root(site.group), self.mask_ranges.get(id(tensor))
         return dataclasses.replace(site, group=group, through=through, span=span)
 

@@ -1,8 +1,9 @@
-"""Masks of attention that a model computes by bare operations: `scores + (1 - mask) * -1e9`.
+"""Masks that a model computes by bare operations: `scores + (1 - mask) * -1e9`.
 
 A grid that holds -1e9 has no steps left for the scores. What a softmax reads therefore needs to
-reach down only as far as 8 bits tell from 0 behind it; and whether calibration data have anything
-masked or not, a mask may be 0 as well as 1.
+reach down only as far as 8 bits tell from 0 behind it; what a maximum over steps reads, as far as
+what is not masked. And whether calibration data have anything masked or not, a mask may be 0 as
+well as 1.
 """
 
 from __future__ import annotations
@@ -108,6 +109,24 @@ def masked_scores(graph: Graph) -> set[int]:
     }
 
 
+def masked_maxima(graph: Graph) -> set[int]:
+    """As `masked_scores`, of what only maxima read."""
+    found: set[int] = set()
+    for node in graph.nodes:
+        tensor = node.outputs[0]
+        readers = graph.consumers[id(tensor)]
+        if readers and all(map(_is_maximum, readers)):
+            found.update({id(tensor)} if any(map(_has_mask, _makers(graph, tensor))) else ())
+    return found
+
+
+def only_unmasked(values: Any) -> NDArray[Any]:
+    """The numbers that are not masked; all of them if all are."""
+    values = np.asarray(values)
+    kept = values[values > -MASKED / 2]
+    return kept if kept.size else np.zeros_like(values)
+
+
 def without_masked(scores: Any) -> NDArray[Any]:
     """The numbers of `scores`, last axis a row, that a softmax tells from 0; and the floor."""
     values = np.asarray(scores)
@@ -145,7 +164,18 @@ def _is_softmax(node: Node) -> bool:
     return _operation(node) == "Softmax"
 
 
+<<<<<<< HEAD
 def _makers(graph: Graph, tensor: keras.KerasTensor) -> Iterator[Node]:
+=======
+def _is_maximum(node: Node) -> bool:
+    """Whether a call takes the largest of several numbers, and does nothing else with them."""
+    kinds = ("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D")
+    names = {kind for kind in kinds if isinstance(node.layer, getattr(keras.layers, kind))}
+    return bool(names) or _operation(node) in ("Amax", "Max")
+
+
+def _makers(graph: Graph, tensor: Any) -> Iterator[Node]:
+>>>>>>> truth
     """The operations that a score comes from without leaving its size."""
     waiting, seen = [tensor], set()
     while waiting:

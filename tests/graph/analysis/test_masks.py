@@ -14,8 +14,10 @@ import ocs_tf
 from ocs_tf.graph.analysis.masks import (
     mask_ranges,
     masked_floor,
+    masked_maxima,
     masked_scores,
     negligible,
+    only_unmasked,
     softmax_floor,
     without_masked,
 )
@@ -112,3 +114,34 @@ def test_masks_work_whatever_the_data(name: str, padded: bool, rng: np.random.Ge
     for x in (data, short):
         wanted, found = model.predict_on_batch(x), quantized.predict_on_batch(x)
         assert np.square(wanted).sum() > 10**2 * np.square(wanted - found).sum()  # 20 dB
+
+
+MAXIMA = {
+    "added": lambda x, mask: ops.max(x + (1.0 - mask) * -1e9, 1),
+    "chosen": lambda x, mask: ops.max(ops.where(mask > 0, x, -1e9), axis=1),
+    "layer": lambda x, mask: layers.GlobalMaxPooling1D()(x - (1.0 - mask) * 1e6),
+}
+
+
+@pytest.mark.parametrize("name", MAXIMA)
+def test_the_largest_of_what_is_not_masked(name: str, rng: np.random.Generator) -> None:
+    """One grid down to -1e9 would round all numbers to 0."""
+    ids = keras.Input((LENGTH,), dtype="int32", name="ids")
+    x = layers.Dense(WIDTH)(layers.Embedding(30, WIDTH, name="table")(ids))
+    mask = ops.cast(ops.not_equal(ids, 0), "float32")[:, :, None]
+    model = keras.Model(ids, layers.Dense(3)(MAXIMA[name](x, mask)))
+    data = rng.integers(1, 30, (64, LENGTH)).astype("int32")
+    for sample, row in enumerate(data):
+        row[1 + sample % (LENGTH - 1) :] = 0
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    wanted, found = np.asarray(model(data)), np.asarray(quantized(data))
+    assert np.square(wanted).sum() > 10**3 * np.square(wanted - found).sum()  # 30 dB
+
+
+def test_maxima_of_other_numbers_are_left_alone() -> None:
+    x = keras.Input((LENGTH, WIDTH))
+    assert not masked_maxima(Graph(keras.Model(x, ops.max(layers.Dense(2)(x), 1))))
+    assert not masked_maxima(Graph(keras.Model(x, ops.max(x * 1e9, 1) + ops.sum(x, 1))))
+    values = np.float32([[1.0, -1e9], [-2.0, -1e9]])
+    np.testing.assert_array_equal(only_unmasked(values), [1.0, -2.0])
+    np.testing.assert_array_equal(only_unmasked(values[:, 1:]), [[0.0], [0.0]])
