@@ -164,9 +164,6 @@ def _is_softmax(node: Node) -> bool:
     return _operation(node) == "Softmax"
 
 
-<<<<<<< HEAD
-def _makers(graph: Graph, tensor: keras.KerasTensor) -> Iterator[Node]:
-=======
 def _is_maximum(node: Node) -> bool:
     """Whether a call takes the largest of several numbers, and does nothing else with them."""
     kinds = ("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D")
@@ -174,8 +171,7 @@ def _is_maximum(node: Node) -> bool:
     return bool(names) or _operation(node) in ("Amax", "Max")
 
 
-def _makers(graph: Graph, tensor: Any) -> Iterator[Node]:
->>>>>>> truth
+def _makers(graph: Graph, tensor: keras.KerasTensor) -> Iterator[Node]:
     """The operations that a score comes from without leaving its size."""
     waiting, seen = [tensor], set()
     while waiting:
