@@ -283,7 +283,7 @@ def test_when_channels_are_scaled(options: Any, scaled: set[str], randomize: Any
 @pytest.mark.parametrize(
     ("options", "scaled"),
     [
-        ({}, {"a", "b", "c"}),
+        ({}, {"a", "b", "c", "n"}),
         ({"granularity": "tensor", "equalization": False}, {"a", "b", "c"}),
         ({"granularity": "tensor"}, {"a", "b", "c", "n"}),
         ({"activation_equalization": False}, set()),
