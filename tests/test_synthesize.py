@@ -118,7 +118,7 @@ def test_arguments_are_checked(model: keras.Model, options: Any, message: str) -
 def test_matching_needs_batch_norms() -> None:
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, layers.Conv2D(4, 3)(inputs))
-    with pytest.raises(ValueError, match="needs batch norms.*choose 'noise' or 'auto'"):
+    with pytest.raises(ValueError, match=r"needs batch norms.*choose 'noise' or 'auto'"):
         ocs_tf.synthesize(model, method="match", verbose=False)
 
 
