@@ -564,9 +564,10 @@ class Config:
         default=True,
         metadata=option(
             _EQUALIZATION,
-            "Rescale concatenated channels so that they share one scale with less error. The float"
-            " function stays the same. It is measured on 256 calibration samples, and done only if"
-            " every activation tensor is quantized.",
+            "Rescale channels so that they share one scale with less error: those that are"
+            " concatenated and, with one scale per output channel, those of outliers between two"
+            " kernels. The float function stays the same. It is measured on 256 calibration samples,"
+            " and done only if every activation tensor is quantized.",
         ),
     )
     exact_outputs: bool = dataclasses.field(
