@@ -438,7 +438,7 @@ def _scales(
         return scales
     bits: dict[int, int] = {}
     known: dict[str, Chain] = {}
-    if config.granularity == "channel" and not config.equalization:
+    if config.outlier_equalization and config.granularity == "channel" and not config.equalization:
         known = scalable(graph, selected.options.keys())
         bits = _tensor_bits(graph, config, selected.options.keys())
     tensors = {

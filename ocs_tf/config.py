@@ -46,6 +46,7 @@ AUTO_EXPAND_RATIO = 0.02
 CALIBRATION_SAMPLES = 1024
 SWITCHES = (
     "activation_equalization",
+    "outlier_equalization",
     "exact_outputs",
     "fold_batch_norm",
     "quantization_aware",
@@ -272,6 +273,7 @@ class ConfigOptions(TypedDict, total=False):
     allocation_cost: AllocationCost
     equalization: bool | Literal["auto"]
     activation_equalization: bool
+    outlier_equalization: bool
     exact_outputs: bool
     fold_batch_norm: bool
     quantization_aware: bool
@@ -564,10 +566,18 @@ class Config:
         default=True,
         metadata=option(
             _EQUALIZATION,
-            "Rescale channels so that they share one scale with less error: those that are"
-            " concatenated and, with one scale per output channel, those of outliers between two"
-            " kernels. The float function stays the same. It is measured on 256 calibration samples,"
-            " and done only if every activation tensor is quantized.",
+            "Rescale concatenated channels so that they share one scale with less error. The float"
+            " function stays the same. It is measured on 256 calibration samples, and done only if"
+            " every activation tensor is quantized.",
+        ),
+    )
+    outlier_equalization: bool = dataclasses.field(
+        default=False,
+        metadata=option(
+            _EQUALIZATION,
+            "Rescale channels of outliers between two kernels, too, so that the others of their"
+            " tensor get a finer scale. The float function stays the same. It takes"
+            ' `activation_equalization=True` and `granularity="channel"`.',
         ),
     )
     exact_outputs: bool = dataclasses.field(

@@ -283,7 +283,9 @@ def test_when_channels_are_scaled(options: Any, scaled: set[str], randomize: Any
 @pytest.mark.parametrize(
     ("options", "scaled"),
     [
-        ({}, {"a", "b", "c", "n"}),
+        ({}, {"a", "b", "c"}),
+        ({"outlier_equalization": True}, {"a", "b", "c", "n"}),
+        ({"outlier_equalization": True, "activation_equalization": False}, set()),
         ({"granularity": "tensor", "equalization": False}, {"a", "b", "c"}),
         ({"granularity": "tensor"}, {"a", "b", "c", "n"}),
         ({"activation_equalization": False}, set()),
@@ -292,7 +294,18 @@ def test_when_channels_are_scaled(options: Any, scaled: set[str], randomize: Any
         ({"config": ocs_tf.Config.paper(activation_bits=8)}, set()),
         ({"config": ocs_tf.Config.paper(activation_bits=8, activation_scope="all")}, set()),
     ],
-    ids=["on", "tensor", "both", "off", "float", "inputs", "paper", "paper, all"],
+    ids=[
+        "on",
+        "outliers",
+        "outliers, off",
+        "tensor",
+        "both",
+        "off",
+        "float",
+        "inputs",
+        "paper",
+        "paper, all",
+    ],
 )
 def test_when_channels_that_are_concatenated_are_scaled(
     options: Any, scaled: set[str], randomize: Any
