@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
 _TABLE_BITS = 8  # of what a lookup finds, in integer runtimes
 _MAGNITUDE_SAMPLES = 256
-_FEW_BITS = 4
+_FEW_BITS = 4  # about as many as weights have that are allocated for a size in bytes
 _COARSE = (
     "Give them similar ranges (scale the small one up, and the kernel that reads it down), or leave"
     " activations in float (activation_bits=None)."
@@ -436,19 +436,16 @@ def _scales(
     scales = choose_scales(graph, config.granularity) if config.equalization else {}
     if not config.equalizes_activations or source is None:
         return scales
+    places = [chain.joined for chain in chains(graph).values() if chain.joined is not None]
     bits: dict[int, int] = {}
     known: dict[str, Chain] = {}
     if config.outlier_equalization and config.granularity == "channel" and not config.equalization:
         known = scalable(graph, selected.options.keys())
         bits = _tensor_bits(graph, config, selected.options.keys())
-    tensors = {
-        id(place.tensor): (place.tensor, place.axis)
-        for chain in chains(graph).values()
-        for place in ([chain.joined] if chain.joined is not None else chain.places)
-        if chain.joined is not None or id(place.tensor) in bits
-    }
-    if not tensors:
+        places += [p for chain in known.values() for p in chain.places if id(p.tensor) in bits]
+    if not places:
         return scales
+    tensors = {id(place.tensor): (place.tensor, place.axis) for place in places}
     limit = _at_most(_MAGNITUDE_SAMPLES, config.calibration_samples)
     stream = source.batches(graph.model, limit=limit)
     bar = progress_bar(stream, "Measuring channels", verbose, unit="batch")

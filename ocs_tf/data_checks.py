@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ocs_tf.data import Batch
 from ocs_tf.graph import adapters
 from ocs_tf.graph.affine import affine_axis
+from ocs_tf.graph.analysis.batch_norm_moments import trained_on
 from ocs_tf.graph.layer_traits import is_homogeneous
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.keras_internals import maker
@@ -87,7 +88,7 @@ def _check_scale(graph: Graph, batch: Batch, name: str) -> None:
     found = [
         (node, source, known)
         for node, source in _first_norms(graph)
-        if (known := _trained_on(node.layer)) is not None
+        if (known := trained_on(node.layer)) is not None
     ]
     if not found:
         return
@@ -135,19 +136,6 @@ def _passes_on(layer: keras.layers.Layer) -> bool:
     if adapter is None:
         return affine_axis(layer) is not None
     return adapter.is_direct(layer) and is_homogeneous(getattr(layer, "activation", None))
-
-
-def _trained_on(norm: keras.layers.Layer) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Mean and variance `[C]` that `norm` has from training; `None` if it was not trained."""
-    if isinstance(norm, _LAYERS.BatchNormalization):
-        mean, variance = norm.moving_mean, norm.moving_variance
-    elif norm.invert or not norm.built or norm.mean is None or norm.axis in ((), None):
-        return None
-    else:
-        mean, variance = norm.mean, norm.variance
-    arrays = [keras.ops.convert_to_numpy(x).astype(np.float64).ravel() for x in (mean, variance)]
-    untrained = not arrays[0].any() and bool((arrays[1] == 1).all())
-    return None if untrained else (arrays[0], arrays[1])
 
 
 def _ratio(

@@ -109,8 +109,8 @@ def find_activations(
     if known.unrounded:
         kept.add(float_regions.touching(model, known.in_float))
         kept.notes.append(_UNROUNDED.format(", ".join(known.unrounded)))
-    ends = {maker(tensor).name for tensor in graph.model.outputs}
-    kept.notes += [_EXACT.format(name) for name in sorted(exact & ends or exact)]
+    last = {maker(tensor).name for tensor in graph.model.outputs}
+    kept.notes += [_EXACT.format(name) for name in sorted(exact & last or exact)]
     ranges = _ranges_inside(limited, kept, masks, lowered, sample, source)
     for name in attention_scores.symmetric_factors(model) & set(ranges):
         ranges[name] = attention_scores.symmetric(*ranges[name])

@@ -66,45 +66,44 @@ def input_moments(
         given_range: the lowest and the highest value, where the user knows them.
     """
     channels = tensor.shape[-1] if len(tensor.shape) > 1 else 1
-    gain, shift = np.ones(channels), np.zeros(channels)  # of the affine layers in between
-    current, is_scaled, found = tensor, False, None
-    while True:
-        readers = graph.consumers[id(current)]
-        if len(readers) != 1:
-            break
-        (node,) = readers
-        layer = node.layer
-        if isinstance(layer, keras.layers.Normalization):
-            found = _of_normalization(layer, channels)
-            break
-        if isinstance(layer, keras.layers.BatchNormalization):
-            found = _of_norm(layer, channels)
-            break
-        if layer.name in graph.kernels:
-            found = _of_first_kernel(graph, node)
-            break
-        if affine_axis(layer) is not None:
-            factor, offset = affine(layer, channels)
-            gain, shift, is_scaled = gain * factor, shift * factor + offset, True
-        elif not isinstance(layer, _PASS_ON):
-            break
-        current = node.outputs[0]
+    is_picture = _is_picture(tensor)
+    found, gain, shift = _told(graph, tensor, channels)
     if found is not None and found[0].shape == (channels,) and gain.all():
         mean, covariance, correlation, source = found
         mean, covariance = (mean - shift) / gain, covariance / np.outer(gain, gain)
-        low, high = given_range or _range(mean, covariance, _is_picture(tensor))
+        low, high = given_range or _range(mean, covariance, is_picture)
         return InputMoments(mean, covariance, correlation, low, high, source)
-    low, high, source = _assumed_range(gain, shift, is_scaled, _is_picture(tensor))
+    low, high, source = _assumed_range(gain, shift, is_picture)
     if given_range is not None:
         (low, high), source = given_range, "the range that was given"
-    mean = np.full(
-        channels, low + _MEAN * (high - low) if _is_picture(tensor) else (low + high) / 2
-    )
-    spread = _DEVIATION if _is_picture(tensor) else 1 / (2 * _REACH)
-    variance = (spread * (high - low)) ** 2
-    share = 0.9 if _is_picture(tensor) else 0.0  # colours of pictures are alike
-    covariance = variance * (share + (1 - share) * np.eye(channels))
+    # Colours of pictures are alike.
+    center, spread, share = (_MEAN, _DEVIATION, 0.9) if is_picture else (0.5, 0.5 / _REACH, 0.0)
+    mean = np.full(channels, low + center * (high - low))
+    covariance = (spread * (high - low)) ** 2 * (share + (1 - share) * np.eye(channels))
     return InputMoments(mean, covariance, _PICTURE, low, high, source)
+
+
+def _told(
+    graph: Graph, tensor: Any, channels: int
+) -> tuple[tuple[Any, ...] | None, NDArray[np.float64], NDArray[np.float64]]:
+    """What the first normalization behind `tensor` tells, and the factors and shifts before it."""
+    gain, shift = np.ones(channels), np.zeros(channels)
+    while len(readers := graph.consumers[id(tensor)]) == 1:
+        (node,) = readers
+        layer = node.layer
+        if isinstance(layer, keras.layers.Normalization):
+            return _of_normalization(layer, channels), gain, shift
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return _of_norm(layer, channels), gain, shift
+        if layer.name in graph.kernels:
+            return _of_first_kernel(graph, node), gain, shift
+        if affine_axis(layer) is not None:
+            factor, offset = affine(layer, channels)
+            gain, shift = gain * factor, shift * factor + offset
+        elif not isinstance(layer, _PASS_ON):
+            break
+        tensor = node.outputs[0]
+    return None, gain, shift
 
 
 def _is_picture(tensor: Any) -> bool:
@@ -156,27 +155,17 @@ def solve_moments(
         mean, variance: of its outputs without bias, `[F]`.
     """
     taps = kernel.shape[:-2]
-    channels = kernel.shape[-2]
     by_place = kernel.reshape(-1, *kernel.shape[-2:])
-    weights = 1 / np.sqrt(np.maximum(variance, 1e-6 * variance.max() + 1e-30))
+    alive = np.maximum(variance, 1e-6 * variance.max() + 1e-30)
+    weights = 1 / np.sqrt(alive)
     sums = by_place.sum(0)
     solved_mean = np.linalg.lstsq(sums.T * weights[:, None], mean * weights, rcond=1e-6)[0]
     places = np.stack([axis.ravel() for axis in np.indices(taps)], -1) if taps else np.zeros((1, 1))
     distance = np.sqrt(np.square(places[:, None] - places).sum(-1))
-    pairs = list(itertools.combinations_with_replacement(range(channels), 2))
     best: tuple[float, NDArray[np.float64], float] | None = None
     for correlation in _CORRELATIONS if taps else _CORRELATIONS[:1]:
         mixed = np.einsum("pcf,pq,qdf->cdf", by_place, correlation**distance, by_place)
-        columns = [mixed[c, d] * (1 if c == d else 2) for c, d in pairs]
-        of_variance = 1 / np.maximum(variance, 1e-6 * variance.max() + 1e-30)
-        found = np.linalg.lstsq(
-            np.stack(columns, -1) * of_variance[:, None], variance * of_variance, rcond=1e-6
-        )[0]
-        covariance = np.zeros((channels, channels))
-        for (c, d), value in zip(pairs, found, strict=True):
-            covariance[c, d] = covariance[d, c] = value
-        values, vectors = np.linalg.eigh(covariance)
-        covariance = (vectors * np.maximum(values, 1e-4 * max(values.max(), 0))) @ vectors.T
+        covariance = _solved_covariance(mixed, variance, 1 / alive)
         told = np.einsum("cdf,cd->f", mixed, covariance)
         seen = (told > 0) & (variance > 0)
         if not seen.any():
@@ -185,8 +174,24 @@ def solve_moments(
         if best is None or error < best[0]:
             best = error, covariance, float(correlation)
     if best is None:
-        return solved_mean, np.eye(channels), _PICTURE
+        return solved_mean, np.eye(kernel.shape[-2]), _PICTURE
     return solved_mean, best[1], best[2]
+
+
+def _solved_covariance(
+    mixed: NDArray[np.float64], variance: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The covariance `C` of least weighted error of `variance = sum_cd C_cd mixed_cd`."""
+    channels = len(mixed)
+    pairs = list(itertools.combinations_with_replacement(range(channels), 2))
+    columns = [mixed[c, d] * (1 if c == d else 2) for c, d in pairs]
+    equations = np.stack(columns, -1) * weights[:, None]
+    found = np.linalg.lstsq(equations, variance * weights, rcond=1e-6)[0]
+    covariance = np.zeros((channels, channels))
+    for (c, d), value in zip(pairs, found, strict=True):
+        covariance[c, d] = covariance[d, c] = value
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray((vectors * np.maximum(values, 1e-4 * max(values.max(), 0))) @ vectors.T)
 
 
 def _range(
@@ -208,10 +213,10 @@ def _range(
 
 
 def _assumed_range(
-    gain: NDArray[np.float64], shift: NDArray[np.float64], is_scaled: bool, is_picture: bool
+    gain: NDArray[np.float64], shift: NDArray[np.float64], is_picture: bool
 ) -> tuple[float, float, str]:
     """A range where no normalization tells, and what tells it."""
-    if is_scaled and gain.all() and is_picture:
+    if gain.all() and is_picture:
         for low, high in ((0.0, 1.0), (-1.0, 1.0)):
             ends = np.sort([((low - shift) / gain).mean(), ((high - shift) / gain).mean()])
             if np.allclose(ends, (0, 255), atol=1.0):

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ocs_tf.graph.analysis.batch_norm_moments import trained_on
 from ocs_tf.graph.layer_traits import is_training
 from ocs_tf.graph.reader import Graph
 
@@ -55,11 +56,10 @@ def norms_of(graph: Graph) -> list[Norm]:
         layer = node.layer
         if not isinstance(layer, keras.layers.BatchNormalization) or is_training(node):
             continue
-        mean, variance = (
-            np.asarray(v, np.float32) for v in (layer.moving_mean, layer.moving_variance)
-        )
-        if not mean.any() and (variance == 1).all():
-            continue  # never trained
+        known = trained_on(layer)
+        if known is None:
+            continue
+        mean, variance = (values.astype(np.float32) for values in known)
         deviation = np.sqrt(np.maximum(variance, 0))
         deviation = np.maximum(deviation, _LEAST * max(float(np.median(deviation)), 1e-6))
         (tensor,) = node.inputs

@@ -43,6 +43,22 @@ def channel_moments(graph: Graph) -> dict[int, Moments]:
     return known
 
 
+def trained_on(norm: keras.layers.Layer) -> Moments | None:
+    """Mean and variance `[C]` of the inputs that a batch norm or `Normalization` was trained on.
+
+    `None` if it was not trained.
+    """
+    if isinstance(norm, _LAYERS.BatchNormalization):
+        mean, variance = norm.moving_mean, norm.moving_variance
+    elif norm.invert or not norm.built or norm.mean is None or norm.axis in ((), None):
+        return None
+    else:
+        mean, variance = norm.mean, norm.variance
+    arrays = [keras.ops.convert_to_numpy(x).astype(np.float64).ravel() for x in (mean, variance)]
+    untrained = not arrays[0].any() and bool((arrays[1] == 1).all())
+    return None if untrained else (arrays[0], arrays[1])
+
+
 def _of_call(node: Node, inputs: list[Moments | None]) -> Moments | None:
     layer = node.layer
     if getattr(layer, "data_format", "channels_last") != "channels_last":

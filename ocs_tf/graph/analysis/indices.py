@@ -17,6 +17,7 @@ import tensorflow as tf
 from ocs_tf.graph import adapters
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.substitutions.tracing import UntraceableError
+from ocs_tf.layers.structure import is_users
 
 _LOOKS_UP = (
     keras.layers.CategoryEncoding,
@@ -111,7 +112,7 @@ def _reads_index(reader: Node, tensor: keras.KerasTensor, found: set[int]) -> bo
         return True
     if type(reader.layer).__name__ in _TAKES:
         return False
-    if _is_users(reader.layer):
+    if isinstance(reader.layer, keras.layers.Lambda) or is_users(reader.layer):
         return _makes_integers(reader, tensor)
     exact = [id(out) in found or "float" not in str(out.dtype) for out in reader.outputs]
     return bool(exact) and all(exact)
@@ -152,15 +153,6 @@ def _fewest_codes(means: Any, variances: Any) -> float:
 
 def _constants(node: Node) -> list[Any]:
     return [v for v in node.arguments.args if not isinstance(v, keras.KerasTensor)]
-
-
-def _is_users(layer: Any) -> bool:
-    """Whether what `layer` computes is the user's own code."""
-    if not isinstance(layer, keras.layers.Layer):
-        return False
-    return isinstance(layer, keras.layers.Lambda) or not type(layer).__module__.startswith(
-        ("keras.", "ocs_tf.")
-    )
 
 
 def _makes_integers(node: Node, tensor: Any) -> bool:

@@ -21,6 +21,7 @@ from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.substitutions.constants import MASKED, MOVES
 
 _ARITHMETIC = {"Add": np.add, "Subtract": np.subtract, "Multiply": np.multiply}
+_MAXIMA = tuple(getattr(keras.layers, f"GlobalMaxPooling{n}D") for n in (1, 2, 3))
 _PASSES = (*_ARITHMETIC, *MOVES, "Where")
 
 
@@ -166,9 +167,7 @@ def _is_softmax(node: Node) -> bool:
 
 def _is_maximum(node: Node) -> bool:
     """Whether a call takes the largest of several numbers, and does nothing else with them."""
-    kinds = ("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D")
-    names = {kind for kind in kinds if isinstance(node.layer, getattr(keras.layers, kind))}
-    return bool(names) or _operation(node) in ("Amax", "Max")
+    return isinstance(node.layer, _MAXIMA) or _operation(node) in ("Amax", "Max")
 
 
 def _makers(graph: Graph, tensor: keras.KerasTensor) -> Iterator[Node]:
