@@ -1,4 +1,4 @@
-"""Layers as users write them, with kernels inside."""
+"""Layers as users write them, most of them with kernels inside."""
 
 from __future__ import annotations
 
@@ -100,3 +100,18 @@ def model_of(layer: layers.Layer) -> keras.Model:
 
 def samples(count: int = 16) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(count, *SHAPE)).astype(np.float32)
+
+
+@registered
+class Forgetful(layers.Layer):
+    """Its configuration lacks an argument that decides the shape of a weight."""
+
+    def __init__(self, size: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gain = self.add_weight(shape=(size,), name="gain")
+
+    def call(self, x: Any) -> Any:
+        return x * ops.sum(self.gain)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config()

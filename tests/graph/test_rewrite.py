@@ -16,6 +16,7 @@ from keras import layers
 import ocs_tf
 from ocs_tf.graph.substitutions.inlining import flat
 from ocs_tf.layers import FakeQuantize
+from tests.own_layers import Forgetful
 
 SHAPE = (8, 8, 3)
 FLOAT = ocs_tf.Config(
@@ -39,20 +40,6 @@ class Scale(layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "factor": self.factor}
-
-
-class Forgetful(layers.Layer):
-    """Its configuration lacks an argument that decides the shape of a weight."""
-
-    def __init__(self, size: int = 1, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.gain = self.add_weight(shape=(size,), name="gain")
-
-    def call(self, x: Any) -> Any:
-        return x * keras.ops.sum(self.gain)
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config()
 
 
 @keras.saving.register_keras_serializable("tests")

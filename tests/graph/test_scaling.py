@@ -25,6 +25,7 @@ from tests.graph.chain_models import (
     parametrize_cases,
     random_scales,
 )
+from tests.own_layers import Forgetful
 
 
 @parametrize_cases
@@ -83,21 +84,6 @@ def test_channels_first(randomize: Any) -> None:
 def test_scales_that_do_not_fit(scales: Any, message: str, randomize: Any) -> None:
     with pytest.raises(ValueError, match=message.replace("a$", r"a\.$")):
         scale_channels(Graph(model_of("relu", randomize)), scales)
-
-
-@keras.saving.register_keras_serializable("tests")
-class Forgetful(layers.Layer):
-    """Its configuration lacks what decides the shape of a weight."""
-
-    def __init__(self, size: int = 1, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.gain = self.add_weight(shape=(size,), name="gain")
-
-    def call(self, x: Any) -> Any:
-        return x * keras.ops.sum(self.gain)
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config()
 
 
 def test_a_layer_whose_configuration_lacks_something_is_copied() -> None:
