@@ -178,13 +178,13 @@ def benchmark(
     path = folder / f"equalization{'_quick' if quick else ''}.json"
     results: Results = common.Results(path, Case, Row, resume, machine=common.machine())
     for network in QUICK if quick else (ZOO_NETWORK, *DIGITS):
-        todo = cases(network, ["W4, data"] if quick else list(COLUMNS))
-        if not results.missing(todo):
+        missing = results.missing(cases(network, ["W4, data"] if quick else list(COLUMNS)))
+        if not missing:
             continue
         model, calibration, inputs = load(network, zoo)
         exact = np.asarray(model(inputs, training=False))
         given = {"model": model, "calibration": calibration, "inputs": inputs, "exact": exact}
-        results.fill(todo, functools.partial(measure, **given), network)
+        results.fill(missing, functools.partial(measure, **given), network)
     common.save_text(path.with_suffix(".md"), markdown(results))
     return results
 

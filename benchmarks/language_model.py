@@ -23,7 +23,6 @@ in there already for the same weights is not measured again (`--noresume` does).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gc
 import itertools
 import math
@@ -415,7 +414,7 @@ def measure(network: Network, case: Case) -> Row:
 
 def run(network: Network, results: Results, quick: bool = False) -> None:
     """Measure what is missing in `results`."""
-    results.fill(cases(network, quick), functools.partial(measure, network), network.name)
+    results.fill(cases(network, quick), lambda case: measure(network, case), network.name)
 
 
 # The report ---------------------------------------------------------------------------------------
