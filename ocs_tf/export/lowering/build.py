@@ -51,7 +51,7 @@ from ocs_tf.graph.analysis.activation_sites import (
 from ocs_tf.graph.cloning import clone_layer
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.rebuild import rebuild
-from ocs_tf.graph.substitutions import resizing
+from ocs_tf.graph.substitutions import pooling, resizing
 from ocs_tf.graph.substitutions.inlining import flat
 from ocs_tf.keras_internals import maker
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
@@ -168,16 +168,23 @@ class _Lowering:
         if self.form.integer and is_relu6(layer) and not self._fused(layer):
             return keras.layers.ReLU(name=layer.name)
         if self.form.integer:
-            shapes = {call.inputs[0].shape for call in self.graph.calls_of(layer.name)}
-            resized = resizing.as_one_operator(layer, shapes.pop()) if len(shapes) == 1 else None
-            if resized is not None:
-                return resized
+            simpler = self._one_operator(layer)
+            if simpler is not None:
+                return simpler
         mapping = self.decided.repeated.get(layer.name)
         if mapping is None or not getattr(layer, "weights", None):
             return clone_layer(layer)
         config, weights = self._repeat(layer, adapters.config_of(layer), layer.get_weights())
         self.weights[layer.name] = weights
         return type(layer).from_config(config)
+
+    def _one_operator(self, layer: keras.layers.Layer) -> keras.layers.Layer | None:
+        """What the converter writes as one operator in the place of several."""
+        shapes = {call.inputs[0].shape for call in self.graph.calls_of(layer.name)}
+        if len(shapes) > 1:
+            return None
+        shape = shapes.pop()
+        return resizing.as_one_operator(layer, shape) or pooling.as_one_operator(layer, shape)
 
     def _kernel_layer(self, layer: layers.KernelLayer) -> keras.layers.Layer:
         """The float layer whose kernel is exactly `codes * scale`."""
