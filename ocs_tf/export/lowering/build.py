@@ -11,7 +11,7 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.data import fixed_batch_size
-from ocs_tf.export.barrier import barrier_function
+from ocs_tf.export.barrier import Barrier, barrier_function
 from ocs_tf.export.fake_quantize_operator import RoundingOperator
 from ocs_tf.export.folding import (
     function_may_multiply,
@@ -333,7 +333,7 @@ class _Lowering:
             tensor = args[0]
             if layer.grid.copies and self.form.splits_activations:
                 tensor = self._split(tensor, layer.grid, name)
-            return self._rounded(maker(tensor).name, tensor, layer.grid)
+            return self._rounded(_maker(tensor).name, tensor, layer.grid)
         if name in self.decided.expanded and name not in self.decided.fed:
             args = (self._duplicate(args[0], name), *args[1:])
         args, kwargs = self.apart.from_makers(layer, (args, kwargs))
@@ -424,6 +424,12 @@ class _Lowering:
         if grid is not None:
             self.grids.setdefault(name, grid)
             self.tensor_grids[id(tensor)] = grid
+
+
+def _maker(tensor: keras.KerasTensor) -> keras.Operation:
+    """The layer that made a tensor: not a barrier behind it, which stands in no quantized model."""
+    found = maker(tensor)
+    return _maker(found.input) if isinstance(found, Barrier) else found
 
 
 def _passes_factors(layer: keras.layers.Layer) -> bool:

@@ -9,7 +9,7 @@ import keras
 from ocs_tf.graph.layer_traits import holds, keras_class
 
 _LAYERS: Any = keras.layers
-# Not every version of Keras has the adaptive ones. There is no pooling in three dimensions in TFLite.
+# Not every version of Keras has the adaptive ones. TFLite pools in up to two dimensions.
 _ORDINARY = {
     f"Adaptive{kind}Pooling{rank}D": (f"{kind}Pooling{rank}D", f"Global{kind}Pooling{rank}D")
     for kind in ("Average", "Max")
@@ -20,7 +20,7 @@ _ORDINARY = {
 def as_one_operator(
     layer: keras.layers.Layer, shape: tuple[int | None, ...]
 ) -> keras.layers.Layer | None:
-    """`layer` as a layer that a converter writes as a single operator, if it is an adaptive pooling.
+    """An adaptive pooling as a layer that a converter writes as a single operator, if there is one.
 
     Keras pools once for each axis and size of window, and gathers. Windows of one size, side by
     side, are those of an ordinary pooling.
