@@ -83,3 +83,14 @@ def test_control_flow_is_refused_with_the_layer(layer, kind: str, tmp_path) -> N
     assert not path.exists()
     for remedy in ({"activations": "float"}, {"activations": "dynamic"}, {"target": "float"}):
         ocs_tf.export_tflite(quantized, path, overwrite=True, **remedy)
+
+
+def test_every_loop_is_named(tmp_path) -> None:
+    x = keras.Input((2, 6, 1), name="x")
+    first = layers.ConvLSTM1D(2, 2, return_sequences=True, name="lstm")
+    made = layers.ConvLSTM1D(1, 2, name="lstm_1")(first(x))
+    model = keras.Model(x, layers.Dense(2, name="head")(layers.Flatten()(made)))
+    data = np.random.default_rng(0).normal(size=(8, 2, 6, 1)).astype("float32")
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    with pytest.raises(ValueError, match="^'lstm', 'lstm_1': computed by WHILE"):
+        ocs_tf.export_tflite(quantized, tmp_path / "m.tflite")
