@@ -92,5 +92,5 @@ def test_every_loop_is_named(tmp_path) -> None:
     model = keras.Model(x, layers.Dense(2, name="head")(layers.Flatten()(made)))
     data = np.random.default_rng(0).normal(size=(8, 2, 6, 1)).astype("float32")
     quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
-    with pytest.raises(ValueError, match="^'lstm', 'lstm_1': computed by WHILE"):
+    with pytest.raises(ValueError, match=r"^'lstm', 'lstm_1': computed by WHILE"):
         ocs_tf.export_tflite(quantized, tmp_path / "m.tflite")
