@@ -240,7 +240,11 @@ def _unrounded_joins(graph: Graph, lowered: Lowered) -> set[str]:
     """Names of layers that would have one grid with all that they read, but that have none."""
     if not lowered.rounds_outputs:
         return set()
-    joins = {node.layer.name for node in graph.nodes if holds(node.layer, "one_grid")}
+    joins = {
+        node.layer.name
+        for node in graph.nodes
+        if holds(node.layer, "one_grid") and "float" in str(node.outputs[0].dtype)
+    }
     return joins - set(lowered.grids)
 
 

@@ -34,7 +34,10 @@ def stack(first: type, second: type, **options: Any) -> keras.Model:
     inputs = keras.Input((LENGTH,), dtype="int32")
     x = layers.Embedding(ROWS, 4, mask_zero=True)(inputs)
     x = first(5, return_sequences=True, name="first", **options)(x)
-    model = keras.Model(inputs, layers.Dense(3)(second(4, name="second")(x)))
+    return with_weights(keras.Model(inputs, layers.Dense(3)(second(4, name="second")(x))))
+
+
+def with_weights(model: keras.Model) -> keras.Model:
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.7, w.shape) for w in model.get_weights()])
     return model
@@ -117,3 +120,17 @@ def test_a_step_with_a_grid_counts() -> None:
     found = unrolled.over_steps(NOTHING, {"cell"}, {"m/rnn/cell/add": grid}, ranges)
     assert list(found) == list(ranges)
     np.testing.assert_allclose(found["m/rnn/cell_1/add"], (-4.0, 4.0), atol=grid.scale)
+
+
+@pytest.mark.slow
+def test_a_concatenation_of_masks_is_no_activation(
+    tmp_path: pathlib.Path, rng: np.random.Generator
+) -> None:
+    """Keras joins the masks of what a model concatenates: notes called that float."""
+    inputs = keras.Input((LENGTH,), dtype="int32")
+    x = layers.Embedding(ROWS, 4, mask_zero=True)(inputs)
+    both = layers.Concatenate()([x, layers.Dense(3)(x)])
+    model = with_weights(keras.Model(inputs, layers.Dense(3)(layers.LSTM(4)(both))))
+    data = ids(rng, LENGTH)
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    assert not export(quantized, tmp_path, data).notes
