@@ -10,6 +10,7 @@ from keras import layers, ops
 
 import ocs_tf
 from ocs_tf.export.float_file import convert_float
+from tests.test_writing import small_files
 
 
 def _clipped() -> keras.Model:
@@ -51,6 +52,18 @@ def _untraceable() -> keras.Model:
 def test_layer_operator_and_type_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         convert_float(make())
+
+
+def test_a_full_temporary_folder() -> None:
+    """The converter said that 'NoneType' object is not callable."""
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    with (
+        pytest.raises(OSError, match="File too large, where TensorFlow's converter writes the"),
+        small_files(),
+    ):
+        convert_float(model)
+    convert_float(model)
 
 
 class Loop(layers.Layer):
