@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ import keras
 import numpy as np
 
 from ocs_tf import data
+from ocs_tf._synthesize import OnDemand, of_graph
 from ocs_tf.closeness import Closeness
+from ocs_tf.config import SYNTHETIC
 from ocs_tf.export import (
     edge_tpu,
     failures,
@@ -39,7 +42,9 @@ from ocs_tf.export.signature import in_keras_order, sized_as
 from ocs_tf.export.tensor_grids import TensorGrids, find_activations
 from ocs_tf.export.unsigned import unsigned_borders
 from ocs_tf.export.unused import drop_unused
+from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.substitutions.inlining import check_model, flat
+from ocs_tf.keras_internals import maker
 from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics.checks import check_choice, check_switch
 from ocs_tf.paths import checked_path, writable_file
@@ -124,6 +129,8 @@ def export_tflite(
         target: `"int8"`, `"int4"`, `"packed"` or `"float"`.
         representative_dataset: inputs, in any form that `convert` takes; needed for int8
             activations where those of `model` have no grid. At most 1,024 samples are used.
+            `"synthetic"` stands for noise within the grids of the inputs: batch norms, which could
+            tell more, are folded. `synthesize(float_model)` makes better ones.
         activations: with `"int8"` and `"int4"`. `"int8"`: on the grids of `model`, or measured
             ones, which unrolls recurrent layers; `"float"`:
             kernels are dequantized, exactly; `"dynamic"`: the runtime quantizes them
@@ -176,15 +183,18 @@ def export_tflite(
         check_switch(name, value)
     _check_choices(target, activations, io_dtype, fused_dense)
     writable_file(path, overwrite=overwrite)
-    source = data.Source.of(representative_dataset)
+    is_word = isinstance(representative_dataset, str) and representative_dataset == SYNTHETIC
+    source = None if is_word else data.Source.of(representative_dataset)
     if target == "int4" and activations == "auto":
-        known = source is not None or has_grids(model)
+        known = representative_dataset is not None or has_grids(model)
         activations = "int8" if known else "float"
     form = form_of(target, activations)
     if form.integer:
         check_grids(model)
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=None if dynamic_batch else 1)
     _check_lowered(lowered, target, activations, dynamic_batch)
+    if is_word:
+        source = _synthetic(lowered)
     samples = sample_inputs(lowered, source)
     original = content = _float_file(lowered, samples)
     drop_unused(lowered, original, samples)
@@ -219,6 +229,16 @@ def export_tflite(
             lowered.notes.append(f"The file was not run: {error}")
     write(path, content, overwrite=overwrite)
     return ExportResult(path, target, len(content), ops, lowered.notes, closeness)
+
+
+def _synthetic(lowered: Lowered) -> data.Source:
+    """Noise within the grids of the inputs, where these are known."""
+    grids = {str(maker(t).name): lowered.grids.get(t.name) for t in lowered.model.inputs}
+    ranges = {name: (grid.minimum, grid.maximum) for name, grid in grids.items() if grid}
+    make = functools.partial(
+        of_graph, Graph(lowered.model), method="noise", input_range=ranges, verbose=False
+    )
+    return data.Source(OnDemand(make))
 
 
 def _float_file(lowered: Lowered, samples: Mapping[str, np.ndarray]) -> bytes:
