@@ -24,7 +24,7 @@ LEVELS = (
         "_registration",
         "_former",
     ),
-    ("numerics", "closeness", "keras_state"),
+    ("numerics", "closeness", "drawing", "keras_state"),
     ("documents",),
     ("config", "layers", "runtime"),
     ("graph", "keras2", "_plan", "tflite"),
