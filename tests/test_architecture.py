@@ -26,7 +26,7 @@ LEVELS = (
     ),
     ("numerics", "closeness", "drawing", "keras_state"),
     ("documents",),
-    ("config", "layers", "runtime"),
+    ("config", "data_forms", "layers", "runtime"),
     ("graph", "keras2", "_plan", "tflite"),
     ("data", "compensation", "_load", "synthesis"),
     ("planning", "_synthesize"),
