@@ -128,7 +128,6 @@ def test_one_module_reads_what_keras_keeps_private(path: pathlib.Path) -> None:
 # Modules without a test module of their name, and which tests are theirs.
 TESTED_ELSEWHERE = {
     "_former": "test_imports",
-    "_registration": "test_imports",
     "compensation/weights": "compensation/test_calibrated",
     "export/choices": "test_options",
     "export/custom_operator": "export/test_barrier",
