@@ -33,11 +33,14 @@ COMPILE_ARGS = {
 
 DEMO = ["scikit-learn"]
 IMAGES = ["pillow"]  # folders of them as calibration data of the command
+# TFLite Micro: has wheels for Linux on x86 only.
+MICRO = ["tflite-micro>=0.dev20260101; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 KERAS2 = ["tf-keras>=2.17"]  # reads the files of Keras 2; of the version of TensorFlow
 TEST = [
     *DEMO,
     *IMAGES,
     *KERAS2,
+    *MICRO,
     "hypothesis",
     "ipykernel",
     "matplotlib",
@@ -140,6 +143,7 @@ setup(
         "demo": DEMO,
         "images": IMAGES,
         "keras2": KERAS2,
+        "micro": MICRO,
         "test": TEST,
         "docs": DOCS,
         "dev": DEV,

@@ -29,11 +29,12 @@ from ocs_tf.cli.files import (
     read_data,
 )
 from ocs_tf.config import CALIBRATION_SAMPLES, SWITCHES, Config, Override
-from ocs_tf.export.choices import ACTIVATIONS, IO_DTYPES, TARGETS
+from ocs_tf.export.choices import ACTIVATIONS, ARRAY_SUFFIXES, IO_DTYPES, TARGETS
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.options import options_of
 from ocs_tf.process import held_stderr, open_stderr
 from ocs_tf.runtime import NativeLibraryError
+from ocs_tf.runtime.choices import RUNTIMES
 from ocs_tf.writing import replacing
 
 Flags = flags.FlagValues
@@ -222,7 +223,25 @@ def _define_target(values: Flags) -> None:
         "with --target packed: multiply by large dense kernels as they are packed",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "c_array",
+        None,
+        "also write the .tflite file as a C++ array to this .cc, .cpp or .cxx file, with a header",
+        flag_values=values,
+    )
     flags.DEFINE_boolean("overwrite", False, "replace files that exist", flag_values=values)
+
+
+def _define_compare(values: Flags) -> None:
+    _define_data(values)
+    flags.DEFINE_enum(
+        "runtime",
+        None,
+        list(RUNTIMES),
+        "what runs .tflite files: ai_edge_litert, tensorflow, or tflite_micro, which computes as"
+        " microcontrollers do; default: the first of them that is installed",
+        flag_values=values,
+    )
 
 
 def _define_demo(values: Flags) -> None:
@@ -303,8 +322,11 @@ def _convert(values: Flags, arguments: Arguments) -> None:
         raise UsageError("nothing to write; give --output, --tflite, --plan or --report.")
     for name, suffixes in outputs.items():
         check_output(f"--{name}", values[name].value, suffixes, values.overwrite)
+    if values.c_array and not values.tflite:
+        raise UsageError("--c_array needs --tflite, the file that it holds.")
+    _check_arrays(values)
     check_distinct(
-        {f"--{name}": values[name].value for name in outputs},
+        {f"--{name}": values[name].value for name in outputs} | _arrays(values),
         {
             "the model": arguments[0],
             **{f"--{name}": values[name].value for name in ("data", "config", "from_plan")},
@@ -367,13 +389,32 @@ def _export(values: Flags, arguments: Arguments) -> None:
     if not values.output:
         raise UsageError("export needs --output, the .tflite file to write.")
     check_output("--output", values.output, (".tflite",), values.overwrite)
-    check_distinct({"--output": values.output}, {"the model": arguments[0], "--data": values.data})
+    _check_arrays(values)
+    check_distinct(
+        {"--output": values.output} | _arrays(values),
+        {"the model": arguments[0], "--data": values.data},
+    )
     source = existing_model(arguments[0], _KERAS_SUFFIXES)
     check_data(values.data)
     model = load_keras(source)
     dataset = read_data(values.data, values.preprocess, model, CALIBRATION_SAMPLES)
     _write_tflite(model, values.output, values, dataset)
     _tell_skipped(dataset)
+
+
+def _arrays(values: Flags) -> dict[str, str]:
+    """The files that `--c_array` writes, by what the user calls them."""
+    if not values.c_array:
+        return {}
+    header = pathlib.Path(values.c_array).with_suffix(".h")
+    return {"--c_array": values.c_array, "the header of --c_array": str(header)}
+
+
+def _check_arrays(values: Flags) -> None:
+    for (name, path), suffixes in zip(
+        _arrays(values).items(), (ARRAY_SUFFIXES, (".h",)), strict=False
+    ):
+        check_output(name, path, suffixes, values.overwrite)
 
 
 def _compare(values: Flags, arguments: Arguments) -> None:
@@ -383,10 +424,11 @@ def _compare(values: Flags, arguments: Arguments) -> None:
     check_data(values.data)
 
     from ocs_tf._compare import compare
-    from ocs_tf.runtime.model import TFLiteModel
 
     reference, other = (
-        TFLiteModel(path) if path.suffix.lower() == ".tflite" else load_keras(path)
+        _tflite_model(path, values.runtime)
+        if path.suffix.lower() == ".tflite"
+        else load_keras(path)
         for path in paths
     )
     dataset = read_data(values.data, values.preprocess, reference, None)
@@ -394,6 +436,15 @@ def _compare(values: Flags, arguments: Arguments) -> None:
     print(f"{paths[1]} against {paths[0]}")
     print("\n".join(map(str, results)))
     _tell_skipped(dataset)
+
+
+def _tflite_model(path: pathlib.Path, runtime: str | None) -> Any:
+    from ocs_tf.runtime.model import TFLiteModel
+
+    try:
+        return TFLiteModel(path, runtime=runtime)
+    except ImportError as error:
+        raise UsageError(str(error)) from error
 
 
 def _demo(values: Flags, arguments: Arguments) -> None:
@@ -434,7 +485,7 @@ COMMANDS: Mapping[str, Command] = {
         "Show how close the outputs of two models (.keras or .tflite) are on the same inputs.",
         ("REFERENCE", "OTHER"),
         "model.keras model_w5.tflite --data images.npy",
-        _define_data,
+        _define_compare,
         _compare,
     ),
     "demo": Command(
@@ -482,6 +533,7 @@ def _write_tflite(model: Any, path: str, values: Flags, dataset: Any) -> None:
         io_dtype=values.io,
         dynamic_batch=values.dynamic_batch,
         fused_dense=values.fused_dense,
+        c_array=values.c_array,
         overwrite=values.overwrite,
         strict=bool(values.strict),
     )

@@ -16,6 +16,7 @@ _EXTRAS = {
     "pillow": "images",
     "scikit-learn": "demo",
     "tf-keras": "keras2",
+    "tflite-micro": "micro",
 }  # what a package is optional for
 _RUNTIMES = {"ai_edge_litert": "ai-edge-litert", "tensorflow": "tensorflow"}
 

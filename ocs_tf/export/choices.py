@@ -11,3 +11,5 @@ IODtype = Literal["int8", "uint8", "float32"]
 TARGETS = get_args(Target)
 ACTIVATIONS = get_args(Activations)
 IO_DTYPES = get_args(IODtype)
+
+ARRAY_SUFFIXES = (".cc", ".cpp", ".cxx")

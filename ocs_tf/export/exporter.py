@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import keras
 import numpy as np
@@ -17,12 +19,14 @@ from ocs_tf.export import (
     failures,
     int4,
     integer_writer,
+    micro,
     packed,
     running,
 )
 from ocs_tf.export.barrier import without_barriers
 from ocs_tf.export.choices import (
     ACTIVATIONS,
+    ARRAY_SUFFIXES,
     IO_DTYPES,
     TARGETS,
     Activations,
@@ -44,7 +48,8 @@ from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics.checks import check_choice, check_switch
 from ocs_tf.paths import checked_path, writable_file
 from ocs_tf.runtime import NativeLibraryError
-from ocs_tf.writing import write
+from ocs_tf.runtime import micro as micro_runtime
+from ocs_tf.writing import replacing, write
 
 _NEEDS_DELEGATE = (
     "Packed kernels are read by custom operators: open the file with ocs_tf.tflite.Interpreter, or"
@@ -66,6 +71,8 @@ class ExportResult:
         closeness: of each output to that of the Keras model, on a few samples; empty where the
             file was not run. Files whose activations stay float are compared with the model
             without rounded activations.
+        operators: names of the file's operators, each once.
+        integer: whether activations are integers.
     """
 
     path: pathlib.Path
@@ -74,12 +81,40 @@ class ExportResult:
     ops: list[edge_tpu.OpReport]
     notes: list[str]
     closeness: list[Closeness] = dataclasses.field(default_factory=list)
+    operators: tuple[str, ...] = ()
+    integer: bool = False
+
+    @functools.cached_property
+    def arena(self) -> micro_runtime.Arena | None:
+        """The arena that TFLite Micro needs for the file, or why it refuses it.
+
+        Found when it is first asked for, which takes a second. `None` without the package
+        `tflite-micro` (the extra `micro`), or where the file is not there any more.
+        """
+        if not micro_runtime.installed():
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            return micro_runtime.find_arena(self.path.read_bytes())
+        return None
+
+    @property
+    def arena_bytes(self) -> int | None:
+        """Bytes of the arena that TFLite Micro needs; `None` where that is not known."""
+        return self.arena.size if self.arena else None
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.target}, {self.size:,} bytes", *self.notes]
         if self.ops:
             lines.append(edge_tpu.summary(self.ops))
+        if self.integer and self.arena:
+            lines.append(_on_microcontrollers(self.arena, self.operators))
         return "\n".join(lines)
+
+
+def _on_microcontrollers(arena: micro_runtime.Arena, operators: tuple[str, ...]) -> str:
+    if arena.size is None:
+        return f"TFLite Micro refuses the file: {arena.refusal}"
+    return micro.describe(operators, arena.size)
 
 
 @restores_state
@@ -94,6 +129,7 @@ def export_tflite(
     dynamic_batch: bool = False,
     merge_copies: bool = True,
     fused_dense: bool = False,
+    c_array: str | os.PathLike[str] | None = None,
     strict: bool = False,
     overwrite: bool = False,
     verify: bool = True,
@@ -142,6 +178,8 @@ def export_tflite(
         fused_dense: with `"packed"`, multiply by the packed codes of large dense kernels as they
             are instead of unpacking them when the file is loaded: less memory, and faster for
             batches of up to 4.
+        c_array: also write the file as a C++ array to this `.cc`, `.cpp` or `.cxx` file, and a
+            header of the same name that declares it and registers its operators with TFLite Micro.
         strict: with int8 activations, a layer that would be computed in float is an error.
         overwrite: replace an existing file.
         verify: run the file in LiteRT on three samples (of the data, or drawn to fit the inputs'
@@ -155,12 +193,13 @@ def export_tflite(
             the file's are int8, a range of activations is missing and no data are given, or
             runtimes are known to fail with an INT4 kernel (the message names the layer);
             `model` is no Keras model that is built.
-        FileExistsError: `path` exists and `overwrite` is False.
-        IsADirectoryError: `path` is a folder.
-        FileNotFoundError: the folder of `path` does not exist.
+        FileExistsError: `path` exists, or `c_array` or its header, and `overwrite` is False.
+        IsADirectoryError: `path` or `c_array` is a folder.
+        FileNotFoundError: the folder of `path` or `c_array` does not exist.
         VerificationError: the file would differ from the model; with `verify`, its outputs are
             more than one step of their grid from the model's and less than 10 dB close to them,
-            or the runtime refuses it; if `strict`, an operator has no integer form. No file is
+            or the runtime refuses it; with `c_array`, TFLite Micro lacks an operator or, where it
+            is installed, refuses the file; if `strict`, an operator has no integer form. No file is
             left behind.
     """
     check_model(model)
@@ -176,6 +215,7 @@ def export_tflite(
         check_switch(name, value)
     _check_choices(target, activations, io_dtype, fused_dense)
     writable_file(path, overwrite=overwrite)
+    array = None if c_array is None else _checked_array(c_array, target, dynamic_batch, overwrite)
     source = data.Source.of(representative_dataset)
     if target == "int4" and activations == "auto":
         known = source is not None or has_grids(model)
@@ -217,8 +257,65 @@ def export_tflite(
             closeness = running.compare(content, reference, samples, original, lowered, reason)
         except NativeLibraryError as error:
             lowered.notes.append(f"The file was not run: {error}")
-    write(path, content, overwrite=overwrite)
-    return ExportResult(path, target, len(content), ops, lowered.notes, closeness)
+    operators = micro.operators(content)
+    with _written_array(content, operators, array, overwrite):
+        write(path, content, overwrite=overwrite)
+    return ExportResult(
+        path, target, len(content), ops, lowered.notes, closeness, operators, form.integer
+    )
+
+
+def _checked_array(
+    c_array: str | os.PathLike[str], target: str, dynamic_batch: bool, overwrite: bool
+) -> pathlib.Path:
+    path = checked_path(c_array, "c_array")
+    if path.suffix not in ARRAY_SUFFIXES:
+        raise ValueError(f"`c_array` (={path}) must end in one of {', '.join(ARRAY_SUFFIXES)}.")
+    if target == "packed":
+        raise ValueError(
+            "`c_array` is for TFLite Micro, which cannot read packed kernels; use target='int8'."
+        )
+    if dynamic_batch:
+        raise ValueError(
+            "`c_array` is for TFLite Micro, which needs a fixed batch size; leave"
+            " dynamic_batch=False."
+        )
+    writable_file(path, "c_array", overwrite=overwrite)
+    writable_file(micro.header_path(path), "the header of `c_array`", overwrite=overwrite)
+    return path
+
+
+@contextlib.contextmanager
+def _written_array(
+    content: bytes, operators: tuple[str, ...], path: pathlib.Path | None, overwrite: bool
+) -> Iterator[None]:
+    """Write a file as C++ to `path`, unless what is done within the context fails.
+
+    Raises:
+        VerificationError: TFLite Micro cannot run it.
+    """
+    if path is None:
+        yield
+        return
+    micro.check(operators)
+    size = None
+    if micro_runtime.installed():
+        arena = micro_runtime.find_arena(content)
+        if arena.size is None:
+            raise VerificationError(
+                f"TFLite Micro refuses the file: {arena.refusal}. Nothing was written; leave"
+                " `c_array` out to write it all the same."
+            )
+        size = arena.size
+    texts = {
+        path: micro.source_text(content, path),
+        micro.header_path(path): micro.header_text(operators, size, path),
+    }
+    with contextlib.ExitStack() as files:
+        for name, text in texts.items():
+            temporary = files.enter_context(replacing(name, overwrite=overwrite))
+            temporary.write_text(text, encoding="ascii")
+        yield
 
 
 def _float_file(lowered: Lowered, samples: Mapping[str, np.ndarray]) -> bytes:

@@ -58,6 +58,8 @@ from ocs_tf.numerics import ActivationGrid, QuantizedKernel
 from ocs_tf.numerics.activation_splitting import copy_parts
 from ocs_tf.numerics.grid import code_limit
 
+_MOST_PARTS = 10  # of one Concatenation: TFLite Micro refuses more
+
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
@@ -387,11 +389,27 @@ class _Lowering:
         """The channels of `tensor` that `mapping` lists: slices, concatenated."""
         # Neighbours that follow each other in order make one slice.
         runs = np.split(mapping, np.flatnonzero(np.diff(mapping) != 1) + 1)
-        slices = [
+        parts = [
             tensor if len(run) == tensor.shape[-1] else tensor[..., int(run[0]) : int(run[-1]) + 1]
             for run in runs
         ]
-        return self._once(keras.layers.Concatenate, name=f"{name}_copies")(slices)
+        return self._joined(parts, self.tensor_grids.get(id(tensor)), f"{name}_copies")
+
+    def _joined(
+        self, parts: list[keras.KerasTensor], grid: ActivationGrid | None, name: str
+    ) -> keras.KerasTensor:
+        """`parts` in a row: many of them in steps, the first one, the largest, in the last step."""
+        first, *rest = parts
+        number = 0
+        while len(rest) >= _MOST_PARTS:
+            groups = [rest[i : i + _MOST_PARTS] for i in range(0, len(rest), _MOST_PARTS)]
+            rest = []
+            for group in groups:
+                inner = f"{name}_{number}"
+                rest.append(self._once(keras.layers.Concatenate, name=inner)(group))
+                self._note_grid(inner, rest[-1], grid)
+                number += 1
+        return self._once(keras.layers.Concatenate, name=name)([first, *rest])
 
     def _split(
         self, tensor: keras.KerasTensor, grid: ActivationGrid, name: str

@@ -12,6 +12,7 @@ from keras import layers
 
 from ocs_tf.export.form import FLOAT
 from ocs_tf.export.lowering import lower
+from ocs_tf.graph.reader import Graph
 from tests.export.lowering.networks import CHAINS, SHAPE, build, chain, names_of_layers, split
 from tests.graph import twins
 
@@ -148,6 +149,29 @@ def test_neighbouring_copies_make_one_slice(rng):
     lowered = lower(split(model), FLOAT, merge_copies=False)
     slices = [o for o in lowered.model.operations if type(o).__name__ == "GetItem"]
     assert len(slices) == 1
+
+
+@pytest.mark.parametrize("count", [9, 10, 35, 110])
+def test_many_copies_are_joined_in_steps(count, rng):
+    """TFLite Micro concatenates up to 10 tensors."""
+
+    def function(x):
+        x = layers.Flatten()(layers.Conv1D(12, 1, name="first")(x))
+        return layers.Dense(2, name="second")(x)
+
+    model = build(function, (20, 6))
+    kernel = rng.uniform(-0.1, 0.1, (240, 2)).astype(np.float32)
+    kernel[1 : 2 * count : 2] = rng.uniform(5, 9, (count, 2))  # no neighbours
+    model.get_layer("second").kernel.assign(kernel)
+    quantized = split(model, expand_ratio=count / 240)
+    lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
+    joined = [n.inputs for n in Graph(lowered.model).nodes if n.layer.name.startswith("second_cop")]
+    assert max(map(len, joined)) <= 10
+    assert len(joined) == (1 if count <= 9 else 1 + -(-count // 10) + (count > 90) * 2)
+    x = rng.normal(size=(3, 20, 6)).astype(np.float32)
+    np.testing.assert_allclose(
+        lowered.model.predict_on_batch(x), quantized.predict_on_batch(x), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("bits", "merged"), [(8, False), (7, True), (4, True)])
