@@ -32,7 +32,7 @@ LEVELS = (
     ("planning", "_synthesize"),
     ("data_checks",),
     ("_convert",),
-    ("export", "_report"),
+    ("export", "_report", "_check"),
     ("_compare",),
     ("__init__",),
     ("cli",),

@@ -1,4 +1,4 @@
-"""The `ocs_tf` command: convert, report, export, compare, demo, doctor."""
+"""The `ocs_tf` command: convert, report, export, compare, check, demo, doctor."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import flags
 
+from ocs_tf._check import ACCELERATORS, CompilerError
 from ocs_tf.cli.files import (
     PREPROCESS,
     Images,
@@ -41,7 +42,7 @@ Flags = flags.FlagValues
 Arguments = Sequence[str]
 
 # What a user can mend; anything else is a mistake of ours.
-_MISTAKES = (ValueError, OSError, VerificationError, NativeLibraryError)
+_MISTAKES = (ValueError, OSError, VerificationError, NativeLibraryError, CompilerError)
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 
 # Options of `Config` that are flags; `--override` stands for `overrides`.
@@ -242,6 +243,18 @@ def _define_compare(values: Flags) -> None:
         " microcontrollers do; default: the first of them that is installed",
         flag_values=values,
     )
+
+
+def _define_check(values: Flags) -> None:
+    flags.DEFINE_enum(
+        "accelerator",
+        "ethos-u55-128",
+        list(ACCELERATORS),
+        f"what Vela compiles for: {', '.join(ACCELERATORS)}",
+        flag_values=values,
+    )
+    flags.DEFINE_string("report", None, "write the report to this .json file", flag_values=values)
+    flags.DEFINE_boolean("overwrite", False, "replace files that exist", flag_values=values)
 
 
 def _define_demo(values: Flags) -> None:
@@ -447,6 +460,19 @@ def _tflite_model(path: pathlib.Path, runtime: str | None) -> Any:
         raise UsageError(str(error)) from error
 
 
+def _check(values: Flags, arguments: Arguments) -> None:
+    path = existing(arguments[0], "file", (".tflite",))
+    check_output("--report", values.report, (".json",), values.overwrite)
+
+    import ocs_tf
+
+    report = ocs_tf.check(path, values.accelerator)
+    print(report)
+    if values.report:
+        report.save(values.report, overwrite=values.overwrite)
+        print(f"Wrote {values.report}.")
+
+
 def _demo(values: Flags, arguments: Arguments) -> None:
     from ocs_tf.cli.demo import run
 
@@ -487,6 +513,13 @@ COMMANDS: Mapping[str, Command] = {
         "model.keras model_w5.tflite --data images.npy",
         _define_compare,
         _compare,
+    ),
+    "check": Command(
+        "Compile a .tflite file for an Arm Ethos-U NPU, and show operators, cycles and memory.",
+        ("FILE",),
+        "model_w5.tflite --accelerator ethos-u55-128",
+        _define_check,
+        _check,
     ),
     "demo": Command(
         "Train a small network, quantize it in several ways, and compare.",
