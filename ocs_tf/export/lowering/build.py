@@ -36,6 +36,7 @@ from ocs_tf.export.lowering.kernels import (
     inside,
     output_copies,
     steps,
+    with_copies_in_order,
     with_norm,
 )
 from ocs_tf.export.packed import PackedKernel
@@ -194,7 +195,7 @@ class _Lowering:
         expanded = layer.name in self.decided.expanded
         if self.form.kernels == "packed":
             self._note(layer.name, adapter.kind, kernel)
-        codes = kernel.codes if expanded else kernel.effective_codes()
+        codes = with_copies_in_order(kernel).codes if expanded else kernel.effective_codes()
         arrays: list[Any] = [codes, kernel.scale] if bias is None else [codes, kernel.scale, bias]
         config, arrays = self._repeat(layer, config, arrays)
         identity = np.arange(arrays[0].shape[-2], dtype=np.int32)
@@ -329,8 +330,9 @@ class _Lowering:
             if layer.grid.copies and self.form.splits_activations:
                 tensor = self._split(tensor, layer.grid, name)
             return self._rounded(maker(tensor).name, tensor, layer.grid)
-        if name in self.decided.expanded and name not in self.decided.fed:
-            args = (self._duplicate(args[0], name), *args[1:])
+        reader = self.decided.ahead.get(name, name)
+        if name in self.decided.ahead or name in self.decided.beside:
+            args = (self._duplicate(args[0], reader), *args[1:])
         args, kwargs = self.apart.from_makers(layer, (args, kwargs))
         if affine_axis(layers.unwrapped(layer)) is not None:
             outputs = self._scaled(layer, twin, args[0])
