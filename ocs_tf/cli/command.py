@@ -197,14 +197,15 @@ def _define_target(values: Flags) -> None:
         "int8",
         list(TARGETS),
         "int8: integers; int4: the same, with kernels of up to 4 bits in INT4; packed: kernels in"
-        " exactly their bits, read by the delegate; float",
+        " exactly their bits, read by the delegate; float; auto: int8 where activations can be"
+        " integers, else the smallest that this machine runs; smallest",
         flag_values=values,
     )
     flags.DEFINE_enum(
         "activations",
         "auto",
         list(ACTIVATIONS),
-        "with --target int8 or int4: int8, float, or dynamic (quantized by the runtime); auto:"
+        "with all targets but packed and float: int8, float, or dynamic (quantized by the runtime); auto:"
         " int8, but float with int4 if the model has no grids and there is no data",
         flag_values=values,
     )

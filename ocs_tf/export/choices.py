@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Target = Literal["int8", "int4", "packed", "float"]
+Target = Literal["int8", "int4", "packed", "float", "auto", "smallest"]
 Activations = Literal["auto", "int8", "float", "dynamic"]
 IODtype = Literal["int8", "uint8", "float32"]
 

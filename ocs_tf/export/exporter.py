@@ -15,6 +15,7 @@ import numpy as np
 from ocs_tf import data
 from ocs_tf.closeness import Closeness
 from ocs_tf.export import (
+    choosing,
     edge_tpu,
     failures,
     int4,
@@ -22,6 +23,7 @@ from ocs_tf.export import (
     micro,
     packed,
     running,
+    sizes,
 )
 from ocs_tf.export.barrier import without_barriers
 from ocs_tf.export.choices import (
@@ -55,6 +57,10 @@ _NEEDS_DELEGATE = (
     "Packed kernels are read by custom operators: open the file with ocs_tf.tflite.Interpreter, or"
     " load the delegate ocs_tf.tflite.delegate_path() into another runtime."
 )
+_INT4_FAILS = (
+    "Arm's compiler Vela (5.2) crashes on INT4 kernels, and TFLite Micro refuses dense ones with a"
+    " scale per channel: for Ethos-U and microcontrollers export with target='int8'."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +79,8 @@ class ExportResult:
             without rounded activations.
         operators: names of the file's operators, each once.
         integer: whether activations are integers.
+        other_sizes: about how many bytes a file of each other target would have: the same codes.
+        widths: bits of the codes of the model's kernels.
     """
 
     path: pathlib.Path
@@ -83,6 +91,8 @@ class ExportResult:
     closeness: list[Closeness] = dataclasses.field(default_factory=list)
     operators: tuple[str, ...] = ()
     integer: bool = False
+    other_sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    widths: tuple[int, ...] = ()
 
     @functools.cached_property
     def arena(self) -> micro_runtime.Arena | None:
@@ -104,6 +114,8 @@ class ExportResult:
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.target}, {self.size:,} bytes", *self.notes]
+        if self.other_sizes:
+            lines.append(sizes.describe(self.target, self.size, self.other_sizes, self.widths))
         if self.ops:
             lines.append(edge_tpu.summary(self.ops))
         if self.integer and self.arena:
@@ -157,7 +169,9 @@ def export_tflite(
     Arguments:
         model: what `convert` returned.
         path: the file to write.
-        target: `"int8"`, `"int4"`, `"packed"` or `"float"`.
+        target: `"int8"`, `"int4"`, `"packed"` or `"float"`. `"auto"`: `"int8"` where activations
+            can be integers, else as `"smallest"`: the smallest file that this machine can run.
+            `target` of the result is what was chosen, and its `notes` say why.
         representative_dataset: inputs, in any form that `convert` takes; needed for int8
             activations where those of `model` have no grid. At most 1,024 samples are used.
         activations: with `"int8"` and `"int4"`. `"int8"`: on the grids of `model`, or measured
@@ -217,6 +231,13 @@ def export_tflite(
     writable_file(path, overwrite=overwrite)
     array = None if c_array is None else _checked_array(c_array, target, dynamic_batch, overwrite)
     source = data.Source.of(representative_dataset)
+    chosen = ""
+    if fused_dense and target in choosing.NAMES:
+        target = "packed"
+    if target in choosing.NAMES:
+        target, activations, chosen = choosing.choose(
+            model, target, activations, has_data=source is not None, micro=array is not None
+        )
     if target == "int4" and activations == "auto":
         known = source is not None or has_grids(model)
         activations = "int8" if known else "float"
@@ -224,6 +245,7 @@ def export_tflite(
     if form.integer:
         check_grids(model)
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=None if dynamic_batch else 1)
+    lowered.notes.extend([chosen] if chosen else [])
     _check_lowered(lowered, target, activations, dynamic_batch)
     samples = sample_inputs(lowered, source)
     original = content = _float_file(lowered, samples)
@@ -247,6 +269,8 @@ def export_tflite(
     elif target == "packed":
         content = packed.write_packed(content, lowered.kernels, fused_dense=fused_dense)
         lowered.notes.append(_NEEDS_DELEGATE)
+    if target == "int4" and form.integer:
+        lowered.notes.append(_INT4_FAILS)
     ops = edge_tpu.check(content) if form.integer and target == "int8" else []
     closeness: list[Closeness] = []
     lowered.notes.extend(coarse_parts(model))
@@ -260,8 +284,18 @@ def export_tflite(
     operators = micro.operators(content)
     with _written_array(content, operators, array, overwrite):
         write(path, content, overwrite=overwrite)
+    kernels = sizes.kernel_sizes(model)
     return ExportResult(
-        path, target, len(content), ops, lowered.notes, closeness, operators, form.integer
+        path,
+        target,
+        len(content),
+        ops,
+        lowered.notes,
+        closeness,
+        operators=operators,
+        integer=form.integer,
+        other_sizes=sizes.others(target, len(content), sizes.total(kernels)),
+        widths=tuple(sorted({kernel.width for kernel in kernels})),
     )
 
 
@@ -360,12 +394,12 @@ def _check_choices(
         ("io_dtype", io_dtype, IO_DTYPES),
     ):
         check_choice(name, value, choices)
-    if activations != "auto" and target not in ("int8", "int4"):
+    if activations != "auto" and target in ("packed", "float"):
         raise ValueError(
             f"`activations` (={activations!r}) is a choice of targets 'int8' and 'int4', not of"
             f" {target!r}; leave it 'auto'."
         )
-    if fused_dense and target != "packed":
+    if fused_dense and target in ("int8", "int4", "float"):
         raise ValueError(
             f"`fused_dense` (={fused_dense!r}) multiplies by packed codes, which target={target!r}"
             " does not have; use target='packed'."
