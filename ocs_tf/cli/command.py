@@ -205,8 +205,8 @@ def _define_target(values: Flags) -> None:
         "activations",
         "auto",
         list(ACTIVATIONS),
-        "with all targets but packed and float: int8, float, or dynamic (quantized by the runtime); auto:"
-        " int8, but float with int4 if the model has no grids and there is no data",
+        "with all targets but packed and float: int8, float, or dynamic (quantized by the runtime);"
+        " auto: int8, but float with int4 if the model has no grids and there is no data",
         flag_values=values,
     )
     flags.DEFINE_enum(

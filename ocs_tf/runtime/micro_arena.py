@@ -7,10 +7,7 @@ process of its own, with a child for each size. It must not import ocs_tf, which
 from __future__ import annotations
 
 import os
-import resource
 import sys
-
-from tflite_micro import runtime
 
 ALIGNMENT = 16
 
@@ -25,7 +22,7 @@ def main(content: bytes, largest: int) -> int:
     Raises:
         RuntimeError: TFLite Micro refuses the model; it writes the reason on stderr.
     """
-    runtime.Interpreter.from_bytes(content, arena_size=largest)
+    _open(content, largest)
     too_small, enough = 0, -(-largest // ALIGNMENT)
     while enough - too_small > 1:
         middle = (too_small + enough) // 2
@@ -42,13 +39,21 @@ def _opens(content: bytes, size: int) -> bool:
     if not child:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            runtime.Interpreter.from_bytes(content, arena_size=size)
+            _open(content, size)
         except RuntimeError:
             os._exit(1)
         os._exit(0)
     return os.waitpid(child, 0)[1] == 0
 
 
+def _open(content: bytes, size: int) -> None:
+    from tflite_micro import runtime
+
+    runtime.Interpreter.from_bytes(content, arena_size=size)
+
+
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    import resource  # which Windows does not have, nor TFLite Micro
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # crashes are expected
     print(main(sys.stdin.buffer.read(), int(sys.argv[1])))
