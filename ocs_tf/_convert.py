@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 
 from ocs_tf import data, layers
 from ocs_tf._plan import Plan
-from ocs_tf._synthesize import SYNTHETIC, of_graph
+from ocs_tf._synthesize import OnDemand, of_graph
 from ocs_tf.compensation.calibrated import compensate
 from ocs_tf.compensation.data_free import compensate_data_free, moments_of_calls
-from ocs_tf.config import Config, ConfigOptions, check_count
+from ocs_tf.config import SYNTHETIC, Config, ConfigOptions, check_count
 from ocs_tf.data_checks import watched
 from ocs_tf.graph.analysis.activation_sites import Site, all_sites, input_sites
 from ocs_tf.graph.analysis.batch_norm_moments import channel_moments
@@ -62,6 +63,7 @@ from ocs_tf.planning.mixed_precision import MEASURED_SAMPLES, allocate_bits, all
 from ocs_tf.planning.synthetic_ranges import widened
 from ocs_tf.planning.weights import plan_kernels
 from ocs_tf.progress import progress_bar
+from ocs_tf.synthesis.matching import norms_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # of `typing` from Python 3.11 on
@@ -76,6 +78,11 @@ _COARSE = (
 _SLICE = "slice "  # in front of a name that is of no site
 _COARSE_CALLS = (
     "Call a layer of its own in its place, a copy with the same weights: it has a grid of its own."
+)
+_NO_DATA = (
+    "there is no `representative_dataset`: activations are measured on synthetic data, made from"
+    " what batch norms know of the training data. Give some real inputs if you have any. Without"
+    " this warning: representative_dataset='synthetic', or activation_bits=None (float)."
 )
 _CHECKED_SAMPLES = 256  # where activations stay in float, and nothing is measured on data
 _BATCHES = 8  # of the most samples that memory allows; of more, calls would cost more than work
@@ -103,7 +110,9 @@ def convert(
             `tf.data.Dataset`, a `keras.utils.PyDataset`, or a callable that yields lists or dicts
             of arrays; labels, in tuples, are left out. See `data.Source` for all forms. It is read
             several times; what can be read only once, a generator, is kept in memory as far as it
-            is read. Without it activations stay in float32.
+            is read. Without it activations stay in float32, unless `activation_bits` asks for them:
+            then it is `"synthetic"` where the model has batch norms. `"synthetic"` makes inputs by
+            `synthesize`, which takes minutes.
         verbose: show progress of what takes longer than two seconds.
 
     Returns:
@@ -116,6 +125,7 @@ def convert(
     config = _config(config, options)
     _check_options(verbose)
     graph, source = _opened(model, config.fold_batch_norm, representative_dataset, verbose)
+    source = source or _made_up(graph, config, verbose)
     runs = source is not None or not _compiles(model)
     plan_, scaled = _plan(graph, config, source, verbose, runs)
     batches = _batches(plan_, graph, source, config.calibration_samples)
@@ -147,6 +157,7 @@ def plan(
     _check_options(verbose)
     config = _config(config, options)
     graph, source = _opened(model, config.fold_batch_norm, representative_dataset, verbose)
+    source = source or _made_up(graph, config, verbose)
     result, _ = _plan(graph, config, source, verbose, runs=source is not None)
     return result
 
@@ -161,15 +172,15 @@ def _plan(
     config = config.resolve(with_data=source is not None)
     if runs:
         check_layouts(graph)
+    selected = select(graph, config)
+    check_overrides(graph, config, set(selected.options))
     stream: Iterator[data.Batch] = iter(())
-    if source is not None:
+    if source is not None and (config.rounds_activations or not source.is_synthetic):
         # Before the slow part, so that data that do not fit fail at once.
         limit = config.calibration_samples
         limit = limit if config.rounds_activations else _at_most(_CHECKED_SAMPLES, limit)
         stream = watched(graph, source.batches(graph.model, limit=limit), source.name)
-    selected = select(graph, config)
     scales = _scales(graph, config, selected, source, verbose)
-    check_overrides(graph, config, set(selected.options))
     graph = _scaled(graph, scales, config.fold_batch_norm)
     options, widths = _all_options(graph, config, selected, source, verbose)
     result = Plan(
@@ -180,11 +191,12 @@ def _plan(
         bias_correction=config.bias_correction,
         equalization={name: values.tolist() for name, values in scales.items()},
     )
+    if source is not None and (config.rounds_activations or result.needs_data):
+        result = dataclasses.replace(result, synthetic=source.summary)
     if not config.rounds_activations:
         collections.deque(stream, maxlen=0)  # to its end, for the warnings
         return result, graph
-    synthetic = source is not None and source.is_synthetic
-    return _plan_activations(graph, result, config, stream, synthetic, verbose), graph
+    return _plan_activations(graph, result, config, stream, verbose), graph
 
 
 def _plan_activations(
@@ -192,14 +204,9 @@ def _plan_activations(
     result: Plan,
     config: Config,
     stream: Iterator[data.Batch],
-    synthetic: bool,
     verbose: bool,
 ) -> Plan:
-    """The plan of kernels `result`, with grids of activations, measured on `stream`.
-
-    Arguments:
-        synthetic: whether that is of synthetic data.
-    """
+    """The plan of kernels `result`, with grids of activations, measured on `stream`."""
     quantized = set(result.layers)
     tables = _table_grids(graph, result, config)
     if config.activation_scope == "all":
@@ -237,7 +244,7 @@ def _plan_activations(
         for key in cut
         for seen in measured.pop(key, ())
     }
-    if synthetic:
+    if result.synthetic:
         measured = widened(graph, sites, measured)
     statistics = together(measured)
     sites = _rounded(sites, statistics)
@@ -274,18 +281,30 @@ def _scaled(graph: Graph, scales: Mapping[str, Any], fold_batch_norm: bool) -> G
 def _opened(
     model: keras.Model, fold_batch_norm: bool, dataset: data.Dataset, verbose: bool
 ) -> tuple[Graph, data.Source | None]:
-    """The graph of `model`, and the data; what is "synthetic" is made here.
+    """The graph of `model`, and the data; what is "synthetic" is made when it is read.
 
     Keras does not know of what dtype inputs of a `call` are, data do.
     """
     if isinstance(dataset, str) and dataset == SYNTHETIC:
         graph = Graph(model, fold_batch_norm)
-        return graph, data.Source.of(of_graph(graph, verbose=verbose))
+        return graph, _synthetic(graph, verbose)
     source = data.Source.of(dataset)
     if source is None or not isinstance(model, keras.Model) or has_graph(model):
         return Graph(model, fold_batch_norm), source
     inputs = keras.tree.flatten(inputs_of(model))
     return graph_on(model, fold_batch_norm, source.dtypes(inputs)), source
+
+
+def _synthetic(graph: Graph, verbose: bool) -> data.Source:
+    return data.Source(OnDemand(functools.partial(of_graph, graph, verbose=verbose)))
+
+
+def _made_up(graph: Graph, config: Config, verbose: bool) -> data.Source | None:
+    """Synthetic data for a user who asks for rounded activations and has none, if that can be."""
+    if not config.rounds_activations or not norms_of(graph):
+        return None
+    warnings.warn(_NO_DATA, stacklevel=2)
+    return _synthetic(graph, verbose)
 
 
 def _rounded(sites: Sequence[Site], statistics: Mapping[str, Statistics]) -> list[Site]:
@@ -323,7 +342,8 @@ def apply(
     """Make the quantized model that `plan` describes. `model` is not modified.
 
     Arguments:
-        representative_dataset: as for `convert`; only needed if `plan.needs_data`.
+        representative_dataset: as for `convert`; only needed if `plan.needs_data`. Without it, a
+            plan made on synthetic data is applied on such.
         calibration_samples: use at most this many samples of it. 1,024 are enough in any case, and
             fewer are used if their activations would take more than two GiB.
 
@@ -341,6 +361,8 @@ def apply(
     plan = dataclasses.replace(plan)  # checked anew: what is in it may have been edited
     _check_options(verbose, calibration_samples)
     graph, source = _opened(model, plan.fold_batch_norm, representative_dataset, verbose)
+    if source is None and plan.synthetic:
+        source = _synthetic(graph, verbose)  # the same again
     check_not_quantized(graph)
     check_fits(plan, graph)
     if plan.needs_data or not _compiles(model):

@@ -119,6 +119,7 @@ class Plan:
         coarse_parts: where tensors of very different ranges share a grid: how many of its codes
             the small ones span, by site and by the layer that makes them, or by the call of a
             shared layer; see `graph.analysis.concatenations`.
+        synthetic: where the data were synthetic: what they were made from, in words.
 
     Raises:
         ValueError: a field, or one of a layer or grid in it, is of another type or out of range;
@@ -134,9 +135,11 @@ class Plan:
     equalization: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     unsplit_activations: dict[str, str] = dataclasses.field(default_factory=dict)
     coarse_parts: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    synthetic: str = ""
 
     def __post_init__(self) -> None:
         _keep(self, "fold_batch_norm", check_switch("fold_batch_norm", self.fold_batch_norm))
+        _keep(self, "synthetic", check_text("synthetic", self.synthetic))
         _keep(self, "rounding", check_choice("rounding", self.rounding, _ROUNDINGS))
         choices = _BIAS_CORRECTIONS
         _keep(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import keras
@@ -22,7 +23,6 @@ from ocs_tf.progress import progress_bar
 from ocs_tf.synthesis.input_moments import InputMoments, input_moments
 from ocs_tf.synthesis.matching import Range, match, norms_of
 
-SYNTHETIC = "synthetic"  # what `representative_dataset` takes in place of data
 Method = Literal["auto", "match", "noise"]
 _OPEN_SIZE = 64  # of an axis without a size
 _SMALL = 64 * 64  # places of an input of which many samples are made
@@ -65,6 +65,28 @@ class SyntheticData(Mapping[str, NDArray[Any]]):
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {array.shape}" for name, array in self._arrays.items())
         return f"SyntheticData({shapes})"
+
+
+class OnDemand:
+    """Synthetic data that are made when they are first read: a form that `data.Source` takes."""
+
+    is_synthetic = True
+
+    def __init__(self, make: Callable[[], SyntheticData]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def made(self) -> SyntheticData:
+        """The data; the first time takes as long as `synthesize` does."""
+        return self._make()
+
+    @property
+    def summary(self) -> str:
+        """Of the data, in words."""
+        return self.made.summary
+
+    def __call__(self) -> SyntheticData:
+        return self.made
 
 
 @takes_keras2

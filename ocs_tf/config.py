@@ -43,6 +43,7 @@ ROUNDINGS = get_args(Rounding)
 BIAS_CORRECTIONS = ("auto", True, False, "batch_norm")
 # What `expand_ratio="auto"` stands for: at 8 bits splitting costs channels and buys nothing.
 AUTO_EXPAND_RATIO = 0.02
+SYNTHETIC = "synthetic"  # what `representative_dataset` takes in place of data
 CALIBRATION_SAMPLES = 1024
 SWITCHES = (
     "activation_equalization",

@@ -62,6 +62,11 @@ class Source:
         """A source of `dataset`, itself if it is one; `None` of `None`."""
         return dataset if dataset is None or isinstance(dataset, cls) else cls(dataset, name)
 
+    @property
+    def summary(self) -> str:
+        """What synthetic data were made from, in words; no text of real data."""
+        return str(getattr(self._dataset, "summary", "")) if self.is_synthetic else ""
+
     def batches(
         self,
         model: keras.Model,
@@ -178,6 +183,8 @@ class Source:
         try:
             made = make()
         except Exception as error:
+            if self.is_synthetic:  # of our own making
+                raise
             raise ValueError(f"`{self.name}` raised {error!r} when it was called.") from error
         if callable(made) or not _has_a_form(made):
             raise ValueError(

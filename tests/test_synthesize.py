@@ -130,6 +130,64 @@ def test_strings_cannot_be_made() -> None:
         ocs_tf.synthesize(model, verbose=False)
 
 
-def test_activation_bits_without_data_name_the_way_out(model: keras.Model) -> None:
+def test_activations_without_data_are_measured_on_synthetic_data(model: keras.Model) -> None:
+    with pytest.warns(UserWarning, match="measured on synthetic data, made"):
+        plan = ocs_tf.plan(model, activation_bits=8, verbose=False)
+    assert plan.synthetic.startswith("256 synthetic samples; input")
+    assert "batch norms" in plan.synthetic
+    same = ocs_tf.plan(model, activation_bits=8, representative_dataset="synthetic", verbose=False)
+    assert same.activations == plan.activations
+    again = ocs_tf.Plan.from_json(plan.to_json())
+    x = pictures(np.random.default_rng(0), 0, 255)
+    first, second = (
+        ocs_tf.apply(model, plan, representative_dataset=data, verbose=False)
+        for data in (None, "synthetic")
+    )
+    np.testing.assert_array_equal(first.predict_on_batch(x), second.predict_on_batch(x))
+    assert again == plan
+
+
+def test_without_batch_norms_data_are_asked_for() -> None:
+    plain = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     with pytest.raises(ValueError, match="'synthetic' to make some"):
-        ocs_tf.convert(model, activation_bits=8, verbose=False)
+        ocs_tf.convert(plain, activation_bits=8, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overrides": {"nothing": {"weight_bits": 4}}}, "nothing"),
+        ({"activation_expand_ratio": 2}, "from 0 to 1"),
+    ],
+)
+def test_mistakes_are_found_before_inputs_are_made(
+    model: keras.Model, options: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        pytest.fail("made too early")
+
+    monkeypatch.setattr("ocs_tf._convert.of_graph", fail)
+    with pytest.raises(ValueError, match=message):
+        ocs_tf.convert(model, representative_dataset="synthetic", verbose=False, **options)
+
+
+def test_nothing_is_made_where_nothing_is_measured(
+    model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocs_tf._convert.of_graph", lambda *_, **__: pytest.fail("made"))
+    options = {"rounding": "nearest", "bias_correction": False, "activation_bits": None}
+    plan = ocs_tf.plan(model, representative_dataset="synthetic", verbose=False, **options)
+    assert not plan.synthetic
+
+
+@pytest.mark.slow
+def test_an_export_takes_the_word(model: keras.Model, tmp_path: pathlib.Path) -> None:
+    ranges = {"first_activation_bits": 8, "representative_dataset": "synthetic", "verbose": False}
+    inputs_only = ocs_tf.convert(model, activation_bits=None, **ranges)
+    result = ocs_tf.export_tflite(
+        inputs_only, tmp_path / "m.tflite", representative_dataset="synthetic"
+    )
+    assert result.ops
+    unknown = ocs_tf.convert(model, verbose=False)
+    with pytest.warns(UserWarning, match="nothing tells the range"):
+        ocs_tf.export_tflite(unknown, tmp_path / "n.tflite", representative_dataset="synthetic")

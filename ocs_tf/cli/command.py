@@ -29,7 +29,7 @@ from ocs_tf.cli.files import (
     one_line,
     read_data,
 )
-from ocs_tf.config import CALIBRATION_SAMPLES, SWITCHES, Config, Override
+from ocs_tf.config import CALIBRATION_SAMPLES, SWITCHES, SYNTHETIC, Config, Override
 from ocs_tf.export.choices import ACTIVATIONS, ARRAY_SUFFIXES, IO_DTYPES, TARGETS
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.options import options_of
@@ -185,7 +185,11 @@ def _define_export(values: Flags) -> None:
 
 def _define_data(values: Flags) -> None:
     flags.DEFINE_string(
-        "data", None, "inputs: an .npy or .npz file, or a folder of images", flag_values=values
+        "data",
+        None,
+        "inputs: an .npy or .npz file, or a folder of images; 'synthetic' makes some from what the"
+        " model's batch norms know of its training data",
+        flag_values=values,
     )
     choices = "; ".join(f"{name}: {text}" for name, (text, _) in PREPROCESS.items())
     flags.DEFINE_enum("preprocess", "none", list(PREPROCESS), choices, flag_values=values)
@@ -350,10 +354,13 @@ def _convert(values: Flags, arguments: Arguments) -> None:
     config = _config(values)
     if values.from_plan and config != Config():
         raise UsageError("--from_plan takes no other options; edit the plan instead.")
-    check_data(values.data)
+    check_data(values.data, values.preprocess)
     integers = values.target == "int8" and values.activations in ("auto", "int8")
     if values.tflite and integers and not (values.data or values.from_plan):
-        raise UsageError("--tflite with --target int8 needs --data, to measure activations.")
+        raise UsageError(
+            "--tflite with --target int8 needs --data, to measure activations; --data synthetic"
+            " makes some."
+        )
 
     import ocs_tf
 
@@ -409,9 +416,11 @@ def _export(values: Flags, arguments: Arguments) -> None:
         {"the model": arguments[0], "--data": values.data},
     )
     source = existing_model(arguments[0], _KERAS_SUFFIXES)
-    check_data(values.data)
+    check_data(values.data, values.preprocess)
     model = load_keras(source)
-    dataset = read_data(values.data, values.preprocess, model, CALIBRATION_SAMPLES)
+    dataset: Any = SYNTHETIC
+    if values.data != SYNTHETIC:
+        dataset = read_data(values.data, values.preprocess, model, CALIBRATION_SAMPLES)
     _write_tflite(model, values.output, values, dataset)
     _tell_skipped(dataset)
 
@@ -435,6 +444,8 @@ def _compare(values: Flags, arguments: Arguments) -> None:
     paths = [existing_model(path, (*_KERAS_SUFFIXES, ".tflite")) for path in arguments]
     if not values.data:
         raise UsageError("compare needs --data, the inputs to run both models on.")
+    if values.data == SYNTHETIC:
+        raise UsageError("compare needs real inputs as --data: synthetic ones resemble no class.")
     check_data(values.data)
 
     from ocs_tf._compare import compare

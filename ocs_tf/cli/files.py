@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import math
 import os
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from ocs_tf.config import SYNTHETIC
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _MOST_UNREADABLE = 0.1  # of the images in a folder
@@ -122,9 +125,16 @@ def load_keras(path: pathlib.Path) -> Any:
         raise UsageError(f"{path} cannot be loaded as a Keras model: {one_line(error)}") from error
 
 
-def check_data(data: str | None) -> None:
+def check_data(data: str | None, preprocessing: str = "none") -> None:
     """Refuse what can be seen to be wrong with `--data` without opening it."""
     if not data:
+        return
+    if data == SYNTHETIC:
+        if preprocessing != "none":
+            raise UsageError(
+                f"--preprocess {preprocessing} is for real data; --data synthetic makes inputs as"
+                " the model takes them."
+            )
         return
     path = pathlib.Path(data)
     if path.is_dir():
@@ -167,7 +177,8 @@ def read_data(
     """The inputs at `--data` as a callable that gives samples, or batches by input name.
 
     Arguments:
-        data: an .npy or .npz file or a folder of images; nothing gives `None`.
+        data: an .npy or .npz file, a folder of images, or "synthetic", made for `model` when it is
+            first read; nothing gives `None`.
         preprocessing: one of `PREPROCESS`.
         model: gives the names and shapes of the inputs.
         samples: how many are going to be read, the first ones; `None` for all.
@@ -177,6 +188,10 @@ def read_data(
     """
     if not data:
         return None
+    if data == SYNTHETIC:
+        from ocs_tf._synthesize import OnDemand, synthesize
+
+        return OnDemand(functools.partial(synthesize, model))
     preprocess = PREPROCESS[preprocessing][1]
     path = pathlib.Path(data)
     if path.is_dir():

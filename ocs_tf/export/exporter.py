@@ -13,7 +13,9 @@ import keras
 import numpy as np
 
 from ocs_tf import data
+from ocs_tf._synthesize import OnDemand, of_graph
 from ocs_tf.closeness import Closeness
+from ocs_tf.config import SYNTHETIC
 from ocs_tf.export import (
     choosing,
     edge_tpu,
@@ -45,7 +47,9 @@ from ocs_tf.export.signature import in_keras_order, sized_as
 from ocs_tf.export.tensor_grids import TensorGrids, find_activations
 from ocs_tf.export.unsigned import unsigned_borders
 from ocs_tf.export.unused import drop_unused
+from ocs_tf.graph.reader import Graph
 from ocs_tf.graph.substitutions.inlining import check_model, flat
+from ocs_tf.keras_internals import maker
 from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics.checks import check_choice, check_switch
 from ocs_tf.paths import checked_path, writable_file
@@ -174,6 +178,8 @@ def export_tflite(
             `target` of the result is what was chosen, and its `notes` say why.
         representative_dataset: inputs, in any form that `convert` takes; needed for int8
             activations where those of `model` have no grid. At most 1,024 samples are used.
+            `"synthetic"` stands for noise within the grids of the inputs: batch norms, which could
+            tell more, are folded. `synthesize(float_model)` makes better ones.
         activations: with `"int8"` and `"int4"`. `"int8"`: on the grids of `model`, or measured
             ones, which unrolls recurrent layers; `"float"`:
             kernels are dequantized, exactly; `"dynamic"`: the runtime quantizes them
@@ -230,16 +236,18 @@ def export_tflite(
     _check_choices(target, activations, io_dtype, fused_dense)
     writable_file(path, overwrite=overwrite)
     array = None if c_array is None else _checked_array(c_array, target, dynamic_batch, overwrite)
-    source = data.Source.of(representative_dataset)
+    is_word = isinstance(representative_dataset, str) and representative_dataset == SYNTHETIC
+    source = None if is_word else data.Source.of(representative_dataset)
     chosen = ""
     if fused_dense and target in choosing.NAMES:
         target = "packed"
     if target in choosing.NAMES:
+        has_data = representative_dataset is not None
         target, activations, chosen = choosing.choose(
-            model, target, activations, has_data=source is not None, micro=array is not None
+            model, target, activations, has_data=has_data, micro=array is not None
         )
     if target == "int4" and activations == "auto":
-        known = source is not None or has_grids(model)
+        known = representative_dataset is not None or has_grids(model)
         activations = "int8" if known else "float"
     form = form_of(target, activations)
     if form.integer:
@@ -247,6 +255,8 @@ def export_tflite(
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=None if dynamic_batch else 1)
     lowered.notes.extend([chosen] if chosen else [])
     _check_lowered(lowered, target, activations, dynamic_batch)
+    if is_word:
+        source = _synthetic(lowered)
     samples = sample_inputs(lowered, source)
     original = content = _float_file(lowered, samples)
     drop_unused(lowered, original, samples)
@@ -350,6 +360,16 @@ def _written_array(
             temporary = files.enter_context(replacing(name, overwrite=overwrite))
             temporary.write_text(text, encoding="ascii")
         yield
+
+
+def _synthetic(lowered: Lowered) -> data.Source:
+    """Noise within the grids of the inputs, where these are known."""
+    grids = {str(maker(t).name): lowered.grids.get(t.name) for t in lowered.model.inputs}
+    ranges = {name: (grid.minimum, grid.maximum) for name, grid in grids.items() if grid}
+    make = functools.partial(
+        of_graph, Graph(lowered.model), method="noise", input_range=ranges, verbose=False
+    )
+    return data.Source(OnDemand(make))
 
 
 def _float_file(lowered: Lowered, samples: Mapping[str, np.ndarray]) -> bytes:
