@@ -40,6 +40,7 @@ from ocs_tf.export.choices import (
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.float_file import convert_float
 from ocs_tf.export.form import form_of
+from ocs_tf.export.long_concatenations import in_steps
 from ocs_tf.export.lowering import Lowered, lower
 from ocs_tf.export.quantized_model import check_grids, coarse_parts, has_grids
 from ocs_tf.export.samples import sample_inputs
@@ -60,6 +61,9 @@ from ocs_tf.writing import replacing, write
 _NEEDS_DELEGATE = (
     "Packed kernels are read by custom operators: open the file with ocs_tf.tflite.Interpreter, or"
     " load the delegate ocs_tf.tflite.delegate_path() into another runtime."
+)
+_IN_STEPS = (
+    "It joins up to ten tensors at once: with c_array, an export joins more of them in steps."
 )
 _INT4_FAILS = (
     "Arm's compiler Vela (5.2) crashes on INT4 kernels, and TFLite Micro refuses dense ones with a"
@@ -129,7 +133,8 @@ class ExportResult:
 
 def _on_microcontrollers(arena: micro_runtime.Arena, operators: tuple[str, ...]) -> str:
     if arena.size is None:
-        return f"TFLite Micro refuses the file: {arena.refusal}"
+        more = f". {_IN_STEPS}" if "kMaxInputNum" in arena.refusal else ""
+        return f"TFLite Micro refuses the file: {arena.refusal}{more}"
     return micro.describe(operators, arena.size)
 
 
@@ -200,6 +205,7 @@ def export_tflite(
             batches of up to 4.
         c_array: also write the file as a C++ array to this `.cc`, `.cpp` or `.cxx` file, and a
             header of the same name that declares it and registers its operators with TFLite Micro.
+            Concatenations of more than ten tensors are made in steps then, also in `path`.
         strict: with int8 activations, a layer that would be computed in float is an error.
         overwrite: replace an existing file.
         verify: run the file in LiteRT on three samples (of the data, or drawn to fit the inputs'
@@ -281,6 +287,8 @@ def export_tflite(
         lowered.notes.append(_NEEDS_DELEGATE)
     if target == "int4" and form.integer:
         lowered.notes.append(_INT4_FAILS)
+    if array is not None:
+        content = in_steps(content)
     ops = edge_tpu.check(content) if form.integer and target == "int8" else []
     closeness: list[Closeness] = []
     lowered.notes.extend(coarse_parts(model))
