@@ -23,6 +23,7 @@ BENCHMARKS = (
     "memory",
     "threads",
     "verification",
+    "accelerators",
     "language_model",
 )
 

@@ -263,6 +263,7 @@ class ConfigOptions(TypedDict, total=False):
     activation_bits: int | Literal["auto"] | None
     granularity: Granularity
     expand_ratio: float | Literal["auto"]
+    channel_multiple: int
     split_budget: SplitBudget
     weight_clip: WeightClip
     rounding: Rounding
@@ -375,6 +376,17 @@ class Config:
                 "0..1": "",
                 '"auto"': "0.02 below 8 weight bits, 0 at 8",
             },
+        ),
+    )
+    channel_multiple: int = dataclasses.field(
+        default=1,
+        metadata=option(
+            _SPLITTING,
+            "Copies per layer end at the next multiple of this many input channels. Accelerators"
+            " compute channels in blocks (Ethos-U: 16): up to the end of a block copies are free,"
+            " one more costs a block. A layer whose channels fill their blocks gets none. Copies"
+            " that an int8 file adds up, at up to 7 bits, are free in any case.",
+            {"1..1024": "1: any number of copies"},
         ),
     )
     split_budget: SplitBudget = dataclasses.field(
@@ -728,6 +740,11 @@ class Config:
             )
         self._check_budget()
         _keep(self, "expand_ratio", _check_ratio(self.expand_ratio))
+        _keep(
+            self,
+            "channel_multiple",
+            check_integer("channel_multiple", self.channel_multiple, 1, 1024),
+        )
         self._check_activation_split()
         if not (is_number(self.percentile) and 0 <= self.percentile <= 100):
             raise ValueError(
