@@ -64,7 +64,9 @@ class Source:
     @property
     def summary(self) -> str:
         """What synthetic data were made from, in words; no text of real data."""
-        return str(getattr(self._dataset, "summary", "")) if self.is_synthetic else ""
+        if not self.is_synthetic:
+            return ""
+        return str(getattr(self._dataset, "summary", "")) or "synthetic data"
 
     def batches(
         self,
