@@ -33,11 +33,16 @@ COMPILE_ARGS = {
 
 DEMO = ["scikit-learn"]
 IMAGES = ["pillow"]  # folders of them as calibration data of the command
+# TFLite Micro: has wheels for Linux on x86 only.
+MICRO = ["tflite-micro>=0.dev20260101; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 KERAS2 = ["tf-keras>=2.17"]  # reads the files of Keras 2; of the version of TensorFlow
+ETHOS_U = ["ethos-u-vela>=5.2,<6"]  # Arm's compiler for its NPUs
 TEST = [
     *DEMO,
     *IMAGES,
     *KERAS2,
+    *MICRO,
+    *ETHOS_U,
     "hypothesis",
     "ipykernel",
     "matplotlib",
@@ -140,6 +145,8 @@ setup(
         "demo": DEMO,
         "images": IMAGES,
         "keras2": KERAS2,
+        "micro": MICRO,
+        "ethos-u": ETHOS_U,
         "test": TEST,
         "docs": DOCS,
         "dev": DEV,

@@ -14,6 +14,7 @@ BENCHMARKS = (
     "accuracy",
     "ingredients",
     "equalization",
+    "defaults",
     "activation_splitting",
     "peers",
     "runtimes",
@@ -23,6 +24,7 @@ BENCHMARKS = (
     "memory",
     "threads",
     "verification",
+    "accelerators",
     "language_model",
 )
 

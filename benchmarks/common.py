@@ -123,13 +123,17 @@ def run(action: Callable[[], object]) -> None:
     app.run(main)
 
 
-def machine() -> dict[str, Any]:
-    """CPU model, cores this process may use, and versions; no names and no paths."""
+def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """CPU model, cores this process may use, and versions; no names and no paths.
+
+    Arguments:
+        packages: whose versions matter besides those that all benchmarks use.
+    """
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        **{name: _version(name) for name in _PACKAGES},
+        **{name: _version(name) for name in (*_PACKAGES, *packages)},
     }
 
 

@@ -14,6 +14,7 @@ from ocs_tf._registration import register_layers
 
 if TYPE_CHECKING:
     from ocs_tf import layers, numerics, tflite
+    from ocs_tf._check import AcceleratorReport, CompiledOperator, CompilerError, check
     from ocs_tf._compare import Closeness, compare
     from ocs_tf._convert import apply, convert, plan
     from ocs_tf._load import load_model
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AcceleratorReport",
     "Closeness",
+    "CompiledOperator",
+    "CompilerError",
     "Config",
     "ExportResult",
     "LayerPlan",
@@ -42,6 +46,7 @@ __all__ = [
     "TFLiteModel",
     "VerificationError",
     "apply",
+    "check",
     "compare",
     "convert",
     "export_tflite",
@@ -56,6 +61,7 @@ __all__ = [
 
 _MODULES = ("layers", "numerics", "tflite")
 _HOMES = {
+    "_check": ("AcceleratorReport", "CompiledOperator", "CompilerError", "check"),
     "_compare": ("Closeness", "compare"),
     "_convert": ("apply", "convert", "plan"),
     "_load": ("load_model",),

@@ -18,7 +18,9 @@ from ocs_tf.graph import adapters, composites
 from ocs_tf.graph.analysis.concatenations import describe
 from ocs_tf.graph.reader import Graph
 from ocs_tf.keras_state import restores_state
-from ocs_tf.numerics import ActivationGrid, OracleGrid
+from ocs_tf.numerics import ActivationGrid, OracleGrid, QuantizedKernel
+from ocs_tf.numerics.accumulator import FLOAT_BITS, INTEGER_BITS, accumulator_bits
+from ocs_tf.numerics.activation_splitting import repeat_inputs
 from ocs_tf.paths import checked_path
 from ocs_tf.writing import write
 
@@ -40,6 +42,10 @@ _STORED = (
     "A .keras file holds the codes as int8; an int8 .tflite file computes with integers throughout."
 )
 _EQUALIZED = "Kernels with scaled input channels (cross-layer equalization)"
+_SUMS = (
+    "Sum bits: a signed accumulator of so many bits holds every sum of the layer, whatever its"
+    " input."
+)
 _LEGEND = (
     "Bytes: float32 weights before; after, codes packed at their bits, scales, channel maps and"
     " float32 biases."
@@ -66,6 +72,8 @@ class LayerReport:
         bytes_after: of the quantized one: packed codes, scales, channel map, bias.
         input_grid, preactivation_grid, output_grid: of the activations, where they are rounded;
             an `OracleGrid` in simulations only.
+        accumulator_bits: of a signed integer that no sum of the layer's products and biases
+            overflows, whatever its input is; `None` where the input is on no grid.
         why_float: the reason why weights stay in float, or `None`.
         coarse_parts: how many codes of the grid parts span that span few of them, by the name of
             the layer that makes the part; likewise the calls of a shared layer, `LAYER(INPUTS)`.
@@ -87,6 +95,7 @@ class LayerReport:
     input_grid: ActivationGrid | OracleGrid | None = None
     preactivation_grid: ActivationGrid | None = None
     output_grid: ActivationGrid | OracleGrid | None = None
+    accumulator_bits: int | None = None
     why_float: str | None = None
     coarse_parts: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -203,7 +212,22 @@ class Report:
             if row.coarse_parts and (grid := row.output_grid or row.preactivation_grid)
         ]
         simulated = _SIMULATED if rounded else _FLOAT_ACTIVATIONS
-        return [*coarse, *equalized, _LEGEND, simulated, _ORACLE if oracle else _STORED]
+        sums = [note for note in (self._wide_sums(),) if note]
+        return [*coarse, *sums, *equalized, _LEGEND, simulated, _ORACLE if oracle else _STORED]
+
+    def _wide_sums(self) -> str:
+        """A note on layers whose sums may be beyond what adds them up; no text if none are."""
+        bits = {row.name: row.accumulator_bits or 0 for row in self.layers}
+        if not any(bits.values()):
+            return ""
+        overflowing = [name for name, count in bits.items() if count > INTEGER_BITS]
+        rounded = [name for name, count in bits.items() if count > FLOAT_BITS]
+        text = _SUMS
+        if rounded:
+            text += f" Beyond {FLOAT_BITS}, where float32 is not exact any more: {_some(rounded)}."
+        if overflowing:
+            text += f" Beyond {INTEGER_BITS}, which runtimes have: {_some(overflowing)}."
+        return text
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
@@ -334,8 +358,27 @@ def _quantized(
         input_grid=input_grid,
         preactivation_grid=layer.preactivation_grid if alone else None,
         output_grid=layer.output_grid if alone else None,
+        accumulator_bits=_accumulator_bits(layer, kernel, input_grid) if alone else None,
         coarse_parts=layer.coarse_parts if alone else {},
     )
+
+
+def _accumulator_bits(
+    layer: layers.KernelLayer, kernel: QuantizedKernel, grid: ActivationGrid | OracleGrid | None
+) -> int | None:
+    """Bits that the sums of a layer need, which reads a tensor on `grid`, or on its own one."""
+    grid = layer.input_grid or grid
+    adapter = adapters.adapter_of_quantized(layer)
+    if not isinstance(grid, ActivationGrid) or adapter is None or adapter.is_lookup:
+        return None
+    if grid.copies:
+        kernel = repeat_inputs(kernel, grid.copies)
+    bias = None
+    if layer.bias is not None:
+        bias = np.asarray(layer.bias, np.float64) / (kernel.scale.astype(float) * grid.scale)
+    axes = tuple(range(kernel.codes.ndim - 2)) if adapter.kind == "depthwise" else None
+    low, high = grid.code_min - grid.zero_point, grid.code_max - grid.zero_point
+    return accumulator_bits(kernel.codes, low, high, bias, axes=axes)
 
 
 def _float_type(layer: keras.layers.Layer) -> str:
@@ -367,9 +410,10 @@ _COLUMNS = (
     "SQNR/dB",
     "bytes before",
     "bytes after",
+    "sum bits",
     "activations",
 )
-_NUMBERS = ("bits", "SQNR/dB", "bytes before", "bytes after")
+_NUMBERS = ("bits", "SQNR/dB", "bytes before", "bytes after", "sum bits")
 
 
 def _row(layer: LayerReport, most: int | None = 4) -> list[str]:
@@ -386,6 +430,7 @@ def _row(layer: LayerReport, most: int | None = 4) -> list[str]:
         "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
         f"{layer.bytes_before:,}" if layer.parameters else "",
         f"{layer.bytes_after:,}" if layer.parameters else "",
+        "" if layer.accumulator_bits is None else str(layer.accumulator_bits),
         _grids_text(layer, most),
     ]
 

@@ -32,7 +32,7 @@ LEVELS = (
     ("planning", "_synthesize"),
     ("data_checks",),
     ("_convert",),
-    ("export", "_report"),
+    ("export", "_report", "_check"),
     ("_compare",),
     ("__init__",),
     ("cli",),
@@ -140,6 +140,8 @@ TESTED_ELSEWHERE = {
     # Every quantized layer goes through the tests of their base.
     **{f"layers/{name}": "layers/test_base" for name in ("convolutions", "dense")},
     "layers/attention": "layers/test_checks",
+    "runtime/choices": "runtime/test_tflite",
+    "runtime/micro_arena": "runtime/test_micro",
     "runtime/operators": "runtime/test_delegate",
     "runtime/self_test": "runtime/test_compatibility",
     "tflite": "runtime/test_tflite",

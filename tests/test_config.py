@@ -51,6 +51,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "allocation_cost": ({"allocation_cost": "time"}, r"`allocation_cost` .*'size', 'macs'"),
     "equalization": ({"equalization": "yes"}, r"`equalization` \(='yes'\).*'auto', True, False"),
     "split_budget": ({"split_budget": "all"}, r"`split_budget` \(='all'\).*'layer', 'network'"),
+    "channel_multiple-0": (
+        {"channel_multiple": 0},
+        r"`channel_multiple` \(=0\) must be an integer",
+    ),
+    "channel_multiple-text": (
+        {"channel_multiple": "16"},
+        r"\(='16'\) must be an integer from 1 to",
+    ),
     "activation_scope": ({"activation_scope": "some"}, r"`activation_scope`.*'all', 'inputs'"),
     "activation ratio": (
         {"activation_expand_ratio": 1.5},

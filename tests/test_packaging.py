@@ -186,8 +186,9 @@ def test_what_a_package_index_shows(dist_info: pathlib.Path) -> None:
 # Modules of the packages whose names differ.
 MODULES = {"absl-py": "absl", "pillow": "PIL", "scikit-learn": "sklearn"}
 # What parts of the package are optional for, each with an error message that names the extra:
-# tests/cli/test_files.py, tests/cli/test_demo.py, tests/test_load.py.
-OPTIONAL = {"PIL": "images", "sklearn": "demo", "tf_keras": "keras2"}
+# tests/cli/test_files.py, tests/cli/test_demo.py, tests/test_load.py,
+# tests/runtime/test_micro.py.
+OPTIONAL = {"PIL": "images", "sklearn": "demo", "tf_keras": "keras2", "tflite_micro": "micro"}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

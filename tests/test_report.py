@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import ocs_tf
-from ocs_tf._report import SUFFIXES, report
+from ocs_tf._report import SUFFIXES, LayerReport, Report, report
 
 FLOAT_HEAD = {"head": {"weight_bits": None}}
 
@@ -107,6 +108,43 @@ class TestLayers:
         noise = float_kernel - np.asarray(quantized.get_layer("second").kernel)
         expected = 10 * np.log10((float_kernel**2).sum() / (noise**2).sum())
         assert rows(quantized)["second"].sqnr_db == pytest.approx(expected, abs=1e-3)
+
+    @pytest.mark.parametrize("scope", ["all", "inputs"])
+    def test_bits_of_sums_are_reached_by_some_input(self, model, images, scope):
+        options = {"rounding": "nearest", "bias_correction": False, "expand_ratio": 0.25}
+        quantized = ocs_tf.convert(
+            model, representative_dataset=images, activation_scope=scope, **options
+        )
+        found = rows(quantized)
+        for name in ("first", "second", "head"):
+            layer = quantized.get_layer(name)
+            grid = layer.input_grid or found[name].input_grid
+            ends = np.array([grid.code_min, grid.code_max]) - grid.zero_point
+            codes = layer.quantized_kernel().codes.reshape(-1, layer.codes.shape[-1]).astype(int)
+            products = codes[..., None] * ends  # of each weight with either end
+            sums = [products.max(-1).sum(0), products.min(-1).sum(0)]
+            if layer.bias is not None:
+                step = np.asarray(layer.scale, np.float64) * grid.scale
+                offset = np.rint(np.asarray(layer.bias, np.float64) / step).astype(int)
+                sums = [sums[0] + offset.clip(0), sums[1] + offset.clip(None, 0)]
+            bits = found[name].accumulator_bits
+            assert max(sums[0].max(), -sums[1].min() - 1) < 2 ** (bits - 1)
+            assert max(sums[0].max(), -sums[1].min() - 1) >= 2 ** (bits - 2)
+        assert "Sum bits: a signed accumulator of so many bits" in str(report(quantized))
+
+    def test_float_inputs_have_no_sums_of_integers(self, quantized):
+        assert {row.accumulator_bits for row in rows(quantized).values()} == {None}
+        assert "sum bits" not in str(report(quantized)).lower()
+
+    def test_wide_sums_are_named(self):
+        def described(bits: int) -> str:
+            row = LayerReport("wide", "Dense", (4, 2), 8, accumulator_bits=bits, bytes_after=8)
+            return str(Report("m", (row, dataclasses.replace(row, name="narrow"))))
+
+        assert "Beyond" not in described(25)
+        assert "Beyond 25, where float32 is not exact any more: wide, narrow." in described(26)
+        assert "Beyond 32, which runtimes have: wide, narrow." in described(33)
+        assert "Beyond 32" not in described(32)
 
     def test_float_layer_says_why(self, quantized):
         head = rows(quantized)["head"]

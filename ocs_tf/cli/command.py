@@ -1,4 +1,4 @@
-"""The `ocs_tf` command: convert, report, export, compare, demo, doctor."""
+"""The `ocs_tf` command: convert, report, export, compare, check, demo, doctor."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import flags
 
+from ocs_tf._check import ACCELERATORS, CompilerError
 from ocs_tf.cli.files import (
     PREPROCESS,
     Images,
@@ -29,23 +30,27 @@ from ocs_tf.cli.files import (
     read_data,
 )
 from ocs_tf.config import CALIBRATION_SAMPLES, SWITCHES, SYNTHETIC, Config, Override
-from ocs_tf.export.choices import ACTIVATIONS, IO_DTYPES, TARGETS
+from ocs_tf.export.choices import ACTIVATIONS, ARRAY_SUFFIXES, IO_DTYPES, TARGETS
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.options import options_of
 from ocs_tf.process import held_stderr, open_stderr
 from ocs_tf.runtime import NativeLibraryError
+from ocs_tf.runtime.choices import RUNTIMES
 from ocs_tf.writing import replacing
 
 Flags = flags.FlagValues
 Arguments = Sequence[str]
 
 # What a user can mend; anything else is a mistake of ours.
-_MISTAKES = (ValueError, OSError, VerificationError, NativeLibraryError)
+_MISTAKES = (ValueError, OSError, VerificationError, NativeLibraryError, CompilerError)
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 
 # Options of `Config` that are flags; `--override` stands for `overrides`.
 _OPTIONS = {name: text for name, text in options_of(Config).items() if name != "overrides"}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
+_SWITCHES_TOO = tuple(  # that have other values beside
+    name for name, text in _OPTIONS.items() if name not in SWITCHES and "True" in text.values
+)
 _MAY_BE_NONE = tuple(name for name, text in _OPTIONS.items() if "None" in text.values)
 _STRICT_TOO = " With --tflite, also if one would be computed in float32 in an int8 file."
 
@@ -199,15 +204,16 @@ def _define_target(values: Flags) -> None:
         "int8",
         list(TARGETS),
         "int8: integers; int4: the same, with kernels of up to 4 bits in INT4; packed: kernels in"
-        " exactly their bits, read by the delegate; float",
+        " exactly their bits, read by the delegate; float; auto: int8 where activations can be"
+        " integers, else the smallest that this machine runs; smallest",
         flag_values=values,
     )
     flags.DEFINE_enum(
         "activations",
         "auto",
         list(ACTIVATIONS),
-        "with --target int8 or int4: int8, float, or dynamic (quantized by the runtime); auto:"
-        " int8, but float with int4 if the model has no grids and there is no data",
+        "with all targets but packed and float: int8, float, or dynamic (quantized by the runtime);"
+        " auto: int8, but float with int4 if the model has no grids and there is no data",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -226,6 +232,36 @@ def _define_target(values: Flags) -> None:
         "with --target packed: multiply by large dense kernels as they are packed",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "c_array",
+        None,
+        "also write the .tflite file as a C++ array to this .cc, .cpp or .cxx file, with a header",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean("overwrite", False, "replace files that exist", flag_values=values)
+
+
+def _define_compare(values: Flags) -> None:
+    _define_data(values)
+    flags.DEFINE_enum(
+        "runtime",
+        None,
+        list(RUNTIMES),
+        "what runs .tflite files: ai_edge_litert, tensorflow, or tflite_micro, which computes as"
+        " microcontrollers do; default: the first of them that is installed",
+        flag_values=values,
+    )
+
+
+def _define_check(values: Flags) -> None:
+    flags.DEFINE_enum(
+        "accelerator",
+        "ethos-u55-128",
+        list(ACCELERATORS),
+        f"what Vela compiles for: {', '.join(ACCELERATORS)}",
+        flag_values=values,
+    )
+    flags.DEFINE_string("report", None, "write the report to this .json file", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "replace files that exist", flag_values=values)
 
 
@@ -264,7 +300,7 @@ def _value(name: str, text: Any) -> Any:
     """A flag's text as the value of option `name`; `Config` decides whether it is allowed."""
     if text == "none" and name in _MAY_BE_NONE:
         return None
-    if name in ("bias_correction", "equalization") and text.lower() in ("true", "false"):
+    if name in _SWITCHES_TOO and text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
         with contextlib.suppress(ValueError, TypeError):
@@ -307,8 +343,11 @@ def _convert(values: Flags, arguments: Arguments) -> None:
         raise UsageError("nothing to write; give --output, --tflite, --plan or --report.")
     for name, suffixes in outputs.items():
         check_output(f"--{name}", values[name].value, suffixes, values.overwrite)
+    if values.c_array and not values.tflite:
+        raise UsageError("--c_array needs --tflite, the file that it holds.")
+    _check_arrays(values)
     check_distinct(
-        {f"--{name}": values[name].value for name in outputs},
+        {f"--{name}": values[name].value for name in outputs} | _arrays(values),
         {
             "the model": arguments[0],
             **{f"--{name}": values[name].value for name in ("data", "config", "from_plan")},
@@ -374,7 +413,11 @@ def _export(values: Flags, arguments: Arguments) -> None:
     if not values.output:
         raise UsageError("export needs --output, the .tflite file to write.")
     check_output("--output", values.output, (".tflite",), values.overwrite)
-    check_distinct({"--output": values.output}, {"the model": arguments[0], "--data": values.data})
+    _check_arrays(values)
+    check_distinct(
+        {"--output": values.output} | _arrays(values),
+        {"the model": arguments[0], "--data": values.data},
+    )
     source = existing_model(arguments[0], _KERAS_SUFFIXES)
     check_data(values.data, values.preprocess)
     model = load_keras(source)
@@ -383,6 +426,21 @@ def _export(values: Flags, arguments: Arguments) -> None:
         dataset = read_data(values.data, values.preprocess, model, CALIBRATION_SAMPLES)
     _write_tflite(model, values.output, values, dataset)
     _tell_skipped(dataset)
+
+
+def _arrays(values: Flags) -> dict[str, str]:
+    """The files that `--c_array` writes, by what the user calls them."""
+    if not values.c_array:
+        return {}
+    header = pathlib.Path(values.c_array).with_suffix(".h")
+    return {"--c_array": values.c_array, "the header of --c_array": str(header)}
+
+
+def _check_arrays(values: Flags) -> None:
+    for (name, path), suffixes in zip(
+        _arrays(values).items(), (ARRAY_SUFFIXES, (".h",)), strict=False
+    ):
+        check_output(name, path, suffixes, values.overwrite)
 
 
 def _compare(values: Flags, arguments: Arguments) -> None:
@@ -394,10 +452,11 @@ def _compare(values: Flags, arguments: Arguments) -> None:
     check_data(values.data)
 
     from ocs_tf._compare import compare
-    from ocs_tf.runtime.model import TFLiteModel
 
     reference, other = (
-        TFLiteModel(path) if path.suffix.lower() == ".tflite" else load_keras(path)
+        _tflite_model(path, values.runtime)
+        if path.suffix.lower() == ".tflite"
+        else load_keras(path)
         for path in paths
     )
     dataset = read_data(values.data, values.preprocess, reference, None)
@@ -405,6 +464,28 @@ def _compare(values: Flags, arguments: Arguments) -> None:
     print(f"{paths[1]} against {paths[0]}")
     print("\n".join(map(str, results)))
     _tell_skipped(dataset)
+
+
+def _tflite_model(path: pathlib.Path, runtime: str | None) -> Any:
+    from ocs_tf.runtime.model import TFLiteModel
+
+    try:
+        return TFLiteModel(path, runtime=runtime)
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check(values: Flags, arguments: Arguments) -> None:
+    path = existing(arguments[0], "file", (".tflite",))
+    check_output("--report", values.report, (".json",), values.overwrite)
+
+    import ocs_tf
+
+    report = ocs_tf.check(path, values.accelerator)
+    print(report)
+    if values.report:
+        report.save(values.report, overwrite=values.overwrite)
+        print(f"Wrote {values.report}.")
 
 
 def _demo(values: Flags, arguments: Arguments) -> None:
@@ -445,8 +526,15 @@ COMMANDS: Mapping[str, Command] = {
         "Show how close the outputs of two models (.keras or .tflite) are on the same inputs.",
         ("REFERENCE", "OTHER"),
         "model.keras model_w5.tflite --data images.npy",
-        _define_data,
+        _define_compare,
         _compare,
+    ),
+    "check": Command(
+        "Compile a .tflite file for an Arm Ethos-U NPU, and show operators, cycles and memory.",
+        ("FILE",),
+        "model_w5.tflite --accelerator ethos-u55-128",
+        _define_check,
+        _check,
     ),
     "demo": Command(
         "Train a small network, quantize it in several ways, and compare.",
@@ -493,6 +581,7 @@ def _write_tflite(model: Any, path: str, values: Flags, dataset: Any) -> None:
         io_dtype=values.io,
         dynamic_batch=values.dynamic_batch,
         fused_dense=values.fused_dense,
+        c_array=values.c_array,
         overwrite=values.overwrite,
         strict=bool(values.strict),
     )

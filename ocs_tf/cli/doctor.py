@@ -16,6 +16,8 @@ _EXTRAS = {
     "pillow": "images",
     "scikit-learn": "demo",
     "tf-keras": "keras2",
+    "tflite-micro": "micro",
+    "ethos-u-vela": "ethos-u",
 }  # what a package is optional for
 _RUNTIMES = {"ai_edge_litert": "ai-edge-litert", "tensorflow": "tensorflow"}
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import keras
 import numpy as np
@@ -16,16 +17,20 @@ from ocs_tf._synthesize import OnDemand, of_graph
 from ocs_tf.closeness import Closeness
 from ocs_tf.config import SYNTHETIC
 from ocs_tf.export import (
+    choosing,
     edge_tpu,
     failures,
     int4,
     integer_writer,
+    micro,
     packed,
     running,
+    sizes,
 )
 from ocs_tf.export.barrier import without_barriers
 from ocs_tf.export.choices import (
     ACTIVATIONS,
+    ARRAY_SUFFIXES,
     IO_DTYPES,
     TARGETS,
     Activations,
@@ -35,6 +40,7 @@ from ocs_tf.export.choices import (
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.float_file import convert_float
 from ocs_tf.export.form import Form, form_of
+from ocs_tf.export.long_concatenations import in_steps
 from ocs_tf.export.lowering import Lowered, lower
 from ocs_tf.export.quantized_model import check_grids, coarse_parts, has_grids
 from ocs_tf.export.samples import sample_inputs
@@ -49,11 +55,19 @@ from ocs_tf.keras_state import restores_state
 from ocs_tf.numerics.checks import check_choice, check_switch
 from ocs_tf.paths import checked_path, writable_file
 from ocs_tf.runtime import NativeLibraryError
-from ocs_tf.writing import write
+from ocs_tf.runtime import micro as micro_runtime
+from ocs_tf.writing import replacing, write
 
 _NEEDS_DELEGATE = (
     "Packed kernels are read by custom operators: open the file with ocs_tf.tflite.Interpreter, or"
     " load the delegate ocs_tf.tflite.delegate_path() into another runtime."
+)
+_IN_STEPS = (
+    "It joins up to ten tensors at once: with c_array, an export joins more of them in steps."
+)
+_INT4_FAILS = (
+    "Arm's compiler Vela (5.2) crashes on INT4 kernels, and TFLite Micro refuses dense ones with a"
+    " scale per channel: for Ethos-U and microcontrollers export with target='int8'."
 )
 
 
@@ -71,6 +85,10 @@ class ExportResult:
         closeness: of each output to that of the Keras model, on a few samples; empty where the
             file was not run. Files whose activations stay float are compared with the model
             without rounded activations.
+        operators: names of the file's operators, each once.
+        integer: whether activations are integers.
+        other_sizes: about how many bytes a file of each other target would have: the same codes.
+        widths: bits of the codes of the model's kernels.
     """
 
     path: pathlib.Path
@@ -79,12 +97,45 @@ class ExportResult:
     ops: list[edge_tpu.OpReport]
     notes: list[str]
     closeness: list[Closeness] = dataclasses.field(default_factory=list)
+    operators: tuple[str, ...] = ()
+    integer: bool = False
+    other_sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    widths: tuple[int, ...] = ()
+
+    @functools.cached_property
+    def arena(self) -> micro_runtime.Arena | None:
+        """The arena that TFLite Micro needs for the file, or why it refuses it.
+
+        Found when it is first asked for, which takes a second. `None` without the package
+        `tflite-micro` (the extra `micro`), or where the file is not there any more.
+        """
+        if not micro_runtime.installed():
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            return micro_runtime.find_arena(self.path.read_bytes())
+        return None
+
+    @property
+    def arena_bytes(self) -> int | None:
+        """Bytes of the arena that TFLite Micro needs; `None` where that is not known."""
+        return self.arena.size if self.arena else None
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.target}, {self.size:,} bytes", *self.notes]
+        if self.other_sizes:
+            lines.append(sizes.describe(self.target, self.size, self.other_sizes, self.widths))
         if self.ops:
             lines.append(edge_tpu.summary(self.ops))
+        if self.integer and self.arena:
+            lines.append(_on_microcontrollers(self.arena, self.operators))
         return "\n".join(lines)
+
+
+def _on_microcontrollers(arena: micro_runtime.Arena, operators: tuple[str, ...]) -> str:
+    if arena.size is None:
+        more = f". {_IN_STEPS}" if "kMaxInputNum" in arena.refusal else ""
+        return f"TFLite Micro refuses the file: {arena.refusal}{more}"
+    return micro.describe(operators, arena.size)
 
 
 @restores_state
@@ -99,6 +150,7 @@ def export_tflite(
     dynamic_batch: bool = False,
     merge_copies: bool = True,
     fused_dense: bool = False,
+    c_array: str | os.PathLike[str] | None = None,
     strict: bool = False,
     overwrite: bool = False,
     verify: bool = True,
@@ -126,7 +178,9 @@ def export_tflite(
     Arguments:
         model: what `convert` returned.
         path: the file to write.
-        target: `"int8"`, `"int4"`, `"packed"` or `"float"`.
+        target: `"int8"`, `"int4"`, `"packed"` or `"float"`. `"auto"`: `"int8"` where activations
+            can be integers, else as `"smallest"`: the smallest file that this machine can run.
+            `target` of the result is what was chosen, and its `notes` say why.
         representative_dataset: inputs, in any form that `convert` takes; needed for int8
             activations where those of `model` have no grid. At most 1,024 samples are used.
             `"synthetic"` stands for noise within the grids of the inputs: batch norms, which could
@@ -149,6 +203,9 @@ def export_tflite(
         fused_dense: with `"packed"`, multiply by the packed codes of large dense kernels as they
             are instead of unpacking them when the file is loaded: less memory, and faster for
             batches of up to 4.
+        c_array: also write the file as a C++ array to this `.cc`, `.cpp` or `.cxx` file, and a
+            header of the same name that declares it and registers its operators with TFLite Micro.
+            Concatenations of more than ten tensors are made in steps then, also in `path`.
         strict: with int8 activations, a layer that would be computed in float is an error.
         overwrite: replace an existing file.
         verify: run the file in LiteRT on three samples (of the data, or drawn to fit the inputs'
@@ -162,12 +219,13 @@ def export_tflite(
             the file's are int8, a range of activations is missing and no data are given, or
             runtimes are known to fail with an INT4 kernel (the message names the layer);
             `model` is no Keras model that is built.
-        FileExistsError: `path` exists and `overwrite` is False.
-        IsADirectoryError: `path` is a folder.
-        FileNotFoundError: the folder of `path` does not exist.
+        FileExistsError: `path` exists, or `c_array` or its header, and `overwrite` is False.
+        IsADirectoryError: `path` or `c_array` is a folder.
+        FileNotFoundError: the folder of `path` or `c_array` does not exist.
         VerificationError: the file would differ from the model; with `verify`, its outputs are
             more than one step of their grid from the model's and less than 10 dB close to them,
-            or the runtime refuses it; if `strict`, an operator has no integer form. No file is
+            or the runtime refuses it; with `c_array`, TFLite Micro lacks an operator or, where it
+            is installed, refuses the file; if `strict`, an operator has no integer form. No file is
             left behind.
     """
     check_model(model)
@@ -182,6 +240,15 @@ def export_tflite(
     )
     _check_choices(target, activations, io_dtype, fused_dense)
     writable_file(path, overwrite=overwrite)
+    array = None if c_array is None else _checked_array(c_array, target, dynamic_batch, overwrite)
+    chosen = ""
+    if fused_dense and target in choosing.NAMES:
+        target = "packed"
+    if target in choosing.NAMES:
+        has_data = representative_dataset is not None
+        target, activations, chosen = choosing.choose(
+            model, target, activations, has_data=has_data, micro=array is not None
+        )
     if target == "int4" and activations == "auto":
         known = representative_dataset is not None or has_grids(model)
         activations = "int8" if known else "float"
@@ -190,6 +257,7 @@ def export_tflite(
         check_grids(model)
     source = _source(representative_dataset)
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=None if dynamic_batch else 1)
+    lowered.notes.extend([chosen] if chosen else [])
     _check_lowered(lowered, target, activations, dynamic_batch)
     if _is_synthetic(representative_dataset):
         source = _synthetic(lowered)
@@ -207,11 +275,81 @@ def export_tflite(
     else:
         dynamic = activations == "dynamic"
         content = _with_kernels(original.content, lowered, form, dynamic, fused_dense)
+    if target == "int4" and form.integer:
+        lowered.notes.append(_INT4_FAILS)
+    if array is not None:
+        content = in_steps(content)
     lowered.notes.extend(coarse_parts(model))
     closeness = _run(content, model, form, lowered, original, reason) if verify else []
-    ops = edge_tpu.check(content) if form.integer and target == "int8" else []
-    write(path, content, overwrite=overwrite)
-    return ExportResult(path, target, len(content), ops, lowered.notes, closeness)
+    operators = micro.operators(content)
+    with _written_array(content, operators, array, overwrite):
+        write(path, content, overwrite=overwrite)
+    kernels = sizes.kernel_sizes(model)
+    return ExportResult(
+        path,
+        target,
+        len(content),
+        edge_tpu.check(content) if form.integer and target == "int8" else [],
+        lowered.notes,
+        closeness,
+        operators=operators,
+        integer=form.integer,
+        other_sizes=sizes.others(target, len(content), sizes.total(kernels)),
+        widths=tuple(sorted({kernel.width for kernel in kernels})),
+    )
+
+
+def _checked_array(
+    c_array: str | os.PathLike[str], target: str, dynamic_batch: bool, overwrite: bool
+) -> pathlib.Path:
+    path = checked_path(c_array, "c_array")
+    if path.suffix not in ARRAY_SUFFIXES:
+        raise ValueError(f"`c_array` (={path}) must end in one of {', '.join(ARRAY_SUFFIXES)}.")
+    if target == "packed":
+        raise ValueError(
+            "`c_array` is for TFLite Micro, which cannot read packed kernels; use target='int8'."
+        )
+    if dynamic_batch:
+        raise ValueError(
+            "`c_array` is for TFLite Micro, which needs a fixed batch size; leave"
+            " dynamic_batch=False."
+        )
+    writable_file(path, "c_array", overwrite=overwrite)
+    writable_file(micro.header_path(path), "the header of `c_array`", overwrite=overwrite)
+    return path
+
+
+@contextlib.contextmanager
+def _written_array(
+    content: bytes, operators: tuple[str, ...], path: pathlib.Path | None, overwrite: bool
+) -> Iterator[None]:
+    """Write a file as C++ to `path`, unless what is done within the context fails.
+
+    Raises:
+        VerificationError: TFLite Micro cannot run it.
+    """
+    if path is None:
+        yield
+        return
+    micro.check(operators)
+    size = None
+    if micro_runtime.installed():
+        arena = micro_runtime.find_arena(content)
+        if arena.size is None:
+            raise VerificationError(
+                f"TFLite Micro refuses the file: {arena.refusal}. Nothing was written; leave"
+                " `c_array` out to write it all the same."
+            )
+        size = arena.size
+    texts = {
+        path: micro.source_text(content, path),
+        micro.header_path(path): micro.header_text(operators, size, path),
+    }
+    with contextlib.ExitStack() as files:
+        for name, text in texts.items():
+            temporary = files.enter_context(replacing(name, overwrite=overwrite))
+            temporary.write_text(text, encoding="ascii")
+        yield
 
 
 def _is_synthetic(dataset: data.Dataset) -> bool:
@@ -330,12 +468,12 @@ def _check_choices(
         ("io_dtype", io_dtype, IO_DTYPES),
     ):
         check_choice(name, value, choices)
-    if activations != "auto" and target not in ("int8", "int4"):
+    if activations != "auto" and target in ("packed", "float"):
         raise ValueError(
             f"`activations` (={activations!r}) is a choice of targets 'int8' and 'int4', not of"
             f" {target!r}; leave it 'auto'."
         )
-    if fused_dense and target != "packed":
+    if fused_dense and target in ("int8", "int4", "float"):
         raise ValueError(
             f"`fused_dense` (={fused_dense!r}) multiplies by packed codes, which target={target!r}"
             " does not have; use target='packed'."

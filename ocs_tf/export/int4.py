@@ -8,7 +8,7 @@ a file of this package could hold are refused here, by name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -17,11 +17,23 @@ from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.kernel_matching import ExportKernel, stored_kernels
 from ocs_tf.numerics.packing import pack_codes, unpack_codes
 
+
+class Kernel(Protocol):
+    """What is asked of a kernel: the layer's name, its kind, and the bits of its tensor."""
+
+    @property
+    def layer(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def bits(self) -> int: ...
+
+
 KINDS = ("conv", "dense", "depthwise")  # of kernels that operators read as INT4
 ACTIVATIONS = ("int8", "float", "dynamic")
 
 
-def check(kernels: Sequence[ExportKernel], activations: str) -> None:
+def check(kernels: Sequence[Kernel], activations: str) -> None:
     """Refuse kernels that no INT4 file should be written for, before any work.
 
     Arguments:
@@ -70,7 +82,7 @@ def check_operators(
             _check_convolution(kernel, activations, groups=read // held)
 
 
-def _check_depthwise(kernel: ExportKernel, activations: str) -> None:
+def _check_depthwise(kernel: Kernel, activations: str) -> None:
     # "Type FLOAT32 with filter type INT4 not currently supported", from both runtimes.
     if kernel.bits == 4 and activations == "dynamic":
         raise ValueError(

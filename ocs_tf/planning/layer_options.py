@@ -24,18 +24,24 @@ class LayerOptions:
     Attributes:
         granularity, weight_clip: as in `Config`.
         expand_ratio: share of the input channels that get a copy; `"auto"`: by the bit width.
+        channel_multiple: as in `Config`.
     """
 
     granularity: Granularity
     expand_ratio: float | Literal["auto"]
     weight_clip: WeightClip
+    channel_multiple: int = 1
+
+    def room(self, channels: int) -> int:
+        """The most copies that `channels` have room for: one each, up to the multiple."""
+        return channels if self.channel_multiple == 1 else -channels % self.channel_multiple
 
     def copies(self, bits: int, channels: int) -> int:
         """How many of `channels` get a copy at this bit width."""
         ratio = self.expand_ratio
         if ratio == "auto":
             ratio = AUTO_EXPAND_RATIO if bits != 8 else 0.0
-        return copy_count(ratio, channels)
+        return min(copy_count(ratio, channels), self.room(channels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +109,10 @@ def _options(ref: KernelRef, override: Override, config: Config, first: bool) ->
     # Runtimes look rows up in tables of one step.
     default = "tensor" if ref.adapter.is_lookup else config.granularity
     return LayerOptions(
-        override.granularity or default, ratio, override.weight_clip or config.weight_clip
+        override.granularity or default,
+        ratio,
+        override.weight_clip or config.weight_clip,
+        config.channel_multiple,
     )
 
 

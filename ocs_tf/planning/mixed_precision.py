@@ -123,7 +123,8 @@ def allocate_copies(
     paths, prices = [], []
     for name in progress_bar(names, "Splitting", verbose, leave=False):
         kernel, _ = normalized(kernels[name].weights()[0])
-        most = min(_MOST_COPIES * splits[name], kernel.shape[-2])
+        room = options[name].room(kernel.shape[-2])
+        most = min(_MOST_COPIES * splits[name], kernel.shape[-2], room)
         _, path = search_splits(kernel, bits[name], most, options[name].granularity)
         paths.append(path / (np.square(kernel).sum() or 1.0))
         prices.append(float(kernel.size / kernel.shape[-2]))

@@ -24,19 +24,23 @@ class TFLiteModel:
         input_names, output_names: in order.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, runtime: str | None = None) -> None:
         """Open the file at `path`.
+
+        Arguments:
+            runtime: as of `ocs_tf.tflite.Interpreter`.
 
         Raises:
             FileNotFoundError: there is no such file.
             OSError: it cannot be read, or is a folder.
             ValueError: not a TFLite file, or one with an operator that the runtime lacks; or
                 `path` is none.
+            ImportError: the runtime is not installed.
             NativeLibraryError: the file has packed kernels, and the delegate is not there.
         """
         path = existing_file(path)
         try:
-            self._interpreter = runner.opened(path, num_threads=os.cpu_count())
+            self._interpreter = runner.opened(path, num_threads=os.cpu_count(), runtime=runtime)
         except NativeLibraryError:
             raise
         except RuntimeError as error:

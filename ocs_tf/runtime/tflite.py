@@ -14,7 +14,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ocs_tf.paths import existing_file
 from ocs_tf.process import ignored_warnings
-from ocs_tf.runtime import compatibility, operators
+from ocs_tf.runtime import compatibility, micro, operators
+from ocs_tf.runtime.choices import MICRO, RUNTIMES
 from ocs_tf.runtime.library import library_path
 
 # In the order of preference.
@@ -40,20 +41,27 @@ def Interpreter(
         path_or_content: the path of a `.tflite` file, or its bytes.
         num_threads: of the runtime; `None` leaves it its default.
         runtime: `"ai_edge_litert"` or `"tensorflow"`; `None`: the first of them that is installed.
-        **options: of the runtime's `Interpreter`, for example `experimental_delegates`.
+            `"tflite_micro"`: TFLite Micro, which computes as microcontrollers do, in one thread.
+        **options: of the runtime's `Interpreter`, for example `experimental_delegates`; of TFLite
+            Micro `arena_size`, in bytes.
 
     Returns:
-        An `ai_edge_litert.interpreter.Interpreter` or `tf.lite.Interpreter`.
+        An `ai_edge_litert.interpreter.Interpreter` or `tf.lite.Interpreter`; for TFLite Micro, an
+        object with their methods for inputs, outputs and signatures, whose shapes are fixed.
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it cannot be read, or is a folder.
         ValueError: it is not a TFLite file, or neither a path nor bytes; or `runtime` is none of
-            the two.
+            the three; or TFLite Micro is to read packed kernels, or its arena is too small.
         ImportError: the runtime is not installed.
         NativeLibraryError: the file needs the delegate, which is missing or does not work here.
         RuntimeError: the runtime refuses the file.
     """
+    if runtime is not None and runtime not in RUNTIMES:
+        raise ValueError(f"`runtime` (={runtime!r}) must be None or one of {', '.join(RUNTIMES)}.")
+    if runtime == MICRO:
+        return _micro_interpreter(path_or_content, **options)
     module, name = _import(runtime)
     source: dict[str, Any]
     if isinstance(path_or_content, str | os.PathLike):
@@ -61,12 +69,7 @@ def Interpreter(
         source = {"model_path": os.fspath(path)}
         names = _custom_operators_of_file(path)
     else:
-        if not isinstance(path_or_content, bytes | bytearray | memoryview):
-            raise ValueError(
-                "`path_or_content` must be the path of a .tflite file or its bytes, but is a"
-                f" {type(path_or_content).__name__}."
-            )
-        source = {"model_content": bytes(path_or_content)}
+        source = {"model_content": _checked_bytes(path_or_content)}
         names = custom_operators(source["model_content"])
     delegates = list(options.pop("experimental_delegates", None) or ())
     if not names.isdisjoint(operators.CUSTOM_OPERATORS):
@@ -80,11 +83,38 @@ def Interpreter(
     return interpreter
 
 
+def _checked_bytes(content: Any) -> bytes:
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise ValueError(
+            "`path_or_content` must be the path of a .tflite file or its bytes, but is a"
+            f" {type(content).__name__}."
+        )
+    return bytes(content)
+
+
+def _micro_interpreter(path_or_content: Any, **options: Any) -> micro.MicroInterpreter:
+    if not micro.installed():
+        raise ImportError('tflite_micro is not installed: pip install "ocs_tf[micro]"')
+    if isinstance(path_or_content, str | os.PathLike):
+        path = existing_file(path_or_content, "path_or_content")
+        names, content = _custom_operators_of_file(path), path.read_bytes()
+    else:
+        content = _checked_bytes(path_or_content)
+        names = custom_operators(content)
+    ours = sorted(names.intersection(operators.CUSTOM_OPERATORS))
+    if ours:
+        raise ValueError(
+            f"TFLite Micro has no delegates, and so not the operator {ours[0]} of packed files;"
+            " export with target='int8'."
+        )
+    return micro.MicroInterpreter(content, **options)
+
+
 def load_delegate(runtime: str | None = None) -> Any:
     """The delegate, as a runtime's own `load_delegate` returns it.
 
     Arguments:
-        runtime: as of `Interpreter`.
+        runtime: as of `Interpreter`, but not TFLite Micro, which has no delegates.
 
     Raises:
         ValueError, ImportError, NativeLibraryError: as `Interpreter`.

@@ -19,6 +19,7 @@ import pytest
 import ocs_tf
 from ocs_tf.cli import command as cli
 from ocs_tf.options import options_of
+from ocs_tf.runtime import micro
 
 SHAPE = (6, 6, 3)
 
@@ -177,6 +178,15 @@ class TestConvert:
         run(f"convert {{}}/model.keras --plan plan.json --equalization {text}")
         assert bool(ocs_tf.Plan.load("plan.json").equalization) == value
 
+    def test_writes_an_array(self, run, tmp_path):
+        code, out, err = run("export {}/quantized.keras --output out.tflite --c_array data.cc")
+        assert (code, err) == (0, "")
+        assert {path.name for path in tmp_path.iterdir()} == {"out.tflite", "data.cc", "data.h"}
+        assert "const unsigned char g_data[]" in pathlib.Path("data.cc").read_text()
+        assert "resolver.AddConv2D()" in pathlib.Path("data.h").read_text()
+        if micro.installed():
+            assert re.search(r"TFLite Micro: an arena of [\d,]+ bytes; operators: AddConv2D", out)
+
     def test_split_activations(self, run):
         run(
             "convert {}/model.keras --activation_scope inputs --plan plan.json --data {}/bytes.npy"
@@ -256,6 +266,15 @@ class TestExport:
         assert out.startswith("out.tflite: int8, ")
         assert pathlib.Path("out.tflite").read_bytes()[4:8] == b"TFL3"
 
+    def test_writes_an_array(self, run, tmp_path):
+        code, out, err = run("export {}/quantized.keras --output out.tflite --c_array data.cc")
+        assert (code, err) == (0, "")
+        assert {path.name for path in tmp_path.iterdir()} == {"out.tflite", "data.cc", "data.h"}
+        assert "const unsigned char g_data[]" in pathlib.Path("data.cc").read_text()
+        assert "resolver.AddConv2D()" in pathlib.Path("data.h").read_text()
+        if micro.installed():
+            assert re.search(r"TFLite Micro: an arena of [\d,]+ bytes; operators: AddConv2D", out)
+
     def test_split_activations(self, run):
         run(
             "convert {}/model.keras --activation_scope inputs --plan plan.json --data {}/bytes.npy"
@@ -284,6 +303,24 @@ class TestCompare:
         code, out, err = run("compare {}/quantized.keras out.tflite --data {}/scaled.npy")
         assert (code, err) == (0, "")
         assert float(out.split("SQNR ")[1].split(" dB")[0]) > 30
+
+    def test_runtime(self, run):
+        if not micro.installed():
+            pytest.skip('needs tflite-micro: pip install "ocs_tf[micro]"')
+        run("export {}/quantized.keras --output out.tflite")
+        command = "compare {}/quantized.keras out.tflite --data {}/scaled.npy --runtime"
+        code, out, err = run(f"{command} tflite_micro")
+        assert (code, err) == (0, "")
+        assert float(out.split("SQNR ")[1].split(" dB")[0]) > 30
+
+    def test_a_runtime_that_is_not_installed(self, run, monkeypatch):
+        run("export {}/quantized.keras --output out.tflite")
+        monkeypatch.setattr(micro, "installed", lambda: False)
+        code, out, err = run(
+            "compare {}/quantized.keras out.tflite --data {}/scaled.npy --runtime tflite_micro"
+        )
+        assert (code, out) == (2, "")
+        assert err == 'ocs_tf: tflite_micro is not installed: pip install "ocs_tf[micro]"\n'
 
     def test_numbers(self, run, folder):
         _, out, _ = run("compare {}/model.keras {}/quantized.keras --data {}/scaled.npy")
@@ -362,6 +399,12 @@ MISTAKES = {
     "preprocess": (f"{CONVERT} --data {{}}/scaled.npy --preprocess 0..2", "--preprocess=0..2"),
     "export without output": ("export {}/quantized.keras", "export needs --output"),
     "target": ("export {}/quantized.keras --output o.tflite --target int3", "--target=int3"),
+    "array ending": (
+        "export {}/quantized.keras --output o.tflite --c_array o.txt",
+        "--c_array o.txt must end in .cc or .cpp or .cxx",
+    ),
+    "array alone": (f"{CONVERT} --c_array o.cc", "--c_array needs --tflite"),
+    "runtime": ("compare {}/model.keras {}/model.keras --runtime micro", "--runtime=micro"),
     "compare without data": ("compare {}/model.keras {}/model.keras", "compare needs --data"),
     "demo dataset": ("demo --dataset imagenet", "--dataset=imagenet"),
     "demo epochs": ("demo --epochs 0", "`epochs` (=0) must be a positive integer"),
@@ -453,13 +496,17 @@ class TestOutputs:
                 "--report p.json would replace --config p.json; name another file.",
             ),
             (
+                "export m.keras --output o.tflite --data o.h --c_array o.cc",
+                "the header of --c_array o.h would replace --data o.h; name another file.",
+            ),
+            (
                 "export m.keras --data data.npy --output link.tflite",
                 "--output link.tflite would replace --data data.npy; name another file.",
             ),
         ],
     )
     def test_an_input(self, run, tmp_path, command, message):
-        for name in ("m.keras", "p.json", "data.npy"):
+        for name in ("m.keras", "p.json", "data.npy", "o.h"):
             (tmp_path / name).write_text("precious")
         (tmp_path / "link.tflite").symlink_to("data.npy")
         code, _, error = run(f"{command} --overwrite")

@@ -88,6 +88,15 @@ def test_the_first_layer_is_not_split_whatever_its_bits(model: keras.Model) -> N
     assert len(result.layers["middle"].copies) == copy_count(0.5, 10)
 
 
+@pytest.mark.parametrize(("multiple", "most"), [(1, 10), (4, 2), (5, 0), (8, 6), (16, 6), (64, 54)])
+@pytest.mark.parametrize("ratio", [0.05, 0.5, 1.0])
+def test_copies_end_at_the_multiple(
+    multiple: int, most: int, ratio: float, model: keras.Model
+) -> None:
+    result = plan(model, weight_bits=4, expand_ratio=ratio, channel_multiple=multiple)
+    assert len(result.layers["middle"].copies) == min(copy_count(ratio, 10), most)
+
+
 def test_an_override_can_split_the_first_layer(model: keras.Model) -> None:
     result = plan(model, overrides={"stem": {"expand_ratio": 0.5, "granularity": "tensor"}})
     assert len(result.layers["stem"].copies) == copy_count(0.5, 3)

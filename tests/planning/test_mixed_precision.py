@@ -230,3 +230,23 @@ def test_copies_of_a_network_are_no_more_codes_than_those_of_its_layers(model: k
     nearest = {**options, "rounding": "nearest"}
     by_layer = noise(ocs_tf.plan(model, **nearest))
     assert noise(ocs_tf.plan(model, split_budget="network", **nearest)) <= by_layer * 1.02
+
+
+@pytest.mark.parametrize("multiple", [4, 16])
+def test_copies_of_a_network_end_at_the_multiple(multiple: int) -> None:
+    """Layers of 10 and of 16 channels: the first gets copies up to 12, or 16, the other none."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(10, 3, name="stem")(inputs)
+    x = keras.layers.Conv2D(16, 3, name="ten")(x)
+    x = keras.layers.Conv2D(4, 3, name="sixteen")(x)
+    model = keras.Model(inputs, x)
+    for name in ("ten", "sixteen"):
+        kernel = np.asarray(model.get_layer(name).kernel).copy()
+        kernel[0, 0, 3:8] *= 30
+        model.get_layer(name).kernel.assign(kernel)
+    options = {"weight_bits": 4, "expand_ratio": 0.3, "split_budget": "network", "verbose": False}
+    options["last_layer_bits"] = "same"
+    plan = ocs_tf.plan(model, channel_multiple=multiple, **options)
+    assert 0 < len(plan.layers["ten"].copies) <= -10 % multiple
+    assert plan.layers["sixteen"].copies == []
+    assert ocs_tf.plan(model, **options).layers["sixteen"].copies != []

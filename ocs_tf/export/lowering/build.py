@@ -36,6 +36,7 @@ from ocs_tf.export.lowering.kernels import (
     inside,
     output_copies,
     steps,
+    with_copies_in_order,
     with_norm,
 )
 from ocs_tf.export.packed import PackedKernel
@@ -57,6 +58,8 @@ from ocs_tf.keras_internals import maker
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
 from ocs_tf.numerics.activation_splitting import copy_parts
 from ocs_tf.numerics.grid import code_limit
+
+_MOST_PARTS = 10  # of one Concatenation: TFLite Micro refuses more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +202,7 @@ class _Lowering:
         expanded = layer.name in self.decided.expanded
         if self.form.kernels == "packed":
             self._note(layer.name, adapter.kind, kernel)
-        codes = kernel.codes if expanded else kernel.effective_codes()
+        codes = with_copies_in_order(kernel).codes if expanded else kernel.effective_codes()
         arrays: list[Any] = [codes, kernel.scale] if bias is None else [codes, kernel.scale, bias]
         config, arrays = self._repeat(layer, config, arrays)
         identity = np.arange(arrays[0].shape[-2], dtype=np.int32)
@@ -334,8 +337,9 @@ class _Lowering:
             if layer.grid.copies and self.form.splits_activations:
                 tensor = self._split(tensor, layer.grid, name)
             return self._rounded(_maker(tensor).name, tensor, layer.grid)
-        if name in self.decided.expanded and name not in self.decided.fed:
-            args = (self._duplicate(args[0], name), *args[1:])
+        reader = self.decided.ahead.get(name, name)
+        if name in self.decided.ahead or name in self.decided.beside:
+            args = (self._duplicate(args[0], reader), *args[1:])
         args, kwargs = self.apart.from_makers(layer, (args, kwargs))
         if affine_axis(layers.unwrapped(layer)) is not None:
             outputs = self._scaled(layer, twin, args[0])
@@ -394,11 +398,27 @@ class _Lowering:
         """The channels of `tensor` that `mapping` lists: slices, concatenated."""
         # Neighbours that follow each other in order make one slice.
         runs = np.split(mapping, np.flatnonzero(np.diff(mapping) != 1) + 1)
-        slices = [
+        parts = [
             tensor if len(run) == tensor.shape[-1] else tensor[..., int(run[0]) : int(run[-1]) + 1]
             for run in runs
         ]
-        return self._once(keras.layers.Concatenate, name=f"{name}_copies")(slices)
+        return self._joined(parts, self.tensor_grids.get(id(tensor)), f"{name}_copies")
+
+    def _joined(
+        self, parts: list[keras.KerasTensor], grid: ActivationGrid | None, name: str
+    ) -> keras.KerasTensor:
+        """`parts` in a row: many of them in steps, the first one, the largest, in the last step."""
+        first, *rest = parts
+        number = 0
+        while len(rest) >= _MOST_PARTS:
+            groups = [rest[i : i + _MOST_PARTS] for i in range(0, len(rest), _MOST_PARTS)]
+            rest = []
+            for group in groups:
+                inner = f"{name}_{number}"
+                rest.append(self._once(keras.layers.Concatenate, name=inner)(group))
+                self._note_grid(inner, rest[-1], grid)
+                number += 1
+        return self._once(keras.layers.Concatenate, name=name)([first, *rest])
 
     def _split(
         self, tensor: keras.KerasTensor, grid: ActivationGrid, name: str

@@ -9,7 +9,7 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.export.form import Form
-from ocs_tf.export.lowering.kernels import adapter_of, quantized
+from ocs_tf.export.lowering.kernels import adapter_of, quantized, with_copies_in_order
 from ocs_tf.graph.analysis import channels
 from ocs_tf.graph.reader import Graph, Node
 
@@ -21,6 +21,7 @@ class Decisions:
     Attributes:
         expanded: the channel map of an input that has its copies as channels.
         fed: layers whose copies the layer in front makes.
+        ahead: the layer that reads the copies, by the padding that they are made in front of.
         repeated: how the output channels of a layer are repeated for its reader.
         norms: the batch norm that a layer takes up.
         notes: what a user should know of these, in plain words.
@@ -28,9 +29,15 @@ class Decisions:
 
     expanded: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     fed: set[str] = dataclasses.field(default_factory=set)
+    ahead: dict[str, str] = dataclasses.field(default_factory=dict)
     repeated: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     norms: dict[str, keras.layers.Layer] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def beside(self) -> set[str]:
+        """Names of the layers right in front of which copies are made."""
+        return self.expanded.keys() - self.fed - set(self.ahead.values())
 
     @property
     def dropped(self) -> set[str]:
@@ -60,7 +67,7 @@ def _choose_expansion(
     layer = node.layer
     if not layer.copies or layer.name in decisions.expanded:
         return
-    kernel, _ = quantized(layer, form)
+    kernel = with_copies_in_order(quantized(layer, form)[0])
     limit = form.code_limit(layer.weight_bits, adapter_of(layer).kind)
     fits = limit is None or np.abs(kernel.effective_codes()).max(initial=0) <= limit
     if merge_copies and fits:
@@ -80,6 +87,9 @@ def _choose_expansion(
             f"{layer.name}: no layer in front can repeat channels for it ({reason}), so a"
             f" Concatenation of slices duplicates {layer.copies} channels."
         )
+        padding = channels.padding_in_front(graph, node)
+        if padding is not None:
+            decisions.ahead[padding.layer.name] = layer.name
     else:
         decisions.fed.add(layer.name)
         decisions.repeated |= {producer.layer.name: mapping for producer in chain}

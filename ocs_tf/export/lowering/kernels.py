@@ -42,6 +42,14 @@ def quantized(layer: keras.layers.Layer, form: Form) -> tuple[QuantizedKernel, n
     return split_outputs(kernel, bias, copies, layer.output_grid) if copies else (kernel, bias)
 
 
+def with_copies_in_order(kernel: QuantizedKernel) -> QuantizedKernel:
+    """The same kernel with its copies in the order of their channels: neighbours are one slice."""
+    channels, mapping = kernel.channels, kernel.channel_map
+    order = np.argsort(mapping[channels:], kind="stable") + channels
+    rows = np.concatenate([np.arange(channels), order])
+    return dataclasses.replace(kernel, codes=kernel.codes[..., rows, :], channel_map=mapping[rows])
+
+
 def output_copies(layer: keras.layers.Layer, form: Form) -> tuple[int, ...]:
     grid = layer.output_grid
     return grid.copies if grid is not None and form.splits_activations else ()

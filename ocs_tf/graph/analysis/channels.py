@@ -17,6 +17,7 @@ from ocs_tf.graph.layer_traits import acts_elementwise, holds_for, keras_class
 from ocs_tf.graph.reader import Graph, Node
 
 _LAYERS = keras.layers
+_PADDINGS = (_LAYERS.ZeroPadding1D, _LAYERS.ZeroPadding2D, _LAYERS.ZeroPadding3D)
 
 
 class NoProducer(Exception):
@@ -52,6 +53,23 @@ def producers(graph: Graph, node: Node) -> list[Node]:
         if not is_channelwise(before) or len(before.inputs) != 1:
             raise NoProducer(f"{name!r} does not make each channel from one, or by a kernel alone")
         tensor = before.inputs[0]
+
+
+def padding_in_front(graph: Graph, node: Node) -> Node | None:
+    """The first of the zero paddings that only `node` reads; `None` if there are none.
+
+    Channels that are duplicated behind a padding would keep a converter from making it a part of
+    the convolution.
+    """
+    found = None
+    tensor = node.inputs[0]
+    while len(graph.calls(node.layer)) == 1 and graph.only_consumer(tensor) is not None:
+        before = graph.producer[id(tensor)]
+        padding = keras_class(layers.unwrapped(before.layer)) in _PADDINGS
+        if not padding or len(graph.calls(before.layer)) != 1 or not is_channelwise(before):
+            break
+        found, tensor = before, before.inputs[0]
+    return found
 
 
 def can_repeat_outputs(layer: keras.layers.Layer) -> bool:

@@ -12,6 +12,7 @@ from keras import layers
 
 from ocs_tf.export.form import FLOAT
 from ocs_tf.export.lowering import lower
+from ocs_tf.graph.reader import Graph
 from tests.export.lowering.networks import CHAINS, SHAPE, build, chain, names_of_layers, split
 from tests.graph import twins
 
@@ -148,6 +149,101 @@ def test_neighbouring_copies_make_one_slice(rng):
     lowered = lower(split(model), FLOAT, merge_copies=False)
     slices = [o for o in lowered.model.operations if type(o).__name__ == "GetItem"]
     assert len(slices) == 1
+
+
+def _padded_sum(*paddings):
+    def function(x):
+        y = layers.Add()([layers.Conv2D(6, 1, name="first")(x), x])
+        for padding in paddings:
+            y = padding(y)
+        return layers.Conv2D(4, 3, name="second")(y)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    "paddings",
+    [
+        lambda: [layers.ZeroPadding2D(1, name="pad")],
+        lambda: [layers.ZeroPadding2D(((1, 0), (0, 2)), name="pad"), layers.ZeroPadding2D(1)],
+    ],
+    ids=["one", "two"],
+)
+def test_copies_are_made_in_front_of_padding(paddings, randomize, rng):
+    """So that a converter makes padding and convolution one operator, as without copies."""
+    quantized = split(randomize(build(_padded_sum(*paddings()))))
+    lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
+    nodes = {node.layer.name: node for node in Graph(lowered.model).nodes}
+    copies = nodes["second_copies"].outputs[0]
+    assert nodes["pad"].inputs[0] is copies
+    x = rng.normal(size=(3, *SHAPE)).astype(np.float32)
+    np.testing.assert_allclose(
+        lowered.model.predict_on_batch(x), quantized.predict_on_batch(x), rtol=1e-4, atol=1e-5
+    )
+
+
+def _padding_with_two_readers(x):
+    y = layers.ZeroPadding2D(1, name="pad")(layers.Add()([layers.Conv2D(6, 1, name="first")(x), x]))
+    return layers.Conv2D(4, 3, name="second")(y), layers.ReLU()(y)
+
+
+def _padding_called_twice(x):
+    pad = layers.ZeroPadding2D(1, name="pad")
+    y = layers.Add()([layers.Conv2D(6, 1, name="first")(x), x])
+    return layers.Conv2D(4, 3, name="second")(pad(y)), pad(layers.ReLU()(x))
+
+
+@pytest.mark.parametrize("function", [_padding_with_two_readers, _padding_called_twice])
+def test_padding_that_others_use_has_no_copies_in_front(function, randomize, rng):
+    quantized = split(randomize(build(function)))
+    lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
+    nodes = {node.layer.name: node for node in Graph(lowered.model).nodes}
+    assert nodes["pad"].outputs[0].shape[-1] == 6
+    assert "second_copies" in nodes
+    x = rng.normal(size=(3, *SHAPE)).astype(np.float32)
+    expected, got = quantized.predict_on_batch(x), lowered.model.predict_on_batch(x)
+    for a, b in zip(expected, got, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_copies_come_in_the_order_of_their_channels(rng):
+    """Whichever was found first: neighbours make one slice."""
+    model = build(_sum)
+    kernel = rng.uniform(-0.1, 0.1, (1, 1, 6, 4)).astype(np.float32)
+    kernel[0, 0, [3, 1, 2], 0] = [9.0, 8.0, 7.0]  # the greedy choice takes them in this order
+    model.get_layer("second").kernel.assign(kernel)
+    quantized = split(model)
+    assert np.asarray(quantized.get_layer("second").channel_map)[6:].tolist() == [3, 1, 2]
+    lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
+    slices = [o for o in lowered.model.operations if type(o).__name__ == "GetItem"]
+    assert len(slices) == 1
+    x = rng.normal(size=(3, *SHAPE)).astype(np.float32)
+    np.testing.assert_allclose(
+        lowered.model.predict_on_batch(x), quantized.predict_on_batch(x), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("count", [9, 10, 35, 110])
+def test_many_copies_are_joined_in_steps(count, rng):
+    """TFLite Micro concatenates up to 10 tensors."""
+
+    def function(x):
+        x = layers.Flatten()(layers.Conv1D(12, 1, name="first")(x))
+        return layers.Dense(2, name="second")(x)
+
+    model = build(function, (20, 6))
+    kernel = rng.uniform(-0.1, 0.1, (240, 2)).astype(np.float32)
+    kernel[1 : 2 * count : 2] = rng.uniform(5, 9, (count, 2))  # no neighbours
+    model.get_layer("second").kernel.assign(kernel)
+    quantized = split(model, expand_ratio=count / 240)
+    lowered = lower(quantized, FLOAT, merge_copies=False, batch_size=None)
+    joined = [n.inputs for n in Graph(lowered.model).nodes if n.layer.name.startswith("second_cop")]
+    assert max(map(len, joined)) <= 10
+    assert len(joined) == (1 if count <= 9 else 1 + -(-count // 10) + (count > 90) * 2)
+    x = rng.normal(size=(3, 20, 6)).astype(np.float32)
+    np.testing.assert_allclose(
+        lowered.model.predict_on_batch(x), quantized.predict_on_batch(x), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("bits", "merged"), [(8, False), (7, True), (4, True)])
