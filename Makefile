@@ -78,7 +78,9 @@ LOWEST := sed -n '/install_requires/,/\]/s/.*"\(.*\)>=\(.*\)".*/\1==\2/p' setup.
 # What goes by Keras' private attributes, or by what older versions of Keras do otherwise.
 FLOOR_TESTS := $(addprefix $(CURDIR)/tests/,floor layers/test_einsum.py layers/test_inside.py \
     layers/test_base.py::test_other_precisions test_keras_state.py graph/analysis/test_layouts.py \
-    export/test_biases.py export/test_verification.py \
+    graph/analysis/test_masks.py graph/analysis/test_concatenations.py graph/test_cloning.py \
+    test_data.py test_data_forms.py export/test_biases.py export/test_samples.py \
+    export/test_verification.py $(addprefix export/lowering/test_,build.py checks.py decisions.py) \
     export/test_layers.py::test_integer_activations[Conv2DTranspose] \
     export/test_layers.py::test_integer_kernels_inside_of_a_loop[LSTM-dynamic-int8])
 # Last on the path, the checkout has what tests import of each other; the package is the installed one.

@@ -324,6 +324,12 @@ def _shape(value: Any) -> tuple[int | None, ...] | None:
     """Of an array or of nested lists; `None` if those are ragged."""
     if hasattr(value, "shape"):
         return tuple(value.shape)
+    if isinstance(value, numbers.Number):
+        return ()
+    if isinstance(value, (list, tuple)):  # NumPy 1.23 makes an array of ragged ones, and warns
+        shapes = set(map(_shape, value)) or {()}
+        (inner,) = shapes if len(shapes) == 1 else (None,)
+        return None if inner is None else (len(value), *inner)
     try:
         return np.shape(value)
     except ValueError:
@@ -337,7 +343,7 @@ def _array(value: Any, where: str) -> NDArray[Any]:
         " keras.utils.pad_sequences or the to_tensor() of a tf.RaggedTensor, or give batches of"
         " samples of one length each."
     )
-    if _is_ragged(value):
+    if _is_ragged(value) or (isinstance(value, (list, tuple)) and _shape(value) is None):
         raise ragged
     if _is_sparse(value):
         raise ValueError(

@@ -375,7 +375,10 @@ def _fixed_function(layer: keras.layers.Layer) -> str | None:
     }
     # What a user's own layer computes of its `activation` is not known.
     own = isinstance(layer, _LAYERS.Layer) and not _is_ours(type(layer).call)
-    return None if own else names.get(activation_function(layer))
+    # Gates multiply what an LSTM's or a GRU's activation makes.
+    cell = getattr(layer, "cell", None)
+    gated = cell is not None and not isinstance(cell, _LAYERS.SimpleRNNCell)
+    return None if own or gated else names.get(activation_function(layer))
 
 
 def _is_ours(function: Any) -> bool:

@@ -337,3 +337,18 @@ class OwnReLU(layers.ReLU):
 )
 def test_a_layer_with_a_function_of_its_own_fuses_no_relu(steps: Any) -> None:
     assert "a" in {site.key for site in all_sites(Graph(chain(*steps, shape=(4,))))}
+
+
+@pytest.mark.parametrize(
+    ("layer", "fixed"),
+    [
+        (lambda: layers.SimpleRNN(2), "tanh"),
+        (lambda: layers.LSTM(2), None),  # a product of a gate and a tanh
+        (lambda: layers.GRU(2), None),
+        (lambda: layers.RNN(layers.LSTMCell(2)), None),
+    ],
+)
+def test_recurrent_layers_end_in_what_their_cell_does(layer: Any, fixed: str | None) -> None:
+    x = keras.Input((4, 3))
+    graph = Graph(keras.Model(x, layer()(x)))
+    assert all_sites(graph)[-1].fixed == fixed
