@@ -200,10 +200,11 @@ def test_every_number_of_bits(
     model = randomize(model_of(case))
     layer, x = model.layers[0], inputs_for(case, rng)
     quantized = convert(model, weight_bits=bits, expand_ratio=0.0, weight_clip="mse")
-    kernel = quantize_kernel(canonical(layer), bits, 0.0, "mse", "channel")
+    kernel = quantize_kernel(canonical(layer), bits, 0.0, "mse", "channel", full_range=bits == 2)
     want = with_kernel(layer, kernel.effective_kernel(), x)
     np.testing.assert_allclose(outputs(quantized, x), want, atol=1e-5)
-    assert np.abs(np.asarray(quantized.layers[0].codes, np.int32)).max() <= 2 ** (bits - 1) - 1
+    codes, limit = np.asarray(quantized.layers[0].codes, np.int32), 2 ** (bits - 1) - 1
+    assert -limit - (bits == 2) <= codes.min() <= codes.max() <= limit
 
 
 @pytest.mark.slow
