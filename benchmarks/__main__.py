@@ -14,6 +14,7 @@ BENCHMARKS = (
     "accuracy",
     "ingredients",
     "equalization",
+    "defaults",
     "activation_splitting",
     "peers",
     "runtimes",

@@ -49,7 +49,7 @@ from ocs_tf.numerics.checks import check_switch
 from ocs_tf.numerics.quantized_kernel import check_kernel
 from ocs_tf.numerics.splitting import check_finite
 from ocs_tf.planning.activation_bits import activation_bits, check_overrides, table_bits
-from ocs_tf.planning.activation_grids import activation_grids, vanishing_divisors
+from ocs_tf.planning.activation_grids import activation_grids, clip_method, vanishing_divisors
 from ocs_tf.planning.calibration import (
     Statistics,
     calibrate,
@@ -229,15 +229,15 @@ def _plan_activations(
         split, unsplit = splittable_sites(graph, sites, quantized)
         result = dataclasses.replace(result, unsplit_activations=unsplit)
     bar = progress_bar(stream, "Calibrating", verbose, unit="batch")
-    histogram = config.activation_clip != "none"
+    methods = {key: clip_method(config, width) for key, width in bits.items()}
     measured = calibrate(
         graph.model,
         observed | cut,
         bar,
         through=through,
         spans=spans,
-        histogram=histogram,
-        channels=split,
+        histogram=any(method != "none" for method in methods.values()),
+        channels=split | {key for key, method in methods.items() if method == "regression"},
     )
     cut_ranges = {
         key.removeprefix(_SLICE): (seen.minimum, seen.maximum)

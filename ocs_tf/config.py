@@ -34,6 +34,7 @@ Granularity = Literal["tensor", "channel"]
 SplitBudget = Literal["layer", "network"]
 ClipMethod = Literal["none", "mse", "aciq", "kl", "percentile", "optimal"]
 WeightClip = Literal[ClipMethod, "joint"]
+ActivationClip = Literal["auto", "regression", ClipMethod]
 Rounding = Literal["auto", "nearest", "error_balanced", "error_compensated"]
 Allocation = Literal["auto", "measured", "sqnr", "closed_form"]
 AllocationCost = Literal["size", "macs"]
@@ -45,6 +46,12 @@ BIAS_CORRECTIONS = ("auto", True, False, "batch_norm")
 AUTO_EXPAND_RATIO = 0.02
 SYNTHETIC = "synthetic"  # what `representative_dataset` takes in place of data
 CALIBRATION_SAMPLES = 1024
+# Options for the bit widths of some activations, in place of `activation_bits`.
+_SOME_ACTIVATIONS = (
+    "first_activation_bits",
+    "last_activation_bits",
+    "intermediate_activation_bits",
+)
 SWITCHES = (
     "activation_equalization",
     "outlier_equalization",
@@ -52,7 +59,6 @@ SWITCHES = (
     "fold_batch_norm",
     "quantization_aware",
     "power_of_two",
-    "full_range",
     "activation_symmetric",
     "strict",
 )
@@ -62,10 +68,11 @@ _CHOICES: Mapping[str, Sequence[Any]] = {
     "rounding": ROUNDINGS,
     "bias_correction": BIAS_CORRECTIONS,
     "equalization": ("auto", True, False),
+    "full_range": ("auto", True, False),
     "split_budget": get_args(SplitBudget),
     "allocation": get_args(Allocation),
     "allocation_cost": get_args(AllocationCost),
-    "activation_clip": get_args(ClipMethod),
+    "activation_clip": get_args(ActivationClip),
     "activation_scope": get_args(ActivationScope),
     "activation_split": get_args(ActivationSplit),
 }
@@ -261,7 +268,7 @@ class ConfigOptions(TypedDict, total=False):
     weight_clip: WeightClip
     rounding: Rounding
     bias_correction: bool | Literal["auto", "batch_norm"]
-    activation_clip: ClipMethod
+    activation_clip: ActivationClip
     activation_expand_ratio: float
     activation_split: ActivationSplit
     percentile: float
@@ -269,6 +276,7 @@ class ConfigOptions(TypedDict, total=False):
     last_layer_bits: int | Literal["auto", "same"] | None
     first_activation_bits: int | Literal["auto", "same"] | None
     last_activation_bits: int | Literal["auto", "same"] | None
+    intermediate_activation_bits: int | Literal["auto", "same"] | None
     average_bits: float | None
     weight_bytes: int | None
     allocation: Allocation
@@ -280,7 +288,7 @@ class ConfigOptions(TypedDict, total=False):
     fold_batch_norm: bool
     quantization_aware: bool
     power_of_two: bool
-    full_range: bool
+    full_range: bool | Literal["auto"]
     activation_scope: ActivationScope
     activation_symmetric: bool
     overrides: Sequence[Override] | Mapping[Selector, Mapping[str, Any]]
@@ -434,12 +442,18 @@ class Config:
             },
         ),
     )
-    activation_clip: ClipMethod = dataclasses.field(
-        default="none",
+    activation_clip: ActivationClip = dataclasses.field(
+        default="auto",
         metadata=option(
             _ACTIVATIONS,
             "How the range of an activation tensor is clipped.",
-            _CLIP_VALUES,
+            {
+                **_CLIP_VALUES,
+                '"regression"': "least squared error after the best gain and offset of each"
+                " channel, which error-compensated weights and biases take up",
+                '"auto"': '`"none"` at 8 bits and more; at fewer bits `"regression"` with'
+                ' error-compensated rounding, else `"mse"`',
+            },
         ),
     )
     activation_expand_ratio: float = dataclasses.field(
@@ -508,6 +522,16 @@ class Config:
         metadata=option(
             _WIDTHS,
             "Bit width of the model's outputs, and of what the last layers with weights make.",
+            _END_ACTIVATION_BITS,
+        ),
+    )
+    intermediate_activation_bits: int | Literal["auto", "same"] | None = dataclasses.field(
+        default="auto",
+        metadata=option(
+            _WIDTHS,
+            "Bit width of activations that no kernel reads: what goes into sums and into"
+            " activation functions that are not fused. Hardware with fewer than 8 bits computes"
+            " those inside of accumulators.",
             _END_ACTIVATION_BITS,
         ),
     )
@@ -631,12 +655,17 @@ class Config:
             "Restrict all scales to powers of two.",
         ),
     )
-    full_range: bool = dataclasses.field(
-        default=False,
+    full_range: bool | Literal["auto"] = dataclasses.field(
+        default="auto",
         metadata=option(
             _SCALES,
             "Let weights take the value `-2^(bits-1)`, too. TFLite's kernels do not have it at"
             " 8 bits.",
+            {
+                "True": "they may",
+                "False": "they are symmetric about 0",
+                '"auto"': "`True` at 2 bits, where it is the fourth of four codes",
+            },
         ),
     )
     activation_scope: ActivationScope = dataclasses.field(
@@ -698,7 +727,7 @@ class Config:
             if value is not None and not _is_text(value, *words):
                 _keep(self, name, _check_weight_bits(name, value))
         _keep_activation_bits(self, "activation_bits", "auto")
-        for name in ("first_activation_bits", "last_activation_bits"):
+        for name in _SOME_ACTIVATIONS:
             _keep_activation_bits(self, name, "auto", "same")
         for name in SWITCHES:
             _keep(self, name, check_switch(name, getattr(self, name)))
@@ -734,9 +763,9 @@ class Config:
 
     def _activation_widths(self) -> list[Any]:
         """All values that options give for bits of activations."""
-        ends = self.first_activation_bits, self.last_activation_bits
+        some = (getattr(self, name) for name in _SOME_ACTIVATIONS)
         overrides = (o.activation_bits for o in _as_overrides(self.overrides))
-        return [self.activation_bits, *ends, *overrides]
+        return [self.activation_bits, *some, *overrides]
 
     def _check_budget(self) -> None:
         average, size = self.average_bits, self.weight_bytes
@@ -808,10 +837,10 @@ class Config:
         bits = self.activation_bits
         if bits == "auto":
             bits = values["activation_bits"] = 8 if with_data else None
-        ends = 8 if bits is not None and bits < 8 else "same"
-        for name in ("first_activation_bits", "last_activation_bits"):
+        usual = 8 if bits is not None and bits < 8 else "same"
+        for name in _SOME_ACTIVATIONS:
             if getattr(self, name) == "auto":
-                values[name] = ends
+                values[name] = usual
         if self.rounding == "auto":
             careful = "error_compensated" if with_data else "error_balanced"
             values["rounding"] = careful if self.quantization_aware else "nearest"

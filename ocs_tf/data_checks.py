@@ -1,9 +1,9 @@
-"""Warnings about suspicious representative data."""
+"""Warnings about suspicious representative data; errors about indices that no table has."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ from ocs_tf.data import Batch
 from ocs_tf.graph import adapters
 from ocs_tf.graph.affine import affine_axis
 from ocs_tf.graph.analysis.batch_norm_moments import trained_on
+from ocs_tf.graph.analysis.indices import table_rows
 from ocs_tf.graph.layer_traits import is_homogeneous
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.keras_internals import maker
@@ -52,11 +53,16 @@ def watched(graph: Graph, batches: Iterator[Batch], name: str) -> Iterator[Batch
 
     Arguments:
         name: of the argument that the batches come from.
+
+    Raises:
+        ValueError: an index is not in its table.
     """
     count = 0
+    rows = [table_rows(graph, tensor) for tensor in graph.model.inputs]
     firsts: Batch = []
     equal: list[bool] = []
     for batch in batches:
+        _check_rows(graph, batch, rows, name)
         if not count:
             _check_scale(graph, batch, name)
             firsts, equal = [array[:1] for array in batch], [True] * len(batch)
@@ -81,6 +87,15 @@ def watched(graph: Graph, batches: Iterator[Batch], name: str) -> Iterator[Batch
             _warn(
                 f"all {count} samples of `{name}` are {what} at input {_name(tensor)!r}. Give the"
                 " inputs that the model is going to see, as various as they are."
+            )
+
+
+def _check_rows(graph: Graph, batch: Batch, rows: Sequence[int | None], name: str) -> None:
+    for tensor, array, count in zip(graph.model.inputs, batch, rows, strict=True):
+        if count is not None and array.size and array.max() >= count:
+            raise ValueError(
+                f"`{name}` holds {array.max():g} at input {_name(tensor)!r}, but the table in which"
+                f" it is looked up has rows 0 to {count - 1}."
             )
 
 

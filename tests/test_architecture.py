@@ -24,9 +24,9 @@ LEVELS = (
         "_registration",
         "_former",
     ),
-    ("numerics", "closeness", "keras_state"),
+    ("numerics", "closeness", "drawing", "keras_state"),
     ("documents",),
-    ("config", "layers", "runtime"),
+    ("config", "data_forms", "layers", "runtime"),
     ("graph", "keras2", "_plan", "tflite"),
     ("data", "compensation", "_load", "synthesis"),
     ("planning", "_synthesize"),
@@ -99,14 +99,19 @@ def test_every_part_has_a_level() -> None:
 
 
 def test_the_page_shows_the_levels() -> None:
-    """docs/architecture.md: the import order, and modules that exist."""
+    """docs/architecture.md: the import order."""
     page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"## Import order.*?```\n(.*?)```", page, re.DOTALL)
     shown = [set(re.findall(r"\w+", line.partition("(")[0])) for line in block.splitlines()]
     unnamed = {"__main__"}
     expected = [set(level) - unnamed for level in reversed(LEVELS) if set(level) - unnamed]
     assert [level & set(HEIGHT) for level in shown] == expected
-    names = re.findall(r"`([a-z]\w*(?:/\w+)+)`", page)
+
+
+@pytest.mark.parametrize("page", ["architecture", "ideas"])
+def test_pages_name_modules_that_exist(page: str) -> None:
+    text = (PACKAGE.parent / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    names = re.findall(r"`([a-z]\w*(?:/\w+)+)`", text)
     assert names
     for name in names:
         assert (PACKAGE / name).is_dir() or (PACKAGE / name).with_suffix(".py").exists(), name
@@ -123,7 +128,6 @@ def test_one_module_reads_what_keras_keeps_private(path: pathlib.Path) -> None:
 # Modules without a test module of their name, and which tests are theirs.
 TESTED_ELSEWHERE = {
     "_former": "test_imports",
-    "_registration": "test_imports",
     "compensation/weights": "compensation/test_calibrated",
     "export/choices": "test_options",
     "export/custom_operator": "export/test_barrier",

@@ -449,6 +449,12 @@ def raises_at_the_third() -> Iterator[np.ndarray]:
 
 MASKED = np.ma.masked_equal(IMAGES, 182)  # in its 61st sample
 
+
+class Unreadable:
+    def __iter__(self) -> Any:
+        raise OSError("no disk")
+
+
 ERRORS: dict[str, tuple[Any, str]] = {
     "empty-array": (IMAGES[:0], "`representative_dataset` is empty"),
     "empty-list": ([], "is empty"),
@@ -465,6 +471,7 @@ ERRORS: dict[str, tuple[Any, str]] = {
     "wrong-name": ({"picture": IMAGES}, r"the keys \['picture'\], but the inputs are \['image'\]"),
     "too-many-arrays": (lambda: iter([[IMAGES, IMAGES]]), "holds 2 arrays for 1 inputs"),
     "raises": (raises_at_the_third, r"raised OSError\('disk on fire'\) after 2 elements"),
+    "cannot-be-read": (Unreadable(), r"raised OSError\('no disk'\) when it was read"),
     "ragged-tensor": (tf.ragged.constant([[1.0, 2], [1]]), "is ragged: .* Pad them to one length"),
     "ragged-batch": (
         lambda: dataset(tf.ragged.constant([[1.0, 2], [1]])).batch(2),
@@ -548,6 +555,10 @@ PAIR_ERRORS: dict[str, tuple[Any, str]] = {
     "different-lengths": (
         {"a": IMAGES, "b": np.ones((4, 5))},
         r"inputs of different lengths: \[4, 70\]",
+    ),
+    "different-lengths-listed": (
+        [IMAGES, np.ones((4, 5))],
+        r"^`representative_dataset` has inputs of different lengths: \[4, 70\]",
     ),
 }
 

@@ -140,3 +140,21 @@ def test_pictures_of_a_trained_network(zoo: ModuleType) -> None:
     raw = (right * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255
     for wrong in (raw, raw / 255, right / 255, right * 255):
         assert "scaled like the training data" in found(entry.model, wrong)[0]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_indices_that_no_table_has(dtype: str) -> None:
+    """They ended in an error of TensorFlow's that names no input."""
+    ids = keras.Input((3,), dtype=dtype, name="ids")
+    numbers = keras.Input((3,), name="numbers")
+    x = layers.Flatten()(layers.Embedding(50, 2)(layers.Reshape((3, 1))(ids)))
+    model = keras.Model([ids, numbers], layers.Dense(2)(layers.Concatenate()([x, numbers])))
+    data = [np.full((9, 3), 49, dtype), np.full((9, 3), 99, np.float32)]
+    data[0][0] = 0
+    data[1][0] = 0
+    assert found(model, data) == []
+    data[0][8, 2] = 50
+    with pytest.raises(ValueError, match=r"`data` holds 50 at input 'ids', .* has rows 0 to 49"):
+        found(model, data)
+    with pytest.raises(ValueError, match=r"^`representative_dataset` holds 50 at input 'ids'"):
+        ocs_tf.convert(model, representative_dataset=data, verbose=False)

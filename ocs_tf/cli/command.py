@@ -48,6 +48,9 @@ _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 # Options of `Config` that are flags; `--override` stands for `overrides`.
 _OPTIONS = {name: text for name, text in options_of(Config).items() if name != "overrides"}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
+_SWITCHES_TOO = tuple(  # that have other values beside
+    name for name, text in _OPTIONS.items() if name not in SWITCHES and "True" in text.values
+)
 _MAY_BE_NONE = tuple(name for name, text in _OPTIONS.items() if "None" in text.values)
 _STRICT_TOO = " With --tflite, also if one would be computed in float32 in an int8 file."
 
@@ -297,7 +300,7 @@ def _value(name: str, text: Any) -> Any:
     """A flag's text as the value of option `name`; `Config` decides whether it is allowed."""
     if text == "none" and name in _MAY_BE_NONE:
         return None
-    if name in ("bias_correction", "equalization") and text.lower() in ("true", "false"):
+    if name in _SWITCHES_TOO and text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
         with contextlib.suppress(ValueError, TypeError):

@@ -39,7 +39,7 @@ from ocs_tf.export.choices import (
 )
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.float_file import convert_float
-from ocs_tf.export.form import form_of
+from ocs_tf.export.form import Form, form_of
 from ocs_tf.export.long_concatenations import in_steps
 from ocs_tf.export.lowering import Lowered, lower
 from ocs_tf.export.quantized_model import check_grids, coarse_parts, has_grids
@@ -230,20 +230,17 @@ def export_tflite(
     """
     check_model(model)
     path = checked_path(path)
-    for name, value in (
-        ("dynamic_batch", dynamic_batch),
-        ("merge_copies", merge_copies),
-        ("fused_dense", fused_dense),
-        ("strict", strict),
-        ("overwrite", overwrite),
-        ("verify", verify),
-    ):
-        check_switch(name, value)
+    _check_switches(
+        dynamic_batch=dynamic_batch,
+        merge_copies=merge_copies,
+        fused_dense=fused_dense,
+        strict=strict,
+        overwrite=overwrite,
+        verify=verify,
+    )
     _check_choices(target, activations, io_dtype, fused_dense)
     writable_file(path, overwrite=overwrite)
     array = None if c_array is None else _checked_array(c_array, target, dynamic_batch, overwrite)
-    is_word = isinstance(representative_dataset, str) and representative_dataset == SYNTHETIC
-    source = None if is_word else data.Source.of(representative_dataset)
     chosen = ""
     if fused_dense and target in choosing.NAMES:
         target = "packed"
@@ -258,47 +255,32 @@ def export_tflite(
     form = form_of(target, activations)
     if form.integer:
         check_grids(model)
+    source = _source(representative_dataset)
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=None if dynamic_batch else 1)
     lowered.notes.extend([chosen] if chosen else [])
     _check_lowered(lowered, target, activations, dynamic_batch)
-    if is_word:
+    if _is_synthetic(representative_dataset):
         source = _synthetic(lowered)
-    samples = sample_inputs(lowered, source)
-    original = content = _float_file(lowered, samples)
-    drop_unused(lowered, original, samples)
+    original = _float_file(lowered, source)
     reason = ""  # why outputs may be far from the model's
     if form.integer:
-        failures.check_straight(content, lowered.model)
+        failures.check_straight(original.content, lowered.model)
         open_batch = lowered
         if not dynamic_batch:
             open_batch = lower(model, form, merge_copies=merge_copies, batch_size=None)
-        found = find_activations(content, open_batch, samples, source)
-        if found.notes and strict:
-            reasons = " ".join(found.notes)
-            raise VerificationError(f"{reasons} Replace them, or export with strict=False.")
-        lowered.notes.extend(note for note in (*found.notes, found.coarse_scores) if note)
+        found = find_activations(original.content, open_batch, original.samples, source)
+        _take_notes(found, lowered, strict)
         reason = found.coarse_scores
         content = _integer_file(found, lowered, io_dtype)
-    elif form.kernels in ("int8", "int4"):
+    else:
         dynamic = activations == "dynamic"
-        content = integer_writer.write_weights(content, lowered.kernels, dynamic=dynamic)
-    elif target == "packed":
-        content = packed.write_packed(content, lowered.kernels, fused_dense=fused_dense)
-        lowered.notes.append(_NEEDS_DELEGATE)
+        content = _with_kernels(original.content, lowered, form, dynamic, fused_dense)
     if target == "int4" and form.integer:
         lowered.notes.append(_INT4_FAILS)
     if array is not None:
         content = in_steps(content)
-    ops = edge_tpu.check(content) if form.integer and target == "int8" else []
-    closeness: list[Closeness] = []
     lowered.notes.extend(coarse_parts(model))
-    if verify:
-        rounds = form.integer or form.rounds
-        reference = flat(model) if rounds or not has_grids(model) else lowered.model
-        try:
-            closeness = running.compare(content, reference, samples, original, lowered, reason)
-        except NativeLibraryError as error:
-            lowered.notes.append(f"The file was not run: {error}")
+    closeness = _run(content, model, form, lowered, original, reason) if verify else []
     operators = micro.operators(content)
     with _written_array(content, operators, array, overwrite):
         write(path, content, overwrite=overwrite)
@@ -307,7 +289,7 @@ def export_tflite(
         path,
         target,
         len(content),
-        ops,
+        edge_tpu.check(content) if form.integer and target == "int8" else [],
         lowered.notes,
         closeness,
         operators=operators,
@@ -370,6 +352,54 @@ def _written_array(
         yield
 
 
+def _is_synthetic(dataset: data.Dataset) -> bool:
+    return isinstance(dataset, str) and dataset == SYNTHETIC
+
+
+def _source(dataset: data.Dataset) -> data.Source | None:
+    """What was given as data; `None` if nothing was, or data are to be made."""
+    return None if _is_synthetic(dataset) else data.Source.of(dataset)
+
+
+def _take_notes(found: TensorGrids, lowered: Lowered, strict: bool) -> None:
+    """Note what stays in float, or refuse it if `strict`."""
+    if found.notes and strict:
+        reasons = " ".join(found.notes)
+        raise VerificationError(f"{reasons} Replace them, or export with strict=False.")
+    lowered.notes.extend(note for note in (*found.notes, found.coarse_scores) if note)
+
+
+def _run(
+    content: bytes,
+    model: keras.Model,
+    form: Form,
+    lowered: Lowered,
+    original: _FloatFile,
+    reason: str,
+) -> list[Closeness]:
+    """Run the file, and compare its outputs; note where it cannot be run here."""
+    rounds = form.integer or form.rounds
+    reference = flat(model) if rounds or not has_grids(model) else lowered.model
+    samples, before = original.samples, original.content
+    try:
+        return running.compare(content, reference, samples, before, lowered, reason)
+    except NativeLibraryError as error:
+        lowered.notes.append(f"The file was not run: {error}")
+        return []
+
+
+def _with_kernels(
+    original: bytes, lowered: Lowered, form: Form, dynamic: bool, fused_dense: bool
+) -> bytes:
+    """The file with its kernels in the form of a target whose activations are float."""
+    if form.kernels == "packed":
+        lowered.notes.append(_NEEDS_DELEGATE)
+        return packed.write_packed(original, lowered.kernels, fused_dense=fused_dense)
+    if form.kernels == "float":
+        return original
+    return integer_writer.write_weights(original, lowered.kernels, dynamic=dynamic)
+
+
 def _synthetic(lowered: Lowered) -> data.Source:
     """Noise within the grids of the inputs, where these are known."""
     grids = {str(maker(t).name): lowered.grids.get(t.name) for t in lowered.model.inputs}
@@ -380,10 +410,21 @@ def _synthetic(lowered: Lowered) -> data.Source:
     return data.Source(OnDemand(make))
 
 
-def _float_file(lowered: Lowered, samples: Mapping[str, np.ndarray]) -> bytes:
-    """A lowered model as TensorFlow's converter writes it, as a `.tflite` file in Keras' order."""
+@dataclasses.dataclass(frozen=True)
+class _FloatFile:
+    """What TensorFlow's converter makes of a lowered model, and a few inputs of it by name."""
+
+    content: bytes
+    samples: Mapping[str, np.ndarray]
+
+
+def _float_file(lowered: Lowered, source: data.Source | None) -> _FloatFile:
+    """A lowered model as a float file in Keras' order, with no kernels that no output needs."""
+    samples = sample_inputs(lowered, source)
     content = in_keras_order(convert_float(lowered.model), lowered.model)
-    return sized_as(without_barriers(content), lowered.model, list(samples.values()))
+    content = sized_as(without_barriers(content), lowered.model, list(samples.values()))
+    drop_unused(lowered, content, samples)
+    return _FloatFile(content, samples)
 
 
 def _integer_file(found: TensorGrids, lowered: Lowered, io_dtype: str) -> bytes:
@@ -397,6 +438,11 @@ def _integer_file(found: TensorGrids, lowered: Lowered, io_dtype: str) -> bytes:
         unrounded=found.unrounded,
     )
     return unsigned_borders(content) if io_dtype == "uint8" else content
+
+
+def _check_switches(**switches: object) -> None:
+    for name, value in switches.items():
+        check_switch(name, value)
 
 
 def _check_lowered(lowered: Lowered, target: str, activations: str, dynamic_batch: bool) -> None:

@@ -60,12 +60,9 @@ def check_straight(content: bytes, model: keras.Model) -> None:
     if len(parsed.subgraphs) == 1:
         return
     graph = parsed.subgraphs[0]
-    names = {
-        fb.op_name(parsed, op): [fb.name(graph.tensors[i]) for i in op.outputs]
-        for op in graph.operators
-        if fb.op_name(parsed, op) in _CONTROL_FLOW
-    }
-    outputs = [name for made in names.values() for name in made]
+    found = [op for op in graph.operators if fb.op_name(parsed, op) in _CONTROL_FLOW]
+    names = {fb.op_name(parsed, op) for op in found}
+    outputs = [fb.name(graph.tensors[i]) for op in found for i in op.outputs]
     layers = [
         operation.name
         for operation in _operations(model)

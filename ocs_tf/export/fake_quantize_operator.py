@@ -31,7 +31,8 @@ class RoundingOperator(keras.layers.Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         grid = self.grid
-        outputs = self._operator(
+        function = _fake_quantize if tf.executing_eagerly() else self._operator
+        outputs = function(
             inputs,
             tf.constant([1.0 / grid.scale], tf.float32),
             tf.constant([grid.scale], tf.float32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from typing import Any
 
 import keras
@@ -12,6 +13,8 @@ from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.converter_forms import converter_forms
 from ocs_tf.export.kernel_matching import bias_input
 from ocs_tf.process import quiet
+
+_SAVED = 1 << 20  # bytes of a saved model beside its weights
 
 
 def convert_float(model: keras.Model) -> bytes:
@@ -34,6 +37,7 @@ def convert_float(model: keras.Model) -> bytes:
     except (MemoryError, OSError):
         raise
     except Exception as error:  # of any kind
+        _check_temporary_folder(model, error)
         raise ValueError(failures.describe(model, error)) from error
     return _with_flat_biases(naming.restore(content, inputs))
 
@@ -44,6 +48,21 @@ def _converted(model: keras.Model) -> bytes:
 
     with quiet(), converter_forms():
         return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+
+
+def _check_temporary_folder(model: keras.Model, error: Exception) -> None:
+    """Raise `OSError` if the folder has no room that the converter writes the model to.
+
+    It says nothing of that: it goes on in another way, which fails.
+    """
+    size = sum(variable.value.numpy().nbytes for variable in model.variables) + _SAVED
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(size))
+    except OSError as full:
+        folder = tempfile.gettempdir()
+        text = f"{full.strerror}, where TensorFlow's converter writes the model first"
+        raise OSError(full.errno, text, folder) from error
 
 
 def _with_flat_biases(content: bytes) -> bytes:

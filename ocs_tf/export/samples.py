@@ -9,15 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ocs_tf import data
+from ocs_tf import data, drawing
 from ocs_tf.config import CALIBRATION_SAMPLES
 from ocs_tf.export.lowering import Lowered
 from ocs_tf.graph.analysis.indices import table_rows
 from ocs_tf.graph.reader import Graph
 
 _SAMPLES = 3
-# Of drawn samples: the first that a model can read, which may have a table of few positions.
-_OPEN_SIZES = (32, 64, 128, 256, 512, 1024, 16, 8, 4, 2, 1)
 
 
 def sample_inputs(lowered: Lowered, source: data.Source | None) -> dict[str, np.ndarray]:
@@ -42,15 +40,13 @@ def sample_inputs(lowered: Lowered, source: data.Source | None) -> dict[str, np.
     sample = {}
     open_size = _open_size(lowered.model)
     for tensor in graph.model.inputs:
-        shape = (count, *(size or open_size for size in tensor.shape[1:]))
+        shape = count, *drawing.sized(tensor.shape[1:], open_size)
         rows = table_rows(graph, tensor)
         grid = lowered.grids.get(tensor.name)
+        low, high = (grid.minimum, grid.maximum) if grid else (-1.0, 1.0)
         dtype = keras.backend.standardize_dtype(tensor.dtype)
-        if rows is not None or "float" not in dtype:
-            sample[str(tensor.name)] = rng.integers(0, rows or 2, shape).astype(dtype)
-        else:
-            low, high = (grid.minimum, grid.maximum) if grid else (-1.0, 1.0)
-            sample[str(tensor.name)] = rng.uniform(low, high, shape).astype(dtype)
+        values = drawing.drawn(rng, shape, "int" if rows else dtype, low, high, rows or 2)
+        sample[str(tensor.name)] = values.astype(dtype)
     return sample
 
 
@@ -60,9 +56,9 @@ def _open_size(model: keras.Model) -> int:
     No layer lacks elements, and no table of positions is too short.
     """
     if all(None not in tensor.shape[1:] for tensor in model.inputs):
-        return _OPEN_SIZES[0]
-    fitting = [size for size in _OPEN_SIZES if _gives_outputs(model, size)]
-    return next((size for size in fitting if _runs(model, size)), max(_OPEN_SIZES))
+        return drawing.OPEN_SIZES[0]
+    fitting = [size for size in drawing.OPEN_SIZES if _gives_outputs(model, size)]
+    return next((size for size in fitting if _runs(model, size)), max(drawing.OPEN_SIZES))
 
 
 def _gives_outputs(model: keras.Model, size: int) -> bool:
@@ -86,7 +82,7 @@ def _runs(model: keras.Model, size: int) -> bool:
 
 
 def _with_size(tensor: keras.KerasTensor, size: int) -> tuple[int, ...]:
-    return (1, *(given or size for given in tensor.shape[1:]))
+    return 1, *drawing.sized(tensor.shape[1:], size)
 
 
 def named_batches(

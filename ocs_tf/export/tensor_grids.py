@@ -18,6 +18,7 @@ from ocs_tf.export import (
     integer_forms,
     integer_writer,
     tensor_matching,
+    unrolled,
 )
 from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.grid_rules import Grid
@@ -221,6 +222,8 @@ def _ranges(
     missing -= set(ranges)
     if missing:
         measured = _measured(content, sorted(missing), lowered, source)
+        cells = unrolled.cell_names(lowered.model)
+        measured = unrolled.over_steps(kept.model, cells, kept.grids, measured)
         ranges |= _without_empty(kept.model, kept.grids, measured)
     return ranges
 
@@ -237,7 +240,11 @@ def _unrounded_joins(graph: Graph, lowered: Lowered) -> set[str]:
     """Names of layers that would have one grid with all that they read, but that have none."""
     if not lowered.rounds_outputs:
         return set()
-    joins = {node.layer.name for node in graph.nodes if holds(node.layer, "one_grid")}
+    joins = {
+        node.layer.name
+        for node in graph.nodes
+        if holds(node.layer, "one_grid") and "float" in str(node.outputs[0].dtype)
+    }
     return joins - set(lowered.grids)
 
 

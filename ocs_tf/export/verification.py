@@ -21,6 +21,8 @@ from ocs_tf.export.kernel_matching import (
     stored_kernels,
 )
 
+_SUM_STEPS = 2**20
+
 
 def verify(
     model: Any,
@@ -100,6 +102,29 @@ def _verify_integer(result: Any, op: Any) -> None:
         raise VerificationError(
             f"operator {fb.op_name(result, op)} computing {fb.name(tensors[op.outputs[0]])!r} is"
             " left in float: it has no int8 form"
+        )
+    if fb.op_name(result, op) in ("ADD", "SUB"):
+        _verify_sum(result, op)
+
+
+def _verify_sum(result: Any, op: Any) -> None:
+    """Runtimes end the process at a sum whose factor, in float32, is not between 0 and 1.
+
+    `CalculateOpData` of tensorflow/lite/kernels/add.cc: sums have 2^20 steps to one of the output.
+    """
+    tensors = result.subgraphs[0].tensors
+    grids = [fb.grid(tensors[i]) for i in (*op.inputs, op.outputs[0])]
+    steps = [np.float32(grid[0][0]) for grid in grids if grid is not None]
+    if len(steps) < len(grids):
+        return  # of integers: indices, say
+    *inputs, output = steps
+    with np.errstate(over="ignore"):
+        factor = 2 * max(inputs) / (np.float32(_SUM_STEPS) * output)
+    if not 0 < factor < 1:
+        raise VerificationError(
+            f"operator {fb.op_name(result, op)} computing {fb.name(tensors[op.outputs[0]])!r} adds"
+            f" numbers in steps of up to {max(inputs):.3g} to ones in steps of {output:.3g}, which"
+            " runtimes cannot. Scale the large ones down, or export with activations='float'"
         )
 
 

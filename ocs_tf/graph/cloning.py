@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from ocs_tf.graph import adapters
-from ocs_tf.keras_internals import is_variable
+from ocs_tf.keras_internals import is_variable, layers_within
 from ocs_tf.keras_types import OperationT
 from ocs_tf.layers import unwrapped
 from ocs_tf.layers.structure import copied, is_users, leaves, mapped, own_attributes
@@ -60,6 +60,8 @@ def clone_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     try:
         copy = type(layer).from_config(adapters.config_of(layer))
     except Exception as error:
+        if any(is_users(part) for part in layers_within(layer)):
+            return copied(layer, lambda _, part: built_clone(part))
         raise ValueError(
             f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied from its"
             f" configuration: {error}. {_GET_CONFIG}"

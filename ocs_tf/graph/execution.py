@@ -63,14 +63,7 @@ def run_by_layer(
                 arrays = [np.asarray(rewritten.call(node.layer, x)) for x in arrays]
             values[id(tensor)] = arrays
             continue
-        given = {
-            id(tensor): [
-                with_mask(*pair) for pair in zip(values[id(tensor)], masks[id(tensor)], strict=True)
-            ]
-            if id(tensor) in masks
-            else values[id(tensor)]
-            for tensor in node.inputs
-        }
+        given = {id(t): (values[id(t)], masks.get(id(t))) for t in node.inputs}
         run = functools.partial(_arrays, node, given, len(batches))
         if left.get(node.layer.name):
             left[node.layer.name] -= 1
@@ -97,12 +90,22 @@ def _arrays(*arguments: Any) -> list[list[Any]]:
 
 
 def _run(
-    node: Node, values: Mapping[int, Sequence[Any]], batches: int, rewritten: Rewritten | None
+    node: Node,
+    given: Mapping[int, tuple[list[Any], list[Any] | None]],
+    batches: int,
+    rewritten: Rewritten | None,
 ) -> list[list[Any]]:
-    """The outputs of a call for each batch, given the values of what it reads, with their masks."""
+    """The outputs of a call for each batch, `given` what it reads and the masks of that.
+
+    Attention layers take the masks off what they are called with.
+    """
     outputs = []
     for index in range(batches):
-        args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.inputs})
+        tensors = {
+            key: with_mask(values[index], None if masks is None else masks[index])
+            for key, (values, masks) in given.items()
+        }
+        args, kwargs = node.arguments.fill_in(tensors)
         layer = node.layer if rewritten is None else rewritten.layers[node.layer.name]
         if "training" in context_arguments(layer):
             kwargs["training"] = False  # as where the whole model is called so

@@ -207,7 +207,8 @@ _POOL = Traits(
 )
 # The maximum and the mean of an image are operators of their own, with outputs on other grids.
 _GLOBAL_POOL = dataclasses.replace(_POOL, keeps_grid=False, fuses_relu=False)
-_ADAPTIVE_POOL = dataclasses.replace(_GLOBAL_POOL, no_product=False)  # several operators
+# Several operators. The mean of everything is one, with a grid of its own.
+_ADAPTIVE_POOL = dataclasses.replace(_POOL, fuses_relu=False, no_product=False)
 # A largest value is one of the input, but larger than its mean.
 _MAXIMUM: dict[str, Any] = {"moves": True}
 _MEAN: dict[str, Any] = {"keeps_moments": True}
@@ -257,7 +258,9 @@ ROWS: Mapping[str, Traits] = {
     "GlobalMaxPooling{}D": dataclasses.replace(_GLOBAL_POOL, **_MAXIMUM),
     "GlobalAveragePooling{}D": dataclasses.replace(_GLOBAL_POOL, **_MEAN),
     "AdaptiveMaxPooling{}D": dataclasses.replace(_ADAPTIVE_POOL, **_MAXIMUM),
-    "AdaptiveAveragePooling{}D": dataclasses.replace(_ADAPTIVE_POOL, **_MEAN),
+    "AdaptiveAveragePooling{}D": dataclasses.replace(
+        _ADAPTIVE_POOL, keeps_grid=lambda layer: set(layer.output_size) != {1}, **_MEAN
+    ),
     "Add": Traits(fuses_relu=True, joins=True, no_product=True),
     "Subtract": Traits(fuses_relu=True, joins=True, no_product=True),
     "Multiply": Traits(fuses_relu=True, no_product=True),

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ocs_tf import drawing
 from ocs_tf.keras2 import tf_keras_internals
 from ocs_tf.keras_internals import layers_within
 from ocs_tf.process import no_tracing_warnings
@@ -87,16 +88,13 @@ def _run_drawn(model: Any) -> tuple[list[Any], list[Array]]:
     Floats may stand for indices, which are not negative.
     """
     words = _vocabulary(model)
-    failure: Exception | None = None
-    for size, lowest in itertools.product(_OPEN_SIZES, (-2.0, 0.0)):
+
+    def run(tried: tuple[int, float]) -> tuple[list[Any], list[Array]]:
         rng = np.random.default_rng(0)
-        arrays = [_drawn(rng, tensor, size, lowest, words) for tensor in model.inputs]
-        try:
-            return arrays, _arrays(tf_keras_internals.outputs(model, arrays))
-        except Exception as error:
-            failure = failure or error
-    assert failure is not None
-    raise failure
+        arrays = [_drawn(rng, tensor, *tried, words) for tensor in model.inputs]
+        return arrays, _arrays(tf_keras_internals.outputs(model, arrays))
+
+    return drawing.first_that_works(itertools.product(_OPEN_SIZES, (-2.0, 0.0)), run)[1]
 
 
 def _vocabulary(model: Any) -> Sequence[str]:
@@ -109,14 +107,11 @@ def _vocabulary(model: Any) -> Sequence[str]:
 def _drawn(
     rng: np.random.Generator, tensor: Any, size: int, lowest: float, words: Sequence[str]
 ) -> Any:
-    """A tensor for a symbolic input; of integers, those that every table has."""
+    """A tensor for a symbolic input."""
     batch, *sizes = tensor.shape
-    shape = (batch or _SAMPLES, *(size if known is None else known for known in sizes))
-    if tensor.dtype.name == "string":
-        return tf.constant(rng.choice(np.asarray(words, object), shape))
-    if tensor.dtype.is_floating:
-        return tf.cast(rng.uniform(lowest, 2.0, shape), tensor.dtype)
-    return tf.cast(rng.integers(0, 2, shape), tensor.dtype)
+    shape = batch or _SAMPLES, *drawing.sized(sizes, size)
+    values = drawing.drawn(rng, shape, tensor.dtype.name, lowest, words=words)
+    return tf.constant(values) if tensor.dtype.name == "string" else tf.cast(values, tensor.dtype)
 
 
 def _arrays(outputs: Any) -> list[Array]:

@@ -29,6 +29,13 @@ def activation_bits(graph: Graph, sites: Sequence[Site], config: Config) -> dict
         config: resolved.
     """
     before, behind = graph.tensors_before_kernels(), graph.tensors_behind_kernels()
+    read = _read_by_kernels(graph)
+    main = {
+        site.group
+        for site in sites
+        if not site.is_preactivation and any(id(tensor) in read for tensor in site.tensors)
+    }
+    ends = {site.group for site in sites if _rounded_tensors(graph, site) & (before | behind)}
     makers = _makers(graph, sites)
     wishes: dict[str, _Wish] = {}
     for site in sites:
@@ -40,6 +47,8 @@ def activation_bits(graph: Graph, sites: Sequence[Site], config: Config) -> dict
             wish = 1, _comparable(config.last_activation_bits)
         elif tensors & before and config.first_activation_bits != "same":
             wish = 1, _comparable(config.first_activation_bits)
+        elif site.group not in main | ends and config.intermediate_activation_bits != "same":
+            wish = 0, _comparable(config.intermediate_activation_bits)
         else:
             wish = 0, _comparable(config.activation_bits)
         wishes[site.group] = max(wish, wishes.get(site.group, wish))
@@ -97,6 +106,16 @@ def _rounded_tensors(graph: Graph, site: Site) -> set[int]:
     if site.is_preactivation:
         return {id(t) for node in graph.calls_of(site.layer) for t in node.outputs}
     return {id(tensor) for tensor in site.tensors}
+
+
+def _read_by_kernels(graph: Graph) -> set[int]:
+    """Ids of the tensors that a kernel reads, those that are only moved before that included."""
+    found: set[int] = set()
+    for node in reversed(graph.nodes):
+        moved = moves_values(node.layer) and any(id(tensor) in found for tensor in node.outputs)
+        if moved or graph.kernels_of[node.layer.name]:
+            found.update(id(tensor) for tensor in node.inputs)
+    return found
 
 
 def _makers(graph: Graph, sites: Sequence[Site]) -> Mapping[str, list[keras.layers.Layer]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 
 from ocs_tf.config import Config
@@ -9,6 +10,7 @@ from ocs_tf.graph.analysis.activation_sites import Site, fixed_grid
 from ocs_tf.graph.analysis.divisors import divisors
 from ocs_tf.graph.reader import Graph
 from ocs_tf.numerics import ActivationGrid, OracleGrid, code_limit, copy_count
+from ocs_tf.numerics.activation_clipping import regression_range
 from ocs_tf.numerics.activation_splitting import (
     copies_by_count,
     copies_by_error,
@@ -16,8 +18,9 @@ from ocs_tf.numerics.activation_splitting import (
     outlier_counts,
 )
 from ocs_tf.numerics.grid import code_counts
-from ocs_tf.planning.calibration import ChannelStatistics, Statistics, merge
+from ocs_tf.planning.calibration import ChannelStatistics, Statistics
 
+_WITHOUT_CHANNELS = "mse"  # the clip method in place of a regression of each channel
 _FEWEST_STEPS = 4  # of the smallest divisor that is rounded
 
 
@@ -33,18 +36,20 @@ def activation_grids(
 
     Arguments:
         statistics: of all sites but those with a `fixed` function, by key; of channels, too, where
-            these are going to be split.
+            these are going to be split, or clipped by regression.
         split: keys of the sites whose channels are going to be split, each alone in its group.
         tables: grids of the lookups whose output is on that of their table.
     """
-    by_group: dict[str, Statistics] = {}
+    by_group: dict[str, list[Statistics]] = {}
     widths = {site.group: bits[site.key] for site in sites}
     for site in sites:
         if not site.fixed:
-            by_group = merge(by_group, {site.group: statistics[site.key]})
+            by_group.setdefault(site.group, []).append(statistics[site.key])
     groups = {site.group for site in sites if site.key in split}
     grids = {
-        group: (_split_grid if group in groups else _grid)(seen, config, widths[group])
+        group: _split_grid(seen[0], config, widths[group])
+        if group in groups
+        else _shared_grid(seen, config, widths[group])
         for group, seen in by_group.items()
     }
     prescribed = {
@@ -81,12 +86,26 @@ def vanishing_divisors(
     return keys
 
 
+def _shared_grid(seen: Sequence[Statistics], config: Config, bits: int) -> ActivationGrid:
+    """The grid that all tensors of a group share."""
+    together = functools.reduce(Statistics.merge, seen)
+    channels = [each.channels for each in seen if each.channels is not None]
+    if clip_method(config, bits) != "regression" or len(channels) < len(seen):
+        return _grid(together, config, bits)
+    symmetric = _symmetric(config, bits)
+    histograms = [(each.signed_counts, each.centers) for each in channels]
+    low, high = regression_range(histograms, together.minimum, together.maximum, bits, symmetric)
+    return ActivationGrid.from_range(low, high, bits, symmetric, config.power_of_two)
+
+
 def _grid(
     seen: Statistics, config: Config, bits: int, copies: Sequence[int] = ()
 ) -> ActivationGrid:
     """The grid of a tensor; with `copies`, they come first and clipping second."""
     symmetric = _symmetric(config, bits)
-    low, high = seen.clip_range(bits, config.activation_clip, config.percentile, symmetric, copies)
+    method = clip_method(config, bits)
+    method = _WITHOUT_CHANNELS if method == "regression" else method
+    low, high = seen.clip_range(bits, method, config.percentile, symmetric, copies)
     return ActivationGrid.from_range(low, high, bits, symmetric, config.power_of_two, copies)
 
 
@@ -122,6 +141,16 @@ def _least_error_grid(
     low = max(float((seen.minima / k).min()), -threshold)
     high = min(float((seen.maxima / k).max()), threshold)
     return ActivationGrid.from_range(low, high, bits, symmetric, config.power_of_two, copies)
+
+
+def clip_method(config: Config, bits: int) -> str:
+    """The clip method of a tensor of this many bits."""
+    if config.activation_clip != "auto":
+        return config.activation_clip
+    if bits >= 8:
+        return "none"
+    # Nearest codes do not undo the gain of clipped channels.
+    return "regression" if config.rounding == "error_compensated" else _WITHOUT_CHANNELS
 
 
 def _symmetric(config: Config, bits: int) -> bool:

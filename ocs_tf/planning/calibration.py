@@ -28,19 +28,20 @@ _CHANNEL_BINS = 1 << 19
 class ChannelStatistics:
     """Statistics of each channel (last axis) of one tensor.
 
-    The histograms are of magnitudes: equal bins over `0 .. 2^exponent`, the same for all channels.
-    They nest and merge like those of `Statistics`.
+    The histograms have equal bins over `-2^exponent .. 2^exponent`, the same for all channels. They
+    nest and merge like those of `Statistics`.
 
     Attributes:
         minima, maxima: float32 `[C]`.
         exponent: of the histograms' span; the smallest power of two that holds all magnitudes.
-        counts: int64 `[C, bins]`; 16 to `HALF_BINS` bins, the more channels the fewer.
+        signed_counts: int64 `[C, 2 * bins]`; 16 to `HALF_BINS` bins on each side, the more channels
+            the fewer.
     """
 
     minima: NDArray[np.float32]
     maxima: NDArray[np.float32]
     exponent: int
-    counts: NDArray[np.int64]
+    signed_counts: NDArray[np.int64]
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> ChannelStatistics:
@@ -51,9 +52,24 @@ class ChannelStatistics:
         return cls(minima, maxima, exponent, _channel_histograms(flat, exponent))
 
     @property
+    def bins(self) -> int:
+        """Bins of the histograms on either side of 0."""
+        return self.signed_counts.shape[1] // 2
+
+    @property
     def width(self) -> float:
         """Width of a bin."""
-        return 2.0**self.exponent / self.counts.shape[1]
+        return 2.0**self.exponent / self.bins
+
+    @property
+    def centers(self) -> NDArray[np.float64]:
+        """Centers of the bins, `[2 * bins]`."""
+        return np.arange(0.5 - self.bins, self.bins) * np.float64(self.width)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """The histograms of magnitudes, `[C, bins]`."""
+        return self.signed_counts[:, self.bins :] + self.signed_counts[:, self.bins - 1 :: -1]
 
     @property
     def magnitudes(self) -> NDArray[np.float32]:
@@ -72,10 +88,11 @@ class ChannelStatistics:
 
     def _counts_at(self, exponent: int) -> NDArray[np.int64]:
         """The histograms over a wider span."""
-        counts = self.counts
-        for _ in range(min(exponent - self.exponent, counts.shape[1].bit_length())):
+        counts = self.signed_counts
+        for _ in range(min(exponent - self.exponent, self.bins.bit_length())):
             pairs = counts.reshape(len(counts), -1, 2).sum(2)
-            counts = np.concatenate([pairs, np.zeros_like(pairs)], axis=1)
+            nothing = np.zeros_like(pairs[:, : self.bins // 2])
+            counts = np.concatenate([nothing, pairs, nothing], axis=1)
         return counts
 
 
@@ -133,8 +150,15 @@ class Statistics:
             max(self.maximum, other.maximum),
             exponent,
             _add(self._counts_at(exponent), other._counts_at(exponent)),
-            self.channels.merge(other.channels) if self.channels and other.channels else None,
+            self._merged_channels(other.channels),
         )
+
+    def _merged_channels(self, other: ChannelStatistics | None) -> ChannelStatistics | None:
+        """`None` where channels were not told apart, or are not as many."""
+        mine = self.channels
+        if mine is None or other is None or len(mine.minima) != len(other.minima):
+            return None
+        return mine.merge(other)
 
     def clip_range(
         self,
@@ -223,17 +247,17 @@ def _exponent(largest: float) -> int:
 
 
 def _channel_histograms(values: NDArray[np.float32], exponent: int) -> NDArray[np.int64]:
-    """Counts of the magnitudes of `values` `[N, C]` in equal bins over `0 .. 2^exponent`."""
+    """Counts of `values` `[N, C]` in equal bins over `-2^exponent .. 2^exponent`."""
     channels = values.shape[1]
     bins = min(max(1 << (_CHANNEL_BINS // channels).bit_length() - 1, 16), HALF_BINS)
     factor = np.float64(bins * 2.0**-exponent)
-    counts = np.zeros(channels * bins, np.int64)
+    counts = np.zeros(channels * 2 * bins, np.int64)
     rows = max(1, counts.size // channels)
-    first = np.arange(channels) * bins
+    first = (2 * np.arange(channels) + 1) * bins
     for start in range(0, len(values), rows):
-        found = (np.abs(values[start : start + rows]) * factor).astype(np.intp) + first
+        found = np.floor(values[start : start + rows] * factor).astype(np.intp) + first
         counts += np.bincount(found.reshape(-1), minlength=counts.size)
-    return counts.reshape(channels, bins)
+    return counts.reshape(channels, 2 * bins)
 
 
 def _histogram(values: NDArray[np.float32], exponent: int) -> NDArray[np.int64]:

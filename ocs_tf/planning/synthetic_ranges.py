@@ -6,6 +6,7 @@ those, batch norms tell how far values reach.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ def widened(
                 ends = _reach(graph, tensor, moments)
             if ends:
                 reached = Statistics.of(np.array(ends, np.float32), seen.counts is not None)
-                found[site.key][i] = seen.merge(reached)
+                wider = seen.merge(reached)
+                found[site.key][i] = dataclasses.replace(wider, channels=seen.channels)
     return found
 
 

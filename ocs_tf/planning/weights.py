@@ -70,5 +70,5 @@ def plan_kernel(kernel: np.ndarray, bits: int, options: LayerOptions, config: Co
         channels,
         config.power_of_two,
         config.quantization_aware,
-        config.full_range,
+        bits == 2 if config.full_range == "auto" else config.full_range,
     )

@@ -85,7 +85,8 @@ def test_every_width_is_exact(granularity, tmp_path):
             kernel = layer.quantized_kernel()
             codes = kernel.effective_codes()
             assert kernel.bits == EACH_WIDTH[layer.name]["weight_bits"]
-            assert np.abs(kernel.codes).max() <= 2 ** (kernel.bits - 1) - 1
+            limit = 2 ** (kernel.bits - 1) - 1
+            assert -limit - (kernel.bits == 2) <= kernel.codes.min() <= kernel.codes.max() <= limit
             assert any(np.array_equal(found, tflite_layout(layer, codes)) for found in stored), (
                 f"codes of {layer.name} are not in the file"
             )

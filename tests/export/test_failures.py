@@ -10,6 +10,7 @@ from keras import layers, ops
 
 import ocs_tf
 from ocs_tf.export.float_file import convert_float
+from tests.test_writing import small_files
 
 
 def _clipped() -> keras.Model:
@@ -53,6 +54,18 @@ def test_layer_operator_and_type_are_named(make, message: str) -> None:
         convert_float(make())
 
 
+def test_a_full_temporary_folder() -> None:
+    """The converter said that 'NoneType' object is not callable."""
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    with (
+        pytest.raises(OSError, match="File too large, where TensorFlow's converter writes the"),
+        small_files(),
+    ):
+        convert_float(model)
+    convert_float(model)
+
+
 class Loop(layers.Layer):
     def call(self, inputs):
         return ops.while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, 0.5 * x), (0, inputs))[1]
@@ -83,3 +96,14 @@ def test_control_flow_is_refused_with_the_layer(layer, kind: str, tmp_path) -> N
     assert not path.exists()
     for remedy in ({"activations": "float"}, {"activations": "dynamic"}, {"target": "float"}):
         ocs_tf.export_tflite(quantized, path, overwrite=True, **remedy)
+
+
+def test_every_loop_is_named(tmp_path) -> None:
+    x = keras.Input((2, 6, 1), name="x")
+    first = layers.ConvLSTM1D(2, 2, return_sequences=True, name="lstm")
+    made = layers.ConvLSTM1D(1, 2, name="lstm_1")(first(x))
+    model = keras.Model(x, layers.Dense(2, name="head")(layers.Flatten()(made)))
+    data = np.random.default_rng(0).normal(size=(8, 2, 6, 1)).astype("float32")
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    with pytest.raises(ValueError, match=r"^'lstm', 'lstm_1': computed by WHILE"):
+        ocs_tf.export_tflite(quantized, tmp_path / "m.tflite")

@@ -11,6 +11,7 @@ from ocs_tf.export import flatbuffer as fb
 from ocs_tf.export.errors import VerificationError
 from ocs_tf.export.integer_writer import write_weights
 from tests.export.files import (
+    Grid,
     build,
     conv,
     details,
@@ -130,3 +131,16 @@ def test_a_file_with_float_activations_that_differs_is_refused(edit, message, mo
     damage(monkeypatch, edit)
     with pytest.raises(VerificationError, match=message):
         write_weights(case.float_model, case.kernels)
+
+
+@pytest.mark.parametrize("steps", [(2.0**20, 1.0), (2.0**120, 2.0**120)], ids=["ratio", "overflow"])
+def test_a_sum_that_ends_the_process(steps):
+    """Runtimes abort where the factor of a sum, in float32, is 1 or more, or 0."""
+    inputs = keras.Input((4,), batch_size=1, name="x"), keras.Input((4,), batch_size=1, name="y")
+    data = {tensor.name: np.ones((1, 4), np.float32) for tensor in inputs}
+    case = on_grids(to_tflite(keras.Model(inputs, inputs[0] + inputs[1])), (), data)
+    case.write()
+    given, made = steps
+    grids = {name: Grid(made if "Call" in name else given, 0) for name in case.grids}
+    with pytest.raises(VerificationError, match=r"operator ADD computing .* in steps of up to"):
+        case.write(grids=grids)

@@ -330,3 +330,35 @@ def test_a_configuration_that_makes_other_weights_is_warned_of(rng: np.random.Ge
         quantized = ocs_tf.convert(model, verbose=False)
     x = rng.normal(size=(9, 4)).astype(np.float32)
     assert ocs_tf.numerics.sqnr_db(model(x), quantized(x)) > 20
+
+
+class OwnCell(layers.Layer):
+    """A recurrent cell that Keras cannot make of a configuration: it is not registered."""
+
+    state_size = 3
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain, self.dense = gain, layers.Dense(3)
+
+    def build(self, input_shape: Any) -> None:
+        self.dense.build((input_shape[0], input_shape[-1] + 3))
+
+    def call(self, x: Any, states: Any) -> Any:
+        state = keras.ops.tanh(self.gain * self.dense(keras.ops.concatenate([x, states[0]], -1)))
+        return state, [state]
+
+
+def test_keras_layers_around_layers_of_users(rng: np.random.Generator) -> None:
+    inputs = keras.Input((4, 2))
+    loop = layers.RNN(OwnCell(0.5), name="loop")
+    model = keras.Model(inputs, layers.Dense(2)(loop(inputs)))
+    x = rng.normal(size=(5, 4, 2)).astype(np.float32)
+    copy = clone_layer(loop)
+    copy(x)
+    copy_weights(loop, copy)
+    np.testing.assert_array_equal(copy(x), loop(x))
+    assert not {id(v) for v in copy.variables} & {id(v) for v in loop.variables}
+    with pytest.warns(UserWarning, match=r"'loop' \(RNN\) works as it is, but a \.keras file"):
+        quantized = ocs_tf.convert(model, verbose=False)
+    np.testing.assert_allclose(quantized(x), model(x), atol=0.02)

@@ -38,9 +38,14 @@ def _recurrent(x: Any) -> Any:
     return layers.GRU(4)(layers.Dropout(0.5)(layers.LSTM(5, return_sequences=True)(x)))
 
 
+def _multi_head(x: Any) -> Any:
+    return layers.GlobalAveragePooling1D()(layers.MultiHeadAttention(2, 4)(x, x))
+
+
 MASKED = {
     "average": layers.GlobalAveragePooling1D(),
     "attention": _attention,
+    "multi-head": _multi_head,
     "recurrent": _recurrent,
 }
 
@@ -75,3 +80,12 @@ def test_codes_and_biases_are_chosen_on_masked_steps_only(name: str) -> None:
     quantized = ocs_tf.convert(model, representative_dataset=x, verbose=False)
     wanted, found = np.asarray(model(x)), np.asarray(quantized(x))
     assert np.square(wanted).sum() > 10**2 * np.square(wanted - found).sum()  # 20 dB
+
+
+def test_layers_that_take_masks_off_what_they_read() -> None:
+    """A call is run again for each of the kernels inside of a layer: it had its masks once."""
+    model, x = _masked("multi-head")
+    (name,) = [layer.name for layer in model.layers if "multi" in layer.name]
+    ((_, call),) = execution.run_by_layer(Graph(model), {name}, [[x]])
+    once, again = call.run(None), call.run(None)
+    np.testing.assert_array_equal(once[0][0], again[0][0])

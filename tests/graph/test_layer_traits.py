@@ -70,8 +70,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "AveragePooling{}D": [{"pool_size": 2}, {"pool_size": 3, "strides": 2, "padding": "same"}],
     "GlobalMaxPooling{}D": [{}, {"keepdims": True}],
     "GlobalAveragePooling{}D": [{}, {"keepdims": True}],
-    "AdaptiveMaxPooling{}D": [{"output_size": 2}],
-    "AdaptiveAveragePooling{}D": [{"output_size": 2}],
+    "AdaptiveMaxPooling{}D": [{"output_size": 2}, {"output_size": 1}],
+    "AdaptiveAveragePooling{}D": [{"output_size": 2}, {"output_size": 1}],
     "Dense": [{"units": CHANNELS}],
     "EinsumDense": [
         {"equation": "abc,cd->abd", "output_shape": (None, CHANNELS), "bias_axes": "d"}

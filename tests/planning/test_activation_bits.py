@@ -103,6 +103,34 @@ def test_only_what_an_override_names_is_rounded(model: keras.Model, samples: np.
     assert widths(model, samples, activation_bits=None, overrides=overrides) == {"mean": 6}
 
 
+@pytest.mark.parametrize(
+    ("options", "others"),
+    [
+        ({}, 8),
+        ({"intermediate_activation_bits": "same"}, 4),
+        ({"intermediate_activation_bits": 6}, 6),
+        ({"intermediate_activation_bits": None}, None),
+    ],
+)
+def test_what_no_kernel_reads(options: Any, others: int | None) -> None:
+    """Of a residual block: the summands, and what goes into functions that are not fused."""
+    inputs = keras.Input((8, 8, 3), name="picture")
+    x = start = layers.Conv2D(4, 3, padding="same", activation="relu", name="start")(inputs)
+    x = layers.ZeroPadding2D(name="padded")(x)  # moves what "start" makes to the kernel
+    x = layers.Conv2D(4, 3, name="leaky", activation="leaky_relu")(x)
+    x = layers.Conv2D(4, 1, name="summand")(x)
+    x = layers.Add(name="sum")([x, start])
+    x = layers.Conv2D(4, 1, name="before")(layers.ReLU(name="relu")(x))
+    x = layers.LeakyReLU(name="behind")(x)
+    model = keras.Model(inputs, layers.Dense(2, name="last")(layers.Flatten(name="flat")(x)))
+    data = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)
+    found = widths(model, data, activation_bits=4, **options)
+    read = {"start", "leaky", "relu", "behind"}
+    unread = {"leaky:preactivation", "summand", "before"}
+    expected = {"picture": 8, "last": 8} | dict.fromkeys(read, 4) | dict.fromkeys(unread, others)
+    assert found == {site: bits for site, bits in expected.items() if bits is not None}
+
+
 def test_inputs_of_layers(model: keras.Model, samples: np.ndarray) -> None:
     options: dict[str, Any] = {"activation_scope": "inputs", "activation_bits": 4}
     overrides = {"c2": {"activation_bits": 6}}
@@ -124,7 +152,10 @@ def test_activation_functions_apart(samples: np.ndarray) -> None:
 
 def test_each_grid_holds_what_was_measured(model: keras.Model, samples: np.ndarray) -> None:
     overrides = {"mean": {"activation_bits": 16}, "c2": {"activation_bits": 3}}
-    options: dict[str, Any] = {"overrides": overrides, "activation_equalization": False}
+    options: dict[str, Any] = {
+        **{"overrides": overrides, "activation_equalization": False},
+        "activation_clip": "none",
+    }
     plan = ocs_tf.plan(model, representative_dataset=samples, verbose=False, **options)
     part = keras.Model(model.inputs, [model.get_layer(n).output for n in ("mean", "joined")])
     for name, values in zip(("mean", "joined"), part(samples), strict=True):

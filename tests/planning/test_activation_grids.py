@@ -27,6 +27,7 @@ def values(rng: np.random.Generator) -> np.ndarray:
 
 
 def grids(values: np.ndarray, split: Any = ("a",), **options: Any) -> dict[str, Any]:
+    options = {"activation_clip": "none"} | options
     config = Config(activation_expand_ratio=0.2, activation_bits=4, **options)
     a = Statistics.of(values, channels=True)
     statistics = {"a": a, "b": Statistics.of(values * 2), "c": Statistics.of(-values)}
@@ -44,6 +45,35 @@ def test_one_grid_for_a_group(values: np.ndarray) -> None:
     assert found["b"] == found["c"]
     assert found["b"] == ActivationGrid.from_range(-values.max(), 2 * values.max(), 4)
     assert found["p"] == fixed_grid("softmax", 4)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "bits", "method"),
+    [
+        ("error_compensated", 8, "none"),
+        ("error_compensated", 4, "regression"),
+        ("nearest", 4, "mse"),
+        ("nearest", 16, "none"),
+    ],
+)
+def test_clipping_by_default(rounding: Any, bits: int, method: Any, values: np.ndarray) -> None:
+    statistics = {"a": Statistics.of(values, channels=True)}
+    grid, same = (
+        activation_grids(
+            SITES[:1],
+            statistics,
+            Config(activation_bits=bits, rounding=rounding, activation_clip=clip),
+            {"a": bits},
+        )["a"]
+        for clip in ("auto", method)
+    )
+    assert grid == same
+    assert (grid.maximum < 0.99 * values.max()) == (bits < 8)
+
+
+def test_tensors_without_channels_are_clipped_by_their_own_error(values: np.ndarray) -> None:
+    whole, mse = (grids(values, (), activation_clip=clip)["b"] for clip in ("regression", "mse"))
+    assert whole == mse
 
 
 def test_the_largest_value_is_divided(values: np.ndarray) -> None:

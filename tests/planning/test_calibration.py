@@ -251,7 +251,7 @@ def test_an_activation_that_is_not_finite_is_named(model: keras.Model) -> None:
 
 
 def same_channels(a: ChannelStatistics, b: ChannelStatistics) -> bool:
-    arrays = [(a.minima, b.minima), (a.maxima, b.maxima), (a.counts, b.counts)]
+    arrays = [(getattr(a, n), getattr(b, n)) for n in ("minima", "maxima", "signed_counts")]
     return a.exponent == b.exponent and all(np.array_equal(x, y) for x, y in arrays)
 
 
@@ -280,6 +280,8 @@ def test_channel_counts_are_those_of_numpy(
         edges = np.arange(bins + 1) * seen.width
         want, _ = np.histogram(np.abs(x[..., channel]), edges)
         np.testing.assert_array_equal(seen.counts[channel], want)
+        signed, _ = np.histogram(x[..., channel], np.r_[-edges[:0:-1], edges])
+        np.testing.assert_array_equal(seen.signed_counts[channel], signed)
 
 
 def test_calibrate_tells_the_channels_of_a_key_apart(

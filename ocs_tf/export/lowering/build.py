@@ -11,7 +11,7 @@ import numpy as np
 
 from ocs_tf import layers
 from ocs_tf.data import fixed_batch_size
-from ocs_tf.export.barrier import barrier_function
+from ocs_tf.export.barrier import Barrier, barrier_function
 from ocs_tf.export.fake_quantize_operator import RoundingOperator
 from ocs_tf.export.folding import (
     function_may_multiply,
@@ -52,7 +52,7 @@ from ocs_tf.graph.analysis.activation_sites import (
 from ocs_tf.graph.cloning import clone_layer
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.rebuild import rebuild
-from ocs_tf.graph.substitutions import resizing
+from ocs_tf.graph.substitutions import pooling, resizing
 from ocs_tf.graph.substitutions.inlining import flat
 from ocs_tf.keras_internals import maker
 from ocs_tf.numerics import ActivationGrid, QuantizedKernel
@@ -171,16 +171,23 @@ class _Lowering:
         if self.form.integer and is_relu6(layer) and not self._fused(layer):
             return keras.layers.ReLU(name=layer.name)
         if self.form.integer:
-            shapes = {call.inputs[0].shape for call in self.graph.calls_of(layer.name)}
-            resized = resizing.as_one_operator(layer, shapes.pop()) if len(shapes) == 1 else None
-            if resized is not None:
-                return resized
+            simpler = self._one_operator(layer)
+            if simpler is not None:
+                return simpler
         mapping = self.decided.repeated.get(layer.name)
         if mapping is None or not getattr(layer, "weights", None):
             return clone_layer(layer)
         config, weights = self._repeat(layer, adapters.config_of(layer), layer.get_weights())
         self.weights[layer.name] = weights
         return type(layer).from_config(config)
+
+    def _one_operator(self, layer: keras.layers.Layer) -> keras.layers.Layer | None:
+        """What the converter writes as one operator in the place of several."""
+        shapes = {call.inputs[0].shape for call in self.graph.calls_of(layer.name)}
+        if len(shapes) > 1:
+            return None
+        shape = shapes.pop()
+        return resizing.as_one_operator(layer, shape) or pooling.as_one_operator(layer, shape)
 
     def _kernel_layer(self, layer: layers.KernelLayer) -> keras.layers.Layer:
         """The float layer whose kernel is exactly `codes * scale`."""
@@ -329,7 +336,7 @@ class _Lowering:
             tensor = args[0]
             if layer.grid.copies and self.form.splits_activations:
                 tensor = self._split(tensor, layer.grid, name)
-            return self._rounded(maker(tensor).name, tensor, layer.grid)
+            return self._rounded(_maker(tensor).name, tensor, layer.grid)
         reader = self.decided.ahead.get(name, name)
         if name in self.decided.ahead or name in self.decided.beside:
             args = (self._duplicate(args[0], reader), *args[1:])
@@ -437,6 +444,12 @@ class _Lowering:
         if grid is not None:
             self.grids.setdefault(name, grid)
             self.tensor_grids[id(tensor)] = grid
+
+
+def _maker(tensor: keras.KerasTensor) -> keras.Operation:
+    """The layer that made a tensor: not a barrier behind it, which stands in no quantized model."""
+    found = maker(tensor)
+    return _maker(found.input) if isinstance(found, Barrier) else found
 
 
 def _passes_factors(layer: keras.layers.Layer) -> bool:

@@ -25,6 +25,12 @@ def check(graph: Graph, form: Form) -> None:
             f"`model` {graph.model.name!r} has no quantized layer; pass what"
             " ocs_tf.convert returned."
         )
+    for tensor in graph.model.inputs:
+        if str(tensor.dtype) == "string":
+            raise ValueError(
+                f"input {tensor.name!r} holds strings, for which TFLite has no tables. Give the"
+                " model an input of the integers that its lookup makes, and look strings up before."
+            )
     for layer in quantized:
         if getattr(layer, "data_format", None) == "channels_first":
             raise ValueError(

@@ -19,10 +19,14 @@ from ocs_tf.graph import adapters
 from ocs_tf.graph.affine import affine_axis
 from ocs_tf.graph.analysis.indices import index_tensors
 from ocs_tf.graph.analysis.masks import (
+    given_masks,
+    limited_mask,
     mask_ranges,
     masked_maxima,
     masked_scores,
     only_unmasked,
+    scores_with_given_masks,
+    without_given_masks,
     without_masked,
 )
 from ocs_tf.graph.layer_traits import holds, keras_class
@@ -127,8 +131,14 @@ class _SiteFinder:
         self.sites: dict[str, Site] = {}
         self.group_of: dict[int, str] = {}  # tensor -> group
         self.alias: dict[str, str] = {}  # group -> group it was united with
-        self.masked_scores = masked_scores(graph)
-        self.masked_maxima = masked_maxima(graph)
+        measures: dict[Callable[[Any], Any], set[int]] = {
+            without_masked: masked_scores(graph),
+            without_given_masks: scores_with_given_masks(graph),
+            limited_mask: given_masks(graph),
+            only_unmasked: masked_maxima(graph),
+        }
+        # What is measured of a tensor in its place, by its id; the first one counts.
+        self.through = {i: f for f, ids in reversed(measures.items()) for i in ids}
         self.mask_ranges = mask_ranges(graph)
         self.indices = index_tensors(graph)
 
@@ -142,11 +152,8 @@ class _SiteFinder:
 
     def _finished(self, site: Site) -> Site:
         """The site in its final group, with what masks ask of it."""
-        through, (tensor, *_) = site.through, site.tensors
-        if through is None and id(tensor) in self.masked_scores:
-            through = without_masked
-        if through is None and id(tensor) in self.masked_maxima:
-            through = only_unmasked
+        tensor = site.tensors[0]
+        through = self.through.get(id(tensor)) if site.through is None else site.through
         group, span = self._root(site.group), self.mask_ranges.get(id(tensor))
         return dataclasses.replace(site, group=group, through=through, span=span)
 

@@ -141,7 +141,7 @@ def _call(graph: Graph, site: Site, tensor: keras.KerasTensor) -> str:
 
 def _is_joined(layer: Any) -> bool:
     """Whether `layer` puts parts beside each other."""
-    return concatenates(layer) or is_operation(layer, ("Stack",))
+    return concatenates(layer) or is_operation(layer, ("Hstack", "Stack"))
 
 
 def with_readers(graph: Graph, names: Collection[str]) -> set[str]:
@@ -193,7 +193,7 @@ def _part_indices(graph: Graph, node: Node, rank: int) -> dict[str, Any]:
     layer = unwrapped(node.layer)
     if not _is_joined(layer):
         return {}
-    axis, start, indices = layer.axis % rank, 0, {}
+    axis, start, indices = getattr(layer, "axis", 1) % rank, 0, {}  # that of a hstack is 1
     for number, tensor in enumerate(node.inputs):
         size = tensor.shape[axis] if len(tensor.shape) == rank else 1  # of a stack
         if size is None or axis == 0:

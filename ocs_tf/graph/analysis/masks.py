@@ -20,6 +20,13 @@ from ocs_tf.graph.layer_traits import keras_class
 from ocs_tf.graph.reader import Graph, Node
 from ocs_tf.graph.substitutions.constants import MASKED, MOVES
 
+# Layers that do what bare operations do, by the class names of those.
+_LAYERS = {
+    keras.layers.Add: "Add",
+    keras.layers.Permute: "Transpose",
+    keras.layers.RepeatVector: "Repeat",
+    keras.layers.Reshape: "Reshape",
+}
 _ARITHMETIC = {"Add": np.add, "Subtract": np.subtract, "Multiply": np.multiply}
 _MAXIMA = tuple(getattr(keras.layers, f"GlobalMaxPooling{n}D") for n in (1, 2, 3))
 _PASSES = (*_ARITHMETIC, *MOVES, "Where")
@@ -110,6 +117,44 @@ def masked_scores(graph: Graph) -> set[int]:
     }
 
 
+def given_masks(graph: Graph) -> set[int]:
+    """Ids of the inputs that may be masks: nothing is done but to add them to scores."""
+    return {
+        id(tensor)
+        for tensor in graph.model.inputs
+        if "float" in str(tensor.dtype) and _is_added_to_scores(graph, tensor)
+    }
+
+
+def scores_with_given_masks(graph: Graph) -> set[int]:
+    """As `masked_scores`, of those to which `given_masks` are added."""
+    given = given_masks(graph)
+    return {
+        id(node.inputs[0])
+        for node in graph.nodes
+        if _is_softmax(node)
+        and any(id(t) in given for maker in _makers(graph, node.inputs[0]) for t in maker.inputs)
+    }
+
+
+def _is_added_to_scores(graph: Graph, tensor: keras.KerasTensor, added: bool = False) -> bool:
+    """Whether softmaxes alone read `tensor`, through sums and what moves numbers.
+
+    Arguments:
+        added: there was a sum on the way.
+    """
+    readers = graph.consumers[id(tensor)]
+    if not readers or any(tensor is output for output in graph.model.outputs):
+        return False
+    return all(
+        added
+        if _is_softmax(reader)
+        else _operation(reader) in (*MOVES, "Add")
+        and _is_added_to_scores(graph, reader.outputs[0], added or _operation(reader) == "Add")
+        for reader in readers
+    )
+
+
 def masked_maxima(graph: Graph) -> set[int]:
     """As `masked_scores`, of what only maxima read."""
     found: set[int] = set()
@@ -135,17 +180,36 @@ def without_masked(scores: Any) -> NDArray[Any]:
     return np.append(np.maximum(values, floor), np.float32(floor))
 
 
+def limited_mask(values: Any) -> NDArray[Any]:
+    """A mask that is given, as far as it matters: integers cannot add -1e38 to a score."""
+    return np.maximum(np.asarray(values), np.float32(-MASKED))
+
+
+def without_given_masks(scores: Any) -> NDArray[Any]:
+    """`without_masked`, where anything is masked."""
+    values = np.asarray(scores)
+    return without_masked(values) if values.min(initial=0) <= -MASKED / 2 else values
+
+
 def _operation(node: Node) -> str:
-    """The class name of a bare operation; empty for layers."""
+    """The class name of a bare operation, also for a layer that does the same; else empty."""
     layer = node.layer
-    return "" if isinstance(layer, keras.layers.Layer) else type(layer).__name__
+    if not isinstance(layer, keras.layers.Layer):
+        return type(layer).__name__
+    return _LAYERS.get(keras_class(layer), "")  # type: ignore[arg-type]
+
+
+def _operands(node: Node) -> list[Any]:
+    """What a bare operation is given, or a layer in a list."""
+    args = node.arguments.args
+    return list(args[0]) if args and isinstance(args[0], (list, tuple)) else list(args)
 
 
 def _combined(
     operation: Callable[[Any, Any], Any], node: Node, ranges: dict[int, tuple[float, float]]
 ) -> tuple[float, float] | None:
     sides = []
-    for value in node.arguments.args[:2]:
+    for value in _operands(node)[:2]:
         if isinstance(value, keras.KerasTensor):
             if id(value) not in ranges:
                 return None
@@ -189,6 +253,6 @@ def _makers(graph: Graph, tensor: keras.KerasTensor) -> Iterator[Node]:
 
 def _has_mask(node: Node) -> bool:
     """Whether `node` combines a tensor with a constant that only masks are as large as."""
-    constants = [v for v in node.arguments.args if not isinstance(v, keras.KerasTensor)]
+    constants = [v for v in _operands(node) if not isinstance(v, keras.KerasTensor)]
     numbers = [np.asarray(v) for v in constants if np.asarray(v).dtype.kind in "fiu"]
     return any(np.abs(array).max(initial=0) >= MASKED for array in numbers)

@@ -72,3 +72,27 @@ def test_copies_that_nothing_can_make_in_integers(tmp_path):
     with pytest.raises(ValueError, match=r"nothing can make the copies in integers.*packed"):
         ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", representative_dataset=data)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_strings(tmp_path):
+    """They ended in a TypeError. What is to be done instead works."""
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b", "c"], name="lookup")
+    table = keras.layers.Embedding(lookup.vocabulary_size(), 4)
+    head = keras.layers.Dense(2)
+
+    def model(inputs, ids):
+        return keras.Model(inputs, head(keras.layers.Flatten()(table(ids))))
+
+    words = keras.Input((3,), dtype="string", name="words")
+    quantized = ocs_tf.convert(model(words, lookup(words)), verbose=False)
+    with pytest.raises(
+        ValueError, match=r"^input 'words' holds strings, .* look strings up before"
+    ):
+        ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", target="float")
+    ids = keras.Input((3,), dtype="int64")
+    quantized = ocs_tf.convert(model(ids, ids), verbose=False)
+    ocs_tf.export_tflite(quantized, tmp_path / "m.tflite", target="float")
+    given = np.asarray(lookup(np.array([["c", "a", "x"]])))
+    (close,) = ocs_tf.compare(quantized, ocs_tf.TFLiteModel(tmp_path / "m.tflite"), given)
+    assert close.sqnr_db > 100

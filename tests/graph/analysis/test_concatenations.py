@@ -244,7 +244,11 @@ def sizes(join: Any) -> keras.Model:
     return keras.Model(x, layers.Concatenate(axis=1, name="below")(rows))
 
 
-@pytest.mark.parametrize("join", [layers.Concatenate(), lambda parts: ops.stack(parts, 1)])
+@pytest.mark.parametrize(
+    "join",
+    [layers.Concatenate(), lambda parts: ops.stack(parts, 1), ops.hstack],
+    ids=["concatenate", "stack", "hstack"],
+)
 def test_parts_of_parts_are_kept_exact(join: Any, rng: np.random.Generator) -> None:
     x = data(rng)
     model = sizes(join)

@@ -12,16 +12,21 @@ from keras import layers, ops
 
 import ocs_tf
 from ocs_tf.graph.analysis.masks import (
+    given_masks,
+    limited_mask,
     mask_ranges,
     masked_floor,
     masked_maxima,
     masked_scores,
     negligible,
     only_unmasked,
+    scores_with_given_masks,
     softmax_floor,
+    without_given_masks,
     without_masked,
 )
 from ocs_tf.graph.reader import Graph
+from ocs_tf.graph.substitutions.constants import MASKED
 
 LENGTH, WIDTH = 6, 8
 
@@ -74,6 +79,62 @@ def test_without_masked() -> None:
 @pytest.mark.parametrize("name", MASKS)
 def test_what_is_masked_is_found(name: str) -> None:
     assert bool(masked_scores(Graph(attention(MASKS[name])))) == (name != "none")
+
+
+def added(make: Any) -> keras.Model:
+    """Attention with a mask that is given as an input, in a form that `make` gives it."""
+    x, mask = keras.Input((LENGTH, WIDTH), name="x"), keras.Input((LENGTH,), name="mask")
+    scores = ops.matmul(layers.Dense(WIDTH)(x), ops.transpose(x, (0, 2, 1)))
+    return keras.Model([x, mask], layers.Dense(3)(ops.matmul(make(scores, mask), x)))
+
+
+GIVEN = {
+    "operations": lambda scores, mask: ops.softmax(scores + mask[:, None, :]),
+    "layers": lambda scores, mask: layers.Softmax()(
+        layers.Add()([scores, layers.Reshape((1, LENGTH))(mask)])
+    ),
+}
+NOT_GIVEN = {
+    "multiplied": lambda scores, mask: ops.softmax(scores * mask[:, None, :]),
+    "also read": lambda scores, mask: ops.softmax(scores + mask[:, None, :]) + mask[:, None, :],
+    "scores": lambda scores, mask: ops.softmax(scores),
+}
+
+
+@pytest.mark.parametrize("name", [*GIVEN, *NOT_GIVEN])
+def test_masks_that_are_given(name: str) -> None:
+    graph = Graph(added((GIVEN | NOT_GIVEN)[name]))
+    wanted = {id(graph.model.inputs[1])} if name in GIVEN else set()
+    assert given_masks(graph) == wanted
+    assert len(scores_with_given_masks(graph)) == len(wanted)
+
+
+def test_measures_of_given_masks() -> None:
+    values = np.array([[0.0, -1e38, -3.0]], np.float32)
+    np.testing.assert_array_equal(limited_mask(values), [[0.0, -MASKED, -3.0]])
+    np.testing.assert_array_equal(without_given_masks(values), without_masked(values))
+    biases = np.array([[0.0, -3.0]], np.float32)  # of positions, say
+    np.testing.assert_array_equal(without_given_masks(biases), biases)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("number", [-1e4, float(np.finfo("float32").min)])
+def test_a_given_mask_leaves_scores_their_steps(
+    number: float, name: str, tmp_path: Any, rng: np.random.Generator
+) -> None:
+    """The grid of the sum held the mask: 2 dB. From -1e36 on the export ended the process."""
+    lengths = rng.integers(2, LENGTH + 1, (40, 1))
+    mask = np.where(np.arange(LENGTH) < lengths, 0.0, number).astype(np.float32)
+    data = [rng.normal(size=(40, LENGTH, WIDTH)).astype(np.float32), mask]
+    model = added(GIVEN[name])
+    quantized = ocs_tf.convert(model, representative_dataset=data, verbose=False)
+    (close,) = ocs_tf.compare(model, quantized, data)
+    assert close.sqnr_db > 25
+    path = tmp_path / "m.tflite"
+    assert not ocs_tf.export_tflite(quantized, path, representative_dataset=data).notes
+    (close,) = ocs_tf.compare(quantized, ocs_tf.TFLiteModel(path), data)
+    assert close.sqnr_db > 30
 
 
 def test_what_masks_range_over() -> None:

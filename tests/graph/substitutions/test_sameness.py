@@ -89,3 +89,26 @@ class Broken(keras.Model):
 
 def test_a_traced_model_must_run() -> None:
     assert not computes_the_same(scaled(1.0), Broken())
+
+
+def test_open_sizes_are_large_enough() -> None:
+    """Models that cannot be run on the first size were taken to be the same."""
+
+    def cut(factor: float) -> keras.Model:
+        inputs = keras.Input((None, 2))
+        pooled = keras.layers.AveragePooling1D(20)(inputs)
+        return keras.Model(
+            inputs, keras.layers.Rescaling(factor)(keras.layers.Reshape((1, 2))(pooled))
+        )
+
+    assert computes_the_same(cut(1.0), cut(1.0))
+    assert not computes_the_same(cut(1.0), cut(2.0))
+
+
+def test_strings_are_words() -> None:
+    def lookup(words: list[str]) -> keras.Model:
+        inputs = keras.Input((8,), dtype="string")
+        return keras.Model(inputs, keras.layers.StringLookup(vocabulary=words)(inputs))
+
+    assert computes_the_same(lookup(["a", "the"]), lookup(["a", "the"]))
+    assert not computes_the_same(lookup(["a", "the"]), lookup(["the", "a"]))
