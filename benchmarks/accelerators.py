@@ -2,9 +2,10 @@
 
     python -m benchmarks.accelerators [--quick] [--zoo=DIR] [--output_dir=DIR]
 
-The convolutional networks of the zoo with weights of 8 and 4 bits, rounded to nearest. Needs
-`pip install "ocs_tf[ethos-u]"`. Writes accelerators.json and accelerators.md. Some five minutes
-on two cores.
+The convolutional networks of the zoo with weights of 8 and 4 bits, rounded to nearest; and networks
+of `keras.applications` with random weights, of 8 bits without splits. Needs
+`pip install "ocs_tf[ethos-u]"`. Writes accelerators.json and accelerators.md. Some 30 minutes on
+two cores.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import keras
+import numpy as np
 from absl import flags
 
 import ocs_tf
-from benchmarks import common
+from benchmarks import applications, common
 
 COMMAND = "python -m benchmarks.accelerators"
 NETWORKS = (
@@ -28,10 +31,20 @@ NETWORKS = (
     "tinydarknet_imagenet",
 )
 QUICK = NETWORKS[0]
+# All but the largest ones.
+APPLICATIONS = tuple(
+    name
+    for name in applications.SMALL
+    if name not in ("VGG19", "ConvNeXtTiny", "InceptionResNetV2")
+)
 ACCELERATORS = ("ethos-u55-128", "ethos-u85-256")
 BITS = (8, 4)
 SPLITS = ((0.0, 1), (0.05, 1), (0.05, 16))  # expand ratio and channel multiple
 CALIBRATION = 32
+OTHERS = (
+    "Random weights, the smallest input that the network takes. What the CPU runs is computed in"
+    " float32 by the file, too, or is an operator that the NPU lacks."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +78,7 @@ class Row(Case):
         sram_bytes: memory for activations.
         copy_cycles: of them those that move data.
         size: bytes of the `.tflite` file.
+        error: how Vela failed; no text if it did not.
     """
 
     copies: int
@@ -75,6 +89,7 @@ class Row(Case):
     sram_bytes: int
     copy_cycles: int
     size: int
+    error: str = ""
 
 
 def cases(quick: bool = False) -> Iterator[Case]:
@@ -84,6 +99,8 @@ def cases(quick: bool = False) -> Iterator[Case]:
             for split in SPLITS:
                 for accelerator in ACCELERATORS[:1] if quick else ACCELERATORS:
                     yield Case(network, bits, *split, accelerator)
+    for network in [] if quick else APPLICATIONS:
+        yield Case(network, 8, *SPLITS[0], ACCELERATORS[0])
 
 
 class Files:
@@ -92,13 +109,19 @@ class Files:
     def __init__(self, folder: str, zoo: str | None = None) -> None:
         self._folder = pathlib.Path(folder)
         self._zoo = common.load_zoo(zoo)
-        self._entries: dict[str, Any] = {}
+        self._entries: dict[str, tuple[keras.Model, np.ndarray]] = {}
         self._last: tuple[Any, Any] = (None, None)
 
     def measure(self, case: Case) -> Row:
         """Convert, export and compile."""
         path, copies = self._file(case)
-        report = ocs_tf.check(path, case.accelerator)
+        size = path.stat().st_size
+        try:
+            report = ocs_tf.check(path, case.accelerator)
+        except ocs_tf.CompilerError as error:
+            known = {**dataclasses.asdict(case), "copies": copies, "size": size}
+            unknown = ("on_npu", "on_cpu", "cycles", "macs", "sram_bytes", "copy_cycles")
+            return Row(**known, **dict.fromkeys(unknown, 0), error=str(error))
         return Row(
             **dataclasses.asdict(case),
             copies=copies,
@@ -108,30 +131,41 @@ class Files:
             macs=report.macs,
             sram_bytes=report.sram_bytes,
             copy_cycles=report.cycles_by_operator().get("MemoryCopy", 0),
-            size=path.stat().st_size,
+            size=size,
         )
 
     def _file(self, case: Case) -> tuple[pathlib.Path, int]:
         key = dataclasses.replace(case, accelerator="")
         if self._last[0] != key:
-            if case.network not in self._entries:
-                self._entries = {case.network: self._zoo.load(case.network, limit=1)}
-            entry = self._entries[case.network]
+            model, data = self._loaded(case.network)
             model = ocs_tf.convert(
-                entry.model,
+                model,
                 weight_bits=case.bits,
                 expand_ratio=case.ratio,
                 channel_multiple=case.multiple,
                 rounding="nearest",
                 bias_correction=False,
-                representative_dataset=entry.calibration[:CALIBRATION],
+                representative_dataset=data,
                 verbose=False,
             )
             copies = sum(len(layer.copies) for layer in ocs_tf.report(model).layers)
             path = self._folder / "model.tflite"
-            ocs_tf.export_tflite(model, path, overwrite=True)
+            ocs_tf.export_tflite(model, path, representative_dataset=data, overwrite=True)
             self._last = key, (path, copies)
         return self._last[1]
+
+    def _loaded(self, network: str) -> tuple[keras.Model, np.ndarray]:
+        """A network and its calibration data; the last one is kept."""
+        if network not in self._entries:
+            if network in NETWORKS:
+                entry = self._zoo.load(network, limit=1)
+                found = entry.model, entry.calibration[:CALIBRATION]
+            else:
+                keras.utils.clear_session()
+                model = applications.build(network)
+                found = model, applications.pictures(model, CALIBRATION, seed=3)
+            self._entries = {network: found}
+        return self._entries[network]
 
 
 def markdown(rows: list[Row]) -> str:
@@ -144,8 +178,12 @@ def markdown(rows: list[Row]) -> str:
         " cycles of copies and paddings.\n"
     )
     for accelerator in dict.fromkeys(row.accelerator for row in rows):
-        chosen = [row for row in rows if row.accelerator == accelerator]
+        chosen = [r for r in rows if r.accelerator == accelerator and r.network in NETWORKS]
         text += f"\n## {accelerator}\n\n{table(chosen)}"
+    others = [row for row in rows if row.network not in NETWORKS]
+    if others:
+        text += f"\n## keras.applications on {others[0].accelerator}\n\n{OTHERS}\n\n{table(others)}"
+        text += "".join(f"\n- `{row.network}`: {row.error}\n" for row in others if row.error)
     return text
 
 
@@ -163,10 +201,10 @@ def table(rows: list[Row]) -> str:
                 row.ratio,
                 row.multiple,
                 row.copies,
-                f"{row.on_npu} / {row.on_cpu}",
+                "failed" if row.error else f"{row.on_npu} / {row.on_cpu}",
                 f"{row.cycles:,}",
                 f"{row.cycles / whole[row.network, row.bits]:.2f}"
-                if (row.network, row.bits) in whole
+                if whole.get((row.network, row.bits))
                 else "",
                 f"{row.copy_cycles:,}",
                 f"{row.sram_bytes / 1024:.1f}",

@@ -30,6 +30,12 @@ RESNET, DENSENET, MOBILENET = (
     "densenet40_cifar10",
     "mobilenet_v1_075_imagenet",
 )
+# Interpreter and kernels, and what the table calls them.
+RUNTIMES = {
+    ("LiteRT", "XNNPACK"): "XNNPACK",
+    ("LiteRT", "without"): "without XNNPACK",
+    ("TFLite Micro", "reference"): "TFLite Micro",
+}
 IMAGES = {RESNET: 5000, DENSENET: 1000, MOBILENET: 500}
 NAMES = {
     RESNET: "ResNet-20, CIFAR-10",
@@ -232,19 +238,19 @@ def latency() -> str:
 
 
 def runtimes() -> str:
-    """Output codes of int8 files that differ from the Keras model's, with XNNPACK and without."""
+    """Output codes of int8 files that differ from the Keras model's, in each runtime."""
     lines = []
     for network in IMAGES:
         for bits in (8, 5):
-            case = {"network": network, "weight_bits": bits, "interpreter": "LiteRT"}
+            case = {"network": network, "weight_bits": bits}
             cells = []
-            for kernels in ("XNNPACK", "without"):
-                row = one("runtimes", **case, kernels=kernels)
+            for interpreter, kernels in RUNTIMES:
+                row = one("runtimes", **case, interpreter=interpreter, kernels=kernels)
                 cells += [f"{row['differing']:.2f}", row["steps"], f"{row['agreement']:.2f}"]
             lines.append([*_head(network), f"W{bits}A8", *cells])
     header = ["network", "images", "bits"]
-    for kernels in ("XNNPACK", "reference kernels"):
-        header += [f"{kernels}: differ, %", "at most, LSB", "same top-1, %"]
+    for name in RUNTIMES.values():
+        header += [f"{name}: differ, %", "at most, LSB", "same top-1, %"]
     return _table(header, lines, texts=1)
 
 

@@ -3,8 +3,9 @@
     python -m benchmarks.runtimes [--quick] [--output_dir FOLDER]
 
 Converts and exports the image networks of the zoo (see `benchmarks.common`), runs each file in both
-interpreters, with and without XNNPACK, and compares the codes of the output with the Keras model's.
-Writes runtimes.json and runtimes.md. Some 15 minutes on two cores.
+interpreters, with and without XNNPACK, and in TFLite Micro on fewer pictures (`pip install
+"ocs_tf[micro]"`), and compares the codes of the output with the Keras model's. Writes runtimes.json
+and runtimes.md; what was measured before is kept. Some 30 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from tqdm import tqdm
 
 import ocs_tf
 from benchmarks import common
+from ocs_tf.export.long_concatenations import in_steps
+from ocs_tf.runtime import micro
 
 # All pictures of the evaluation sets but for DenseNet-40, which has 5,000 and is slow.
 PICTURES = {
@@ -32,18 +35,39 @@ PICTURES = {
     "densenet40_cifar10": 1000,
     "mobilenet_v1_075_imagenet": 500,
 }
+MICRO_PICTURES = {
+    "resnet20_cifar10": 500,
+    "densenet40_cifar10": 100,
+    "mobilenet_v1_075_imagenet": 100,
+}
 QUICK = {"resnet20_cifar10": 50}
 CALIBRATION = 100
 BITS = (8, 5)
 INTERPRETERS = {"LiteRT": litert, "tf.lite": tf.lite.experimental}
+MICRO = "TFLite Micro"
 RESOLVERS = {"XNNPACK": "AUTO", "without": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
 COMMAND = "python -m benchmarks.runtimes"
 Codes = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One file in one runtime, against the Keras model it was exported from.
+class Case:
+    """One file in one runtime.
+
+    Attributes:
+        kernels: `"XNNPACK"`; `"without"`: the interpreter's own ones, optimized; `"reference"`.
+    """
+
+    network: str
+    pictures: int
+    weight_bits: int
+    interpreter: str
+    kernels: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row(Case):
+    """Against the Keras model that the file was exported from.
 
     Attributes:
         differing: share of output codes that differ, in percent.
@@ -53,11 +77,6 @@ class Row:
         size: of the file, bytes.
     """
 
-    network: str
-    pictures: int
-    weight_bits: int
-    interpreter: str
-    kernels: str
     differing: float
     steps: int
     agreement: float
@@ -101,8 +120,8 @@ def file_codes(interpreter: Any, images: np.ndarray) -> Codes:
     return np.array(rows)
 
 
-def measure(entry: Any, bits: int, path: pathlib.Path) -> list[Row]:
-    """One network at one width, in every runtime; `path` is where its file is put."""
+def measure(entry: Any, bits: int, path: pathlib.Path, cases: list[Case]) -> list[Row]:
+    """One network at one width, in some runtimes; `path` is where its file is put."""
     # What is chosen on data takes time, and makes no difference to how exact files are.
     model = ocs_tf.convert(
         entry.model,
@@ -114,25 +133,43 @@ def measure(entry: Any, bits: int, path: pathlib.Path) -> list[Row]:
     )
     size = ocs_tf.export_tflite(model, path, overwrite=True).size
     details = open_file(path, "LiteRT", "XNNPACK").get_output_details()
-    want = keras_codes(model, entry.inputs, details[0]["quantization"])
-    rows = []
-    for library, kernels in itertools.product(INTERPRETERS, RESOLVERS):
-        got = file_codes(open_file(path, library, kernels), entry.inputs)
-        row = Row(
-            entry.name,
-            len(got),
-            bits,
-            library,
-            kernels,
-            differing=100 * float(np.mean(got != want)),
-            steps=int(np.abs(got - want).max()),
-            agreement=100 * float(np.mean(got.argmax(-1) == want.argmax(-1))),
-            keras_top1=100 * float(np.mean(want.argmax(-1) == entry.targets)),
-            file_top1=100 * float(np.mean(got.argmax(-1) == entry.targets)),
-            size=size,
-        )
-        rows.append(row)
-    return rows
+    most = max(case.pictures for case in cases)
+    want = keras_codes(model, entry.inputs[:most], details[0]["quantization"])
+    return [row(case, entry, path, want[: case.pictures], size) for case in cases]
+
+
+def row(case: Case, entry: Any, path: pathlib.Path, want: Codes, size: int) -> Row:
+    """One runtime, given what Keras computes."""
+    if case.interpreter == MICRO:
+        # As in the file that an export with `c_array` writes.
+        content = in_steps(path.read_bytes())
+        interpreter = ocs_tf.tflite.Interpreter(content, runtime="tflite_micro")
+    else:
+        interpreter = open_file(path, case.interpreter, case.kernels)
+    got = file_codes(interpreter, entry.inputs[: len(want)])
+    targets = entry.targets[: len(want)]
+    return Row(
+        **dataclasses.asdict(case),
+        differing=100 * float(np.mean(got != want)),
+        steps=int(np.abs(got - want).max()),
+        agreement=100 * float(np.mean(got.argmax(-1) == want.argmax(-1))),
+        keras_top1=100 * float(np.mean(want.argmax(-1) == targets)),
+        file_top1=100 * float(np.mean(got.argmax(-1) == targets)),
+        size=size,
+    )
+
+
+def cases(network: str, bits: int, quick: bool = False) -> list[Case]:
+    """All runtimes for one file."""
+    pictures = (QUICK if quick else PICTURES)[network]
+    found = [
+        Case(network, pictures, bits, library, kernels)
+        for library, kernels in itertools.product(INTERPRETERS, RESOLVERS)
+    ]
+    if micro.installed():
+        few = min(pictures, MICRO_PICTURES[network])
+        found.append(Case(network, few, bits, MICRO, "reference"))
+    return found
 
 
 def markdown(rows: list[Row]) -> str:
@@ -164,18 +201,21 @@ def markdown(rows: list[Row]) -> str:
 
 
 def benchmark(folder: str | pathlib.Path, quick: bool = False) -> list[Row]:
-    """Measure everything, and write the results to `folder`."""
+    """Measure what is not there yet, and write the results to `folder`."""
+    folder = pathlib.Path(folder)
     zoo = common.load_zoo()
-    rows = []
+    results = common.Results(folder / "runtimes.json", Case, Row, machine=common.machine())
+    every = list(itertools.product(QUICK if quick else PICTURES, BITS))
     with tempfile.TemporaryDirectory() as temporary:
         path = pathlib.Path(temporary) / "model.tflite"
-        pictures = QUICK if quick else PICTURES
-        for (name, limit), bits in tqdm(list(itertools.product(pictures.items(), BITS))):
-            rows += measure(zoo.load(name, limit=limit), bits, path)
-    folder = pathlib.Path(folder)
-    payload = {"machine": common.machine(), "rows": [dataclasses.asdict(row) for row in rows]}
-    common.save_json(folder / "runtimes.json", payload)
-    (folder / "runtimes.md").write_text(markdown(rows), encoding="utf-8")
+        for name, bits in tqdm(every):
+            missing = results.missing(cases(name, bits, quick))
+            if missing:
+                limit = max(case.pictures for case in missing)
+                for found in measure(zoo.load(name, limit=limit), bits, path, missing):
+                    results.add(found)
+    rows = sorted(results, key=lambda r: (list(PICTURES).index(r.network), -r.weight_bits))
+    common.save_text(folder / "runtimes.md", markdown(rows))
     return rows
 
 

@@ -37,12 +37,24 @@ def test_cycles_are_told_relative_to_no_splits(monkeypatch, tmp_path):
 
     monkeypatch.setattr(accelerators, "Files", Files)
     rows = accelerators.benchmark(tmp_path)
-    assert len(rows) == len(set(accelerators.cases())) == 4 * 2 * 3 * 2
+    assert (
+        len(rows)
+        == len(set(accelerators.cases()))
+        == 4 * 2 * 3 * 2 + len(accelerators.APPLICATIONS)
+    )
     page = (tmp_path / "accelerators.md").read_text()
     line = "| `resnet20_cifar10` | W8 | 0.05 | 1 | 3 | 5 / 1 | 1,500 | 1.50 | 7 | 2.0 | 1.50 |"
     assert page.count(line) == 2  # of either accelerator
+    assert "| `VGG16` | W8 | 0.0 | 1 | 3 | 5 / 1 | 1,000 | 1.00 | 7 | 2.0 | 1.50 |" in page
     monkeypatch.setattr(accelerators, "Files", None)  # nothing is measured twice
     assert accelerators.benchmark(tmp_path) == rows
+
+
+def test_failures_are_told():
+    case = accelerators.Case("VGG16", 8, 0.0, 1, "ethos-u55-128")
+    page = accelerators.markdown([dataclasses.replace(row(case, 0), error="Vela crashed.")])
+    assert "| failed | 0 |" in page
+    assert "- `VGG16`: Vela crashed." in page
 
 
 @pytest.mark.skipif(
