@@ -117,6 +117,7 @@ def config(case: Case) -> ocs_tf.Config:
         "activation_bits": case.activation_bits,
         "first_activation_bits": "same",
         "last_activation_bits": "same",
+        "intermediate_activation_bits": "same",
         "activation_clip": case.clip,
         "activation_expand_ratio": case.ratio,
         "calibration_samples": CALIBRATION,

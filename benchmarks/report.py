@@ -41,6 +41,7 @@ NAMES = {
     RESNET: "ResNet-20, CIFAR-10",
     DENSENET: "DenseNet-40, CIFAR-10",
     MOBILENET: "MobileNet v1 0.75, ImageNet",
+    "tinydarknet_imagenet": "Tiny Darknet, ImageNet",
     "charlstm_shakespeare": "LSTM, characters",
     "transformer": "transformer, characters",
     "words_lstm_64": "LSTM, words",
@@ -146,6 +147,18 @@ def calibrated() -> str:
         cells = [f"{s} ({r['agreement']:.1f})" for s, r in zip(scores, found, strict=True)]
         lines.append([*_head(network), f"W{bits}A8", _float(network), *cells])
     return _table(("network", "images", "bits", "float", *ON_DATA), lines, texts=1)
+
+
+def defaults() -> str:
+    """Drop of top-1 and agreement of the default configuration, of the networks measured so far."""
+    settings = list(dict.fromkeys(row["setting"] for row in rows("defaults")))
+    networks = list(dict.fromkeys(row["network"] for row in rows("defaults")))
+    lines = []
+    for setting in settings:
+        found = [matching("defaults", network=n, setting=setting) for n in networks]
+        cells = [f"{r[0]['drop']:.1f} ({r[0]['agreement']:.1f})" if r else "" for r in found]
+        lines.append([setting, *cells])
+    return _table(("", *(NAMES[network] for network in networks)), lines, texts=1)
 
 
 def peers() -> str:
@@ -318,6 +331,7 @@ TABLES: dict[str, Callable[[], str]] = {
         paper,
         default,
         calibrated,
+        defaults,
         peers,
         at_equal_size,
         language_models,
