@@ -156,9 +156,14 @@ def defaults() -> str:
     lines = []
     for setting in settings:
         found = [matching("defaults", network=n, setting=setting) for n in networks]
-        cells = [f"{r[0]['drop']:.1f} ({r[0]['agreement']:.1f})" if r else "" for r in found]
-        lines.append([setting, *cells])
+        lines.append([setting, *(_drop(*row) for row in found)])
     return _table(("", *(NAMES[network] for network in networks)), lines, texts=1)
+
+
+def _drop(row: dict[str, Any] | None = None) -> str:
+    if row is None:
+        return ""
+    return f"{round(row['drop'], 1) + 0.0:.1f} ({row['agreement']:.1f})"  # no "-0.0"
 
 
 def peers() -> str:
