@@ -86,6 +86,7 @@ def test_equals_integer_arithmetic_by_hand(
         last_layer_bits="same",
         first_activation_bits="same",
         last_activation_bits="same",
+        activation_clip="none",
         activation_symmetric=symmetric,
         representative_dataset=x,
     )
@@ -501,7 +502,6 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown-option": (bad(weight_bit=4), "unknown option 'weight_bit'; known: activation_bits"),
     "bits": (bad(weight_bits=1), r"`weight_bits` \(=1\) must be an integer from 2 to 8"),
     "ratio": (bad(expand_ratio=1.5), r"`expand_ratio` \(=1.5\) must be a number from 0 to 1"),
-    "no-data": (bad(activation_bits=8), r"`activation_bits` \(=8\) needs `representative_dataset`"),
     "split-without-data": (
         bad(activation_expand_ratio=0.1),
         r"`activation_expand_ratio` \(=0.1\) needs `representative_dataset`",

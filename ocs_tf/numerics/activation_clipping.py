@@ -33,17 +33,18 @@ def regression_range(
         bits, symmetric: of the grid.
 
     Returns:
-        The range within `low .. high`, clipped at the same magnitude on both sides.
+        The range, clipped at the same magnitude on both sides; it holds 0, as that of a grid.
 
     Example:
         >>> counts, centers = np.array([[90, 9, 1]]), np.array([1.0, 2.0, 30.0])
         >>> regression_range([(counts, centers)], 0.0, 30.0, bits=8)
         (0.0, 30.0)
     """
-    largest = max(-low, high)
-    ranges = [(max(low, -f * largest), min(high, f * largest)) for f in _FRACTIONS]
     if low == high:
         return low, high
+    low, high = min(low, 0.0), max(high, 0.0)
+    largest = max(-low, high)
+    ranges = [(max(low, -f * largest), min(high, f * largest)) for f in _FRACTIONS]
     residuals = [
         sum(
             _residual(*each, ActivationGrid.from_range(*ends, bits, symmetric))

@@ -181,6 +181,8 @@ class Statistics:
         one_sided = self.minimum >= 0 and not symmetric
         sample = self._split_sample(copies) if copies else self._sample()
         threshold = clip_threshold(sample, bits, method, one_sided=one_sided, percentile=percentile)
+        if threshold <= max(low, -high):  # values far from 0: all would be the same
+            return low, high
         return max(low, -threshold), min(high, threshold)
 
     def _range(self, copies: Sequence[int]) -> tuple[float, float]:

@@ -68,6 +68,15 @@ def test_tensors_of_a_group_count_together(rng: np.random.Generator) -> None:
     assert alone[1] < 0.5 * both[1]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_values_far_from_0(sign: int, rng: np.random.Generator) -> None:
+    values = sign * rng.uniform(4, 5, (2000, 3))
+    low, high = float(values.min()), float(values.max())
+    found = regression_range([histograms(values)], low, high, 4)
+    assert found[0] <= 0 <= found[1]
+    assert residual(values, *found, 4) <= 1.01 * residual(values, low, high, 4)
+
+
 @pytest.mark.parametrize("value", [0.0, 2.5])
 def test_constants_keep_their_range(value: float) -> None:
     constant = np.array([[7]]), np.array([value])

@@ -308,6 +308,16 @@ def test_the_split_tensor_is_clipped(method: str, kind: str, rng: np.random.Gene
     np.testing.assert_allclose(found, want, rtol=1e-6 if method == "none" else 0.06)
 
 
+@pytest.mark.parametrize("method", ["none", "mse", "aciq", "kl", "percentile", "optimal"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_values_far_from_0_keep_a_range(method: str, sign: int, rng: np.random.Generator) -> None:
+    """Their spread says little of their size: thresholds of ACIQ lie below all of them."""
+    seen = Statistics.of(sign * rng.normal(100, 1, 5000))
+    low, high = seen.clip_range(4, method, 99.9)
+    assert low <= high
+    assert max(-low, high) > 95
+
+
 def test_splitting_needs_channels(rng: np.random.Generator) -> None:
     statistics = Statistics.of(rng.normal(size=(9, 3)).astype(np.float32))
     with pytest.raises(ValueError, match="channels were not told apart"):
