@@ -104,6 +104,7 @@ def test_a_layer_makes_up_for_what_was_lost_before_it() -> None:
     quantized = ocs_tf.convert(
         model,
         overrides={"first": {"weight_bits": 2}, "second": {"weight_bits": 8}},
+        full_range=False,
         representative_dataset=data,
         **{**WEIGHTS_ONLY, "verbose": False},
     )
