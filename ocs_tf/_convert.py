@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 
 from ocs_tf import data, layers
 from ocs_tf._plan import Plan
-from ocs_tf._synthesize import OnDemand, of_graph
+from ocs_tf._synthesize import is_word, source_of
 from ocs_tf.compensation.calibrated import compensate
 from ocs_tf.compensation.data_free import compensate_data_free, moments_of_calls
-from ocs_tf.config import SYNTHETIC, Config, ConfigOptions, check_count
+from ocs_tf.config import Config, ConfigOptions, check_count
 from ocs_tf.data_checks import watched
 from ocs_tf.graph.analysis.activation_sites import Site, all_sites, input_sites
 from ocs_tf.graph.analysis.batch_norm_moments import channel_moments
@@ -285,9 +284,9 @@ def _opened(
 
     Keras does not know of what dtype inputs of a `call` are, data do.
     """
-    if isinstance(dataset, str) and dataset == SYNTHETIC:
+    if is_word(dataset):
         graph = Graph(model, fold_batch_norm)
-        return graph, _synthetic(graph, verbose)
+        return graph, source_of(graph, verbose=verbose)
     source = data.Source.of(dataset)
     if source is None or not isinstance(model, keras.Model) or has_graph(model):
         return Graph(model, fold_batch_norm), source
@@ -295,16 +294,12 @@ def _opened(
     return graph_on(model, fold_batch_norm, source.dtypes(inputs)), source
 
 
-def _synthetic(graph: Graph, verbose: bool) -> data.Source:
-    return data.Source(OnDemand(functools.partial(of_graph, graph, verbose=verbose)))
-
-
 def _made_up(graph: Graph, config: Config, verbose: bool) -> data.Source | None:
     """Synthetic data for a user who asks for rounded activations and has none, if that can be."""
     if not config.rounds_activations or not norms_of(graph):
         return None
     warnings.warn(_NO_DATA, stacklevel=2)
-    return _synthetic(graph, verbose)
+    return source_of(graph, verbose=verbose)
 
 
 def _rounded(sites: Sequence[Site], statistics: Mapping[str, Statistics]) -> list[Site]:
@@ -362,7 +357,7 @@ def apply(
     _check_options(verbose, calibration_samples)
     graph, source = _opened(model, plan.fold_batch_norm, representative_dataset, verbose)
     if source is None and plan.synthetic:
-        source = _synthetic(graph, verbose)  # the same again
+        source = source_of(graph, verbose=verbose)  # the same again
     check_not_quantized(graph)
     check_fits(plan, graph)
     if plan.needs_data or not _compiles(model):

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ocs_tf.config import check_count
+from ocs_tf.config import SYNTHETIC, check_count
+from ocs_tf.data import Dataset, Source
 from ocs_tf.graph.analysis.indices import index_tensors, table_rows
 from ocs_tf.graph.reader import Graph
 from ocs_tf.keras2 import takes_keras2
@@ -87,6 +88,16 @@ class OnDemand:
 
     def __call__(self) -> SyntheticData:
         return self.made
+
+
+def is_word(dataset: Dataset) -> bool:
+    """Whether `dataset` is the word that stands for synthetic data."""
+    return isinstance(dataset, str) and dataset == SYNTHETIC
+
+
+def source_of(graph: Graph, **options: Any) -> Source:
+    """Synthetic data of the model of a graph, made when they are read; `options` of `of_graph`."""
+    return Source(OnDemand(functools.partial(of_graph, graph, **options)))
 
 
 @takes_keras2

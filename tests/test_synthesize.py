@@ -166,7 +166,7 @@ def test_mistakes_are_found_before_inputs_are_made(
     def fail(*_: Any, **__: Any) -> None:
         pytest.fail("made too early")
 
-    monkeypatch.setattr("ocs_tf._convert.of_graph", fail)
+    monkeypatch.setattr("ocs_tf._synthesize.of_graph", fail)
     with pytest.raises(ValueError, match=message):
         ocs_tf.convert(model, representative_dataset="synthetic", verbose=False, **options)
 
@@ -174,7 +174,7 @@ def test_mistakes_are_found_before_inputs_are_made(
 def test_nothing_is_made_where_nothing_is_measured(
     model: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ocs_tf._convert.of_graph", lambda *_, **__: pytest.fail("made"))
+    monkeypatch.setattr("ocs_tf._synthesize.of_graph", lambda *_, **__: pytest.fail("made"))
     options = {"rounding": "nearest", "bias_correction": False, "activation_bits": None}
     plan = ocs_tf.plan(model, representative_dataset="synthetic", verbose=False, **options)
     assert not plan.synthetic

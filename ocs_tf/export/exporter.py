@@ -13,9 +13,8 @@ import keras
 import numpy as np
 
 from ocs_tf import data
-from ocs_tf._synthesize import OnDemand, of_graph
+from ocs_tf._synthesize import is_word, source_of
 from ocs_tf.closeness import Closeness
-from ocs_tf.config import SYNTHETIC
 from ocs_tf.export import (
     choosing,
     edge_tpu,
@@ -259,7 +258,7 @@ def export_tflite(
     lowered = lower(model, form, merge_copies=merge_copies, batch_size=None if dynamic_batch else 1)
     lowered.notes.extend([chosen] if chosen else [])
     _check_lowered(lowered, target, activations, dynamic_batch)
-    if _is_synthetic(representative_dataset):
+    if is_word(representative_dataset):
         source = _synthetic(lowered)
     original = _float_file(lowered, source)
     reason = ""  # why outputs may be far from the model's
@@ -352,13 +351,9 @@ def _written_array(
         yield
 
 
-def _is_synthetic(dataset: data.Dataset) -> bool:
-    return isinstance(dataset, str) and dataset == SYNTHETIC
-
-
 def _source(dataset: data.Dataset) -> data.Source | None:
     """What was given as data; `None` if nothing was, or data are to be made."""
-    return None if _is_synthetic(dataset) else data.Source.of(dataset)
+    return None if is_word(dataset) else data.Source.of(dataset)
 
 
 def _take_notes(found: TensorGrids, lowered: Lowered, strict: bool) -> None:
@@ -404,10 +399,7 @@ def _synthetic(lowered: Lowered) -> data.Source:
     """Noise within the grids of the inputs, where these are known."""
     grids = {str(maker(t).name): lowered.grids.get(t.name) for t in lowered.model.inputs}
     ranges = {name: (grid.minimum, grid.maximum) for name, grid in grids.items() if grid}
-    make = functools.partial(
-        of_graph, Graph(lowered.model), method="noise", input_range=ranges, verbose=False
-    )
-    return data.Source(OnDemand(make))
+    return source_of(Graph(lowered.model), method="noise", input_range=ranges, verbose=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,12 +35,13 @@ def activation_bits(graph: Graph, sites: Sequence[Site], config: Config) -> dict
         for site in sites
         if not site.is_preactivation and any(id(tensor) in read for tensor in site.tensors)
     }
-    ends = {site.group for site in sites if _rounded_tensors(graph, site) & (before | behind)}
+    rounded = {site.key: _rounded_tensors(graph, site) for site in sites}
+    ends = {site.group for site in sites if rounded[site.key] & (before | behind)}
     makers = _makers(graph, sites)
     wishes: dict[str, _Wish] = {}
     for site in sites:
         bits = _overridden(makers[site.key], config)
-        tensors = _rounded_tensors(graph, site)
+        tensors = rounded[site.key]
         if bits != "unset":
             wish = 2, _comparable(bits)
         elif tensors & behind and config.last_activation_bits != "same":
