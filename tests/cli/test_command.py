@@ -178,15 +178,6 @@ class TestConvert:
         run(f"convert {{}}/model.keras --plan plan.json --equalization {text}")
         assert bool(ocs_tf.Plan.load("plan.json").equalization) == value
 
-    def test_writes_an_array(self, run, tmp_path):
-        code, out, err = run("export {}/quantized.keras --output out.tflite --c_array data.cc")
-        assert (code, err) == (0, "")
-        assert {path.name for path in tmp_path.iterdir()} == {"out.tflite", "data.cc", "data.h"}
-        assert "const unsigned char g_data[]" in pathlib.Path("data.cc").read_text()
-        assert "resolver.AddConv2D()" in pathlib.Path("data.h").read_text()
-        if micro.installed():
-            assert re.search(r"TFLite Micro: an arena of [\d,]+ bytes; operators: AddConv2D", out)
-
     def test_split_activations(self, run):
         run(
             "convert {}/model.keras --activation_scope inputs --plan plan.json --data {}/bytes.npy"
